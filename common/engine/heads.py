@@ -1,0 +1,78 @@
+"""Output heads: which layout a model's outputs have, told by their shapes, and how its rows become persons.
+
+    rows   [B, n, 6]  or [B, n, 38]         x1, y1, x2, y2, score, class (, 32 mask coefficients): already suppressed
+    dense  [B, 4 + C, anchors] (or + 32)    centre x, centre y, width, height, C class scores (, 32 masks): needs NMS
+
+n and B may be free. Masks are left alone: counting does not need them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.errors import Refused
+
+MASKS = 32
+DENSE_IOU = 0.7  # of two boxes of one image for the weaker to go: the usual value for dense heads
+
+
+@dataclass(frozen=True)
+class Head:
+    """How to read a model's first output. `dense_classes` is 0 for rows."""
+
+    dense_classes: int
+    person_class: int
+
+    def persons(self, output: np.ndarray, score: float) -> list[np.ndarray]:
+        """First output [B, …] -> for each image float32 [k, 5]: x1, y1, x2, y2 (input px), score; best first."""
+        return [self._dense(o, score) if self.dense_classes else self._rows(o, score) for o in output]
+
+    def _rows(self, rows: np.ndarray, score: float) -> np.ndarray:
+        keep = (rows[:, 4] >= score) & (np.rint(rows[:, 5]) == self.person_class)
+        found = rows[keep, :5].astype(np.float32)
+        return found[np.argsort(-found[:, 4], kind="stable")]
+
+    def _dense(self, output: np.ndarray, score: float) -> np.ndarray:
+        scores = output[4 + self.person_class]
+        keep = scores >= score
+        x, y, w, h = output[:4, keep].astype(np.float32)
+        found = np.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2, scores[keep].astype(np.float32)], axis=1)
+        return suppress(found[np.argsort(-found[:, 4], kind="stable")], DENSE_IOU)
+
+
+def head(shapes: Sequence[Sequence[int | str | None]], person_class: int) -> Head:
+    """The head of a model with these output shapes; raises Refused for any other layout or a class it does not have."""
+    first = list(shapes[0]) if shapes else []
+    masked = len(shapes) > 1 and len(shapes[1]) == 4 and shapes[1][1] == MASKS
+    if len(first) == 3 and first[2] == (6 + MASKS if masked else 6):
+        return Head(0, person_class)
+    if len(first) == 3 and isinstance(first[1], int) and not (isinstance(first[2], int) and first[2] <= first[1]):
+        classes = first[1] - 4 - (MASKS if masked else 0)
+        if 0 <= person_class < classes:
+            return Head(classes, person_class)
+    said = ", ".join(str(list(shape)) for shape in shapes) or "nothing"
+    raise Refused(
+        f"The model gives {said}, which is no detector's output known here: expected [B, n, 6] rows or "
+        f"[B, 4 + classes, anchors] (with masks: + {MASKS}) that contain class {person_class}."
+    )
+
+
+def suppress(boxes: np.ndarray, iou: float) -> np.ndarray:
+    """Greedy non-maximum suppression of [n, 5] boxes, best first."""
+    kept: list[int] = []
+    alive = np.ones(len(boxes), bool)
+    for i in range(len(boxes)):
+        if alive[i]:
+            kept.append(i)
+            alive[i + 1 :] &= overlap(boxes[i : i + 1, :4], boxes[i + 1 :, :4])[0][0] <= iou
+    return boxes[kept]
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes [n, 4] against [m, 4] -> two [n, m]: intersection over union, and over the smaller box."""
+    corner = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
+    inter = np.prod(np.clip(corner, 0, None), axis=2)
+    area_a, area_b = np.prod(a[:, 2:4] - a[:, :2], axis=1)[:, None], np.prod(b[:, 2:4] - b[:, :2], axis=1)[None, :]
+    tiny = np.float32(1e-9)
+    return inter / np.maximum(area_a + area_b - inter, tiny), inter / np.maximum(np.minimum(area_a, area_b), tiny)

@@ -1,0 +1,20 @@
+"""Exit codes and the one exception that ends a process with a sentence instead of a traceback."""
+
+CONFIG = 78  # EX_CONFIG: bad setting, wrong model, version mismatch, second owner. A restart would not help.
+NO_INPUT = 66  # EX_NOINPUT: the source does not exist
+BAD_DATA = 65  # EX_DATAERR: the source is not a video we can decode
+SOFTWARE = 70  # EX_SOFTWARE: a bug or a broken device. A restart may help.
+
+FINAL = frozenset({0, CONFIG, NO_INPUT, BAD_DATA})  # a supervisor does not restart after these
+
+
+class Refused(Exception):
+    """What was wrong, where, and what to do, in one sentence; the process exits with `code`."""
+
+    def __init__(self, sentence: str, code: int = CONFIG):
+        super().__init__(sentence)
+        self.code = code
+
+
+class SourceError(Refused):
+    """A source that cannot be opened or decoded: missing (NO_INPUT) or not a video (BAD_DATA)."""

@@ -1,0 +1,117 @@
+"""Where the network's input pixels lie in the frame: the letterboxed whole and the grid of tiles. Pure.
+
+Coordinates are continuous: pixel i covers [i, i + 1), its centre is i + 0.5.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from math import ceil
+
+import numpy as np
+
+LEFT, TOP, RIGHT, BOTTOM = 1, 2, 4, 8  # bits of `cut`: the inner tile edges that a box touches
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """The whole frame, scaled to fit a square of `size_px` and centred; the rest is padding."""
+
+    width: int
+    height: int
+    size_px: int
+
+    @property
+    def scaled(self) -> tuple[int, int]:
+        """(width, height) in px of the frame inside the square."""
+        scale = min(self.size_px / self.width, self.size_px / self.height)
+        return max(1, round(self.width * scale)), max(1, round(self.height * scale))
+
+    @property
+    def origin(self) -> tuple[int, int]:
+        """(x, y) in px of the scaled frame's top-left corner inside the square."""
+        width, height = self.scaled
+        return (self.size_px - width) // 2, (self.size_px - height) // 2
+
+    def to_frame(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes [n, 4] x1, y1, x2, y2 in input pixels -> float32 [n, 4] in frame pixels, clipped to the frame."""
+        (width, height), (x, y) = self.scaled, self.origin
+        scale = np.array([self.width / width, self.height / height] * 2, np.float32)
+        moved = (boxes - np.array([x, y, x, y], np.float32)) * scale
+        return np.clip(moved, 0, np.array([self.width, self.height] * 2, np.float32))
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """Square tiles of `size_px` at the frame's own scale, neighbours overlapping by `overlap` of a side.
+
+    The last row and column are moved back to the frame's edge, so they overlap more. A frame smaller than a
+    tile gives one tile in that direction, padded on the right or below.
+    """
+
+    width: int
+    height: int
+    size_px: int
+    overlap: float = 0.2
+
+    @property
+    def columns(self) -> int:
+        return self._count(self.width)
+
+    @property
+    def rows(self) -> int:
+        return self._count(self.height)
+
+    def __len__(self) -> int:
+        return self.columns * self.rows
+
+    def _count(self, length: int) -> int:
+        return ceil(max(0, length - self.size_px) / self._stride) + 1
+
+    @property
+    def _stride(self) -> int:
+        return max(1, round(self.size_px * (1 - self.overlap)))
+
+    def _starts(self, length: int) -> list[int]:
+        last = max(0, length - self.size_px)
+        return [min(i * self._stride, last) for i in range(self._count(length))]
+
+    def origins(self) -> list[tuple[int, int]]:
+        """(x, y) in px of every tile's top-left corner, row by row."""
+        return _origins(self)
+
+    def groups(self, about: int) -> list[tuple[int, int]]:
+        """(first tile, count) of as few equal groups as keep each at `about` tiles or fewer."""
+        count = ceil(len(self) / about)
+        cuts = [round(i * len(self) / count) for i in range(count + 1)]
+        return [(first, end - first) for first, end in pairwise(cuts)]
+
+    def to_frame(self, tile: int, boxes: np.ndarray, edge_px: float) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes [n, 4] in one tile's pixels -> (float32 [n, 4] in frame pixels, uint8 [n] bits of inner edges touched).
+
+        An edge is inner when the frame goes on behind it. A box touches it when it ends within `edge_px` of it.
+        """
+        x, y = self.origins()[tile]
+        size = self.size_px
+        inner = (
+            LEFT * (x > 0),
+            TOP * (y > 0),
+            RIGHT * (x + size < self.width),
+            BOTTOM * (y + size < self.height),
+        )
+        near = (
+            boxes[:, 0] <= edge_px,
+            boxes[:, 1] <= edge_px,
+            boxes[:, 2] >= size - edge_px,
+            boxes[:, 3] >= size - edge_px,
+        )
+        cut = np.zeros(len(boxes), np.uint8)
+        for bit, touches in zip(inner, near):
+            cut |= np.uint8(bit) * touches.astype(np.uint8)
+        moved = boxes.astype(np.float32) + np.array([x, y, x, y], np.float32)
+        return np.clip(moved, 0, np.array([self.width, self.height] * 2, np.float32)), cut
+
+
+@cache
+def _origins(grid: TileGrid) -> list[tuple[int, int]]:
+    return [(x, y) for y in grid._starts(grid.height) for x in grid._starts(grid.width)]

@@ -1,0 +1,210 @@
+"""Every message on the wire, one schema number, and how each is encoded.
+
+Single-part MessagePack maps, decoded into typed structs: what does not fit is an error, never some other object.
+Between services only; what subscribers read is JSON, see services/fusion.
+
+Control plane, on the socket of a ring's owner (ROUTER) and its consumers (DEALER):
+
+    consumer                                owner
+    Hello(schema, service, pid, …)   -->
+                                     <--    Welcome(epoch, pid, ring) | Refuse(reason)
+                                     <--    Offer(header, ref, part)
+    Release(ref, part)               -->
+    Beat                            <-->    Beat
+    Bye                              -->
+
+Results, on fusion's socket: Hello / Welcome / Beat / Bye as above, then Result(number, body) --> and <-- Ack(numbers).
+"""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+SCHEMA = 1
+MAX_BYTES = 1 << 20  # of one message; libzmq refuses more, see link.py
+
+Name = Annotated[str, Meta(max_length=128)]
+Text = Annotated[str, Meta(max_length=1000)]
+Count = Annotated[int, Meta(ge=0)]
+SourceName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+
+
+class Header(Struct, frozen=True, kw_only=True):
+    """What is known of one frame, made by the decoder and carried by every message about it."""
+
+    source: SourceName
+    seq: Count
+    pts_s: float  # presentation time in the source, seconds
+    captured_ns: Count  # CLOCK_MONOTONIC when the frame's packet arrived in the decoder
+    deadline_ns: Count  # CLOCK_MONOTONIC after which work on it is dropped; 0: none (lossless)
+    width: Count
+    height: Count
+    traceparent: Annotated[str, Meta(max_length=64)] = ""  # W3C trace context; empty: this frame is not traced
+    marks: dict[Name, tuple[Count, Count]] = {}  # stage -> CLOCK_MONOTONIC ns (begin, end)
+
+
+class Part(Struct, frozen=True):
+    """A named region of a slot, offered on its own: `count` images from image `first` on."""
+
+    name: Name  # "frame" (surfaces), "global" or "tiles" (tensors)
+    index: Count = 0
+    first: Count = 0
+    count: Count = 1
+    of: Count = 1  # how many parts the frame has, all names together
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.name, self.index
+
+
+class SurfaceLayout(Struct, frozen=True, tag="surface"):
+    """NV12: `height` rows of luma, then ceil(height / 2) rows of interleaved U, V; every row `pitch` bytes apart."""
+
+    width: Count
+    height: Count
+    pitch: Count
+    matrix: Name  # "bt601" | "bt709" | "bt2020"
+    full_range: bool
+
+    @property
+    def nbytes(self) -> int:
+        return self.pitch * (self.height + (self.height + 1) // 2)
+
+
+class TensorLayout(Struct, frozen=True, tag="tensor"):
+    """[images, 3, size_px, size_px] RGB in 0..1, C-contiguous: image 0 is the letterboxed frame, then its tiles."""
+
+    images: Count
+    size_px: Count
+    dtype: Name  # "float32" | "float16"
+    overlap: float
+
+    @property
+    def nbytes(self) -> int:
+        return self.images * 3 * self.size_px**2 * (2 if self.dtype == "float16" else 4)
+
+
+class RingSpec(Struct, frozen=True):
+    """All a consumer needs to map a ring: sent once, in Welcome."""
+
+    memory: Name  # "shm" | "cuda"
+    handle: bytes  # shm: the file's name in the run directory; cuda: the 64-byte IPC handle
+    slots: Count
+    slot_bytes: Count
+    layout: SurfaceLayout | TensorLayout
+
+
+class Input(Struct, frozen=True):
+    """What an engine wants to read; tensors of another kind are refused at Hello."""
+
+    size_px: Count
+    dtype: Name
+
+
+class Ref(Struct, frozen=True):
+    """Names a slot's content for ever: never valid for another run of the owner or another use of the slot."""
+
+    epoch: Name
+    slot: Count
+    generation: Count
+
+
+class Hello(Struct, frozen=True, tag="hello"):
+    schema: int
+    service: Name  # "infer_tiles.0"
+    pid: Annotated[int, Meta(gt=0)]
+    part: Name = ""  # which parts to offer
+    credits: Annotated[int, Meta(ge=0, le=1000)] = 0
+    wants: Input | None = None
+
+
+class Welcome(Struct, frozen=True, tag="welcome"):
+    epoch: Name
+    pid: Annotated[int, Meta(gt=0)]
+    ring: RingSpec | None = None  # None: this link carries results, not slots
+
+
+class Refuse(Struct, frozen=True, tag="refuse"):
+    reason: Text
+    final: bool = True  # False: say hello (again)
+
+
+class Offer(Struct, frozen=True, tag="offer"):
+    header: Header
+    ref: Ref
+    part: Part
+
+
+class Release(Struct, frozen=True, tag="release"):
+    ref: Ref
+    part: Name
+    index: Count
+
+
+class Beat(Struct, frozen=True, tag="beat"):
+    pass
+
+
+class Bye(Struct, frozen=True, tag="bye"):
+    pass
+
+
+class Detections(Struct, frozen=True, tag="detections"):
+    """Persons found in one part of one frame."""
+
+    header: Header
+    part: Part
+    boxes: bytes  # float32 [n, 7], little-endian: x1, y1, x2, y2 (frame px), score, cut edges (bits), tile (-1: global)
+    began_ns: Count
+    ended_ns: Count
+
+
+class Dropped(Struct, frozen=True, tag="dropped"):
+    """A frame (part is None) or one part of it that will not be answered, and why: one of DROP_REASONS."""
+
+    header: Header
+    reason: Name
+    part: Part | None = None
+
+
+class Status(Struct, frozen=True, tag="status"):
+    """State of a source as its decoder sees it. `ended`: no frame with a seq of `frames` or above will come."""
+
+    source: SourceName
+    state: Name  # "online" | "reconnecting" | "ended"
+    frames: Count = 0
+    detail: Text = ""
+
+
+class Report(Struct, frozen=True, tag="report"):
+    """A service's counters since its start, and which frames its ring holds now."""
+
+    service: Name
+    pid: int
+    counters: dict[Name, int]
+    holding: list[tuple[SourceName, Count]] = []
+
+
+class Result(Struct, frozen=True, tag="result"):
+    number: Count  # 0: no acknowledgement wanted
+    body: Detections | Dropped | Status | Report
+
+
+class Ack(Struct, frozen=True, tag="ack"):
+    """These results are settled: their frame was published or dropped, and the ledger says so."""
+
+    numbers: list[Count]
+
+
+Message = Hello | Welcome | Refuse | Offer | Release | Beat | Bye | Result | Ack
+DROP_REASONS = ("no_slot", "no_credit", "deadline", "stale", "decode_error", "engine_error")
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Message)
+encode = _encoder.encode
+
+
+def decode(data: bytes) -> Message:
+    """The message in `data`; raises msgspec.MsgspecError when it is none of ours."""
+    return _decoder.decode(data)

@@ -1,0 +1,135 @@
+"""The life of a ring's slots, as a pure state machine: no I/O, no clock, no GPU.
+
+    FREE --acquire--> WRITING --offer--> OFFERED --every part released or withdrawn--> FREE
+                         |                  each part: waiting --lease--> leased --release--> gone
+                         +--abandon--> FREE
+
+A part whose holder went silent is quarantined: it still blocks the slot, because the holder may still be reading,
+until the holder releases it after all or its process is known to be gone.
+"""
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+
+Holder = Hashable
+PartKey = tuple[str, int]  # (name, index): ("global", 0), ("tiles", 0), ("tiles", 1) …
+
+FREE, WRITING, OFFERED = "free", "writing", "offered"
+
+
+@dataclass
+class _Slot:
+    state: str = FREE
+    generation: int = 0
+    waiting: list[PartKey] = field(default_factory=list)
+    leased: dict[PartKey, Holder] = field(default_factory=dict)
+    quarantined: set[PartKey] = field(default_factory=set)
+
+
+class Ring:
+    """`slots` equal memory blocks, each reused only when every part of it was released or withdrawn."""
+
+    def __init__(self, slots: int):
+        self._slots = [_Slot() for _ in range(slots)]
+        self._offered: list[int] = []  # slots in the order they were offered, oldest first
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    @property
+    def idle(self) -> bool:
+        """True when every slot is free."""
+        return all(slot.state == FREE for slot in self._slots)
+
+    def is_free(self, index: int) -> bool:
+        return self._slots[index].state == FREE
+
+    def acquire(self) -> int | None:
+        """The index of a free slot, now being written in a new generation; None when there is none."""
+        for index, slot in enumerate(self._slots):
+            if slot.state == FREE:
+                slot.state = WRITING
+                slot.generation += 1
+                return index
+        return None
+
+    def abandon(self, index: int) -> None:
+        """Gives back a slot that was acquired but not offered."""
+        self._expect(index, WRITING)
+        self._slots[index].state = FREE
+
+    def offer(self, index: int, parts: list[PartKey]) -> int:
+        """Makes the parts of a written slot available for lease; returns the slot's generation."""
+        self._expect(index, WRITING)
+        slot = self._slots[index]
+        slot.state, slot.waiting = OFFERED, list(parts)
+        self._offered.append(index)
+        return slot.generation
+
+    def waiting(self) -> Iterator[tuple[int, PartKey]]:
+        """(slot, part) nobody has leased yet, oldest slot first."""
+        for index in list(self._offered):
+            for part in list(self._slots[index].waiting):
+                yield index, part
+
+    def generation(self, index: int) -> int:
+        return self._slots[index].generation
+
+    def lease(self, index: int, part: PartKey, holder: Holder) -> None:
+        """Hands one waiting part to a holder."""
+        slot = self._slots[index]
+        slot.waiting.remove(part)
+        slot.leased[part] = holder
+
+    def release(self, index: int, generation: int, part: PartKey, holder: Holder) -> bool:
+        """Ends a lease; False (and no change) when this holder has no such lease in this generation."""
+        if not 0 <= index < len(self._slots):
+            return False
+        slot = self._slots[index]
+        if slot.generation != generation or slot.leased.get(part) != holder:
+            return False
+        del slot.leased[part]
+        slot.quarantined.discard(part)
+        self._settle(index)
+        return True
+
+    def withdraw(self, index: int, part: PartKey) -> None:
+        """Takes back a part that nobody has leased."""
+        self._slots[index].waiting.remove(part)
+        self._settle(index)
+
+    def oldest_unleased(self) -> int | None:
+        """The oldest offered slot that nobody is reading now: the first to drop when a live source needs room."""
+        return next((i for i in self._offered if not self._slots[i].leased and self._slots[i].waiting), None)
+
+    def holding(self, holder: Holder) -> int:
+        """How many parts the holder has leased."""
+        return sum(h == holder for slot in self._slots for h in slot.leased.values())
+
+    def quarantine(self, holder: Holder) -> list[tuple[int, PartKey]]:
+        """Marks a silent holder's leases; returns those not marked before."""
+        fresh = []
+        for index, slot in enumerate(self._slots):
+            for part, owner in slot.leased.items():
+                if owner == holder and part not in slot.quarantined:
+                    slot.quarantined.add(part)
+                    fresh.append((index, part))
+        return fresh
+
+    def forget(self, holder: Holder) -> list[tuple[int, PartKey]]:
+        """The holder's process is gone: ends its leases; returns those that were not quarantined before."""
+        lost = self.quarantine(holder)
+        for index, slot in enumerate(self._slots):
+            for part in [p for p, owner in slot.leased.items() if owner == holder]:
+                self.release(index, slot.generation, part, holder)
+        return lost
+
+    def _expect(self, index: int, state: str) -> None:
+        if self._slots[index].state != state:
+            raise ValueError(f"slot {index} is {self._slots[index].state}, not {state}")
+
+    def _settle(self, index: int) -> None:
+        slot = self._slots[index]
+        if slot.state == OFFERED and not slot.waiting and not slot.leased:
+            slot.state = FREE
+            self._offered.remove(index)

@@ -1,0 +1,158 @@
+"""What every service process has: its loop, its signals, its link to fusion, readiness, watchdog and exit code."""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from ctypes import CDLL
+from pathlib import Path
+
+from common import settings as settings_module
+from common.errors import SOFTWARE, Refused
+from common.link import Timing
+from common.loop import Loop
+from common.messages import SCHEMA, Dropped, Header, Hello, Input, Part
+from common.results import NAME as FUSION
+from common.results import Sender
+from common.settings import Settings
+from common.telemetry import Tracer
+
+SUPERVISOR_VARIABLE = "SUPERVISOR_PID_OF_PEOPLECOUNTER"  # set by `run`: the group ends with it, even if it is killed
+REPORT_NS = 1_000_000_000
+PR_SET_PDEATHSIG = 1
+
+
+class Runtime:
+    """One service process. `running` turns False on SIGTERM or SIGINT; the loop then ends and everything is closed."""
+
+    def __init__(self, service: str, instance: str, settings: Settings):
+        self.name, self.settings, self.running = f"{service}.{instance}", settings, True
+        self.service, self.instance = service, instance
+        self.loop = Loop()
+        self.count = self.loop.counters
+        self.log = logging.getLogger(self.name)
+        self.timing = Timing(settings.link.beat_ms * 1_000_000, settings.link.silent_ms * 1_000_000)
+        make_private(settings.run_dir)
+        self.tracer = Tracer(self.name, settings, self.count)
+        self.results = (
+            None if f"results.{service}" == FUSION else Sender(self.loop, settings.run_dir, self.hello(), self.timing)
+        )
+        self.holding: Callable[[], list[tuple[str, int]]] = list  # (source, seq) in the ring this process owns
+        self._closing: list[Callable[[], None]] = []
+        self._report_ns = 0
+        self._watchdog_ns = int(os.environ.get("WATCHDOG_USEC", 0)) * 1000 // 3
+        self._fed_ns = 0
+
+    def hello(self, part: str = "", credits: int = 0, wants: Input | None = None) -> Hello:
+        """How this process introduces itself on a link."""
+        return Hello(SCHEMA, self.name, os.getpid(), part, credits, wants)
+
+    def closing(self, resource):
+        """Registers something with close() to be closed, last first, when the service ends; returns it."""
+        self._closing.append(resource.close)
+        return resource
+
+    def ready(self) -> None:
+        """Everything is loaded: tells the service manager."""
+        notify("READY=1")
+        self.log.info("ready")
+
+    def tick(self, timeout_ms: int = 50) -> None:
+        """Waits (bounded), handles what came, feeds the watchdog: call it from the loop that makes progress."""
+        self.loop.tick(timeout_ms)
+        now = self.loop.now_ns()
+        if self._watchdog_ns and now - self._fed_ns > self._watchdog_ns:
+            self._fed_ns = now
+            notify("WATCHDOG=1")
+        if self.results and now >= self._report_ns:
+            self._report_ns = now + REPORT_NS
+            self.results.report(self.holding())
+
+    def late(self, header: Header) -> bool:
+        """True when the frame's deadline has passed."""
+        return 0 < header.deadline_ns < self.loop.now_ns()
+
+    def drop(self, header: Header, reason: str, part: Part | None = None) -> None:
+        """Tells fusion that a frame, or one part of it, will not be answered, and why."""
+        self.count[f"dropped_{reason}"] += 1
+        self.results.send(Dropped(header, reason, part))
+
+    def drop_part(self, header: Header, part: Part, reason: str) -> None:
+        """The same, in the order in which a Downstream reports what it lost."""
+        self.drop(header, reason, part)
+
+    def close(self) -> None:
+        notify("STOPPING=1")
+        for close in reversed(self._closing):
+            close()
+        if self.results:
+            self.results.close()
+        self.tracer.close()
+        self.loop.close()
+
+
+def make_private(run_dir: Path) -> None:
+    """Creates the run directory, mode 0700, or refuses one that somebody else could look into."""
+    try:
+        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = run_dir.stat()
+    except OSError as error:
+        raise Refused(f"The run_dir {run_dir} cannot be used: {error.strerror}.") from None
+    if status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise Refused(f"The run_dir {run_dir} must be yours alone: chmod 700 it, or name another.")
+
+
+def notify(state: str) -> None:
+    """sd_notify: one datagram to the service manager, if there is one."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+            channel.sendto(state.encode(), "\0" + address[1:] if address[0] == "@" else address)
+
+
+def serve(service: str, loop: Callable[[Runtime], None]) -> None:
+    """Runs a service to its end: `python -m services.<service> INSTANCE`. Exits 0, or with a code of errors.py."""
+    instance = sys.argv[1] if len(sys.argv) > 1 else "0"
+    name = f"{service}.{instance}"
+    try:
+        settings = settings_module.load()
+        logging.Formatter.converter = time.gmtime
+        logging.basicConfig(
+            level=settings.log_level.upper(),
+            stream=sys.stderr,
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        )
+        runtime = Runtime(service, instance, settings)
+    except Refused as refusal:
+        sys.exit(_end(name, refusal))
+    signal.signal(signal.SIGTERM, lambda *_: setattr(runtime, "running", False))
+    signal.signal(signal.SIGINT, lambda *_: setattr(runtime, "running", False))
+    _follow_supervisor()
+    try:
+        loop(runtime)
+        code = 0
+    except Refused as refusal:
+        code = _end(name, refusal)
+    except Exception:
+        runtime.log.exception("failed")
+        code = SOFTWARE
+    finally:
+        runtime.close()
+    sys.exit(code)
+
+
+def _end(name: str, refusal: Refused) -> int:
+    print(f"{name}: {refusal}", file=sys.stderr, flush=True)
+    notify(f"STATUS={refusal}")
+    return refusal.code
+
+
+def _follow_supervisor() -> None:
+    supervisor = int(os.environ.get(SUPERVISOR_VARIABLE, 0))
+    if supervisor:
+        CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != supervisor:
+            raise SystemExit(0)  # it was gone before we could ask

@@ -1,0 +1,232 @@
+"""Every setting there is: one TOML file, then environment variables PEOPLECOUNTER_SECTION__KEY, the latter win."""
+
+import difflib
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from common.errors import NO_INPUT, Refused
+
+PREFIX = "PEOPLECOUNTER_"
+CONFIG_VARIABLE = PREFIX + "CONFIG"  # path of the TOML file
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Source(Section):
+    url: str
+    """File, RTSP or other URL, or device that FFmpeg opens"""
+    realtime: bool = False
+    """Play a file at its own rate, dropping frames when late, as a camera would"""
+    loop: bool = False
+    """Start a file again when it ends"""
+
+    @property
+    def live(self) -> bool:
+        """True for what cannot wait for us: network streams, and files played in real time."""
+        return self.realtime or bool(re.match(r"(rtsps?|rtmps?|udp|rtp|srt|tcp)://", self.url))
+
+
+class Link(Section):
+    beat_ms: int = Field(250, ge=10, le=10_000)
+    """How often the ends of a link tell each other that they live, ms"""
+    silent_ms: int = Field(2_000, ge=100, le=60_000)
+    """After how long without a beat a consumer gets no more work, ms"""
+    credits: int = Field(2, ge=1, le=64)
+    """Offers a consumer accepts before it has released the first"""
+
+
+class Decoder(Section):
+    slots: int = Field(4, ge=3, le=64)
+    """Slots of a surfaces ring"""
+    open_timeout_s: float = Field(5, gt=0, le=120)
+    """Give up opening a network source after, s"""
+    read_timeout_s: float = Field(2, gt=0, le=120)
+    """Reconnect when a network source is mute for, s"""
+    backoff_min_s: float = Field(0.5, gt=0, le=60)
+    """First wait before reconnecting, doubled each time, s"""
+    backoff_max_s: float = Field(30, gt=0, le=600)
+    """Longest wait before reconnecting, s"""
+
+
+class Preprocess(Section):
+    slots: int = Field(3, ge=3, le=64)
+    """Slots of the tensors ring, one frame each"""
+    overlap: float = Field(0.2, ge=0, le=0.5)
+    """Overlap of neighbouring tiles, share of a side"""
+    group: int = Field(16, ge=1, le=256)
+    """Tiles an infer_tiles worker gets at once, at most"""
+
+
+class Engine(Section):
+    model: str = ""
+    """ONNX file; empty: the demo's model, which knows only the demo's plaza"""
+    threads: int = Field(0, ge=0, le=256)
+    """ONNX Runtime threads of each infer process; 0: share the cores between them"""
+    score: float = Field(0.2, gt=0, lt=1)
+    """Least score of a detection that is sent to fusion"""
+    person_class: int = Field(0, ge=0)
+    """Index of the class to count"""
+
+
+class Fusion(Section):
+    publish: str = ""
+    """Endpoint of the counts, ipc:// or tcp:// on loopback; empty: counts.sock in run_dir"""
+    reorder_frames: int = Field(16, ge=1, le=256)
+    """A frame is given up when one this much newer has results"""
+    idle_s: float = Field(10, gt=0, le=600)
+    """A frame without deadline is given up when no result came and no ring held it for, s"""
+    same_iou: float = Field(0.5, gt=0, le=1)
+    """Boxes overlapping by this intersection over union are one person"""
+    same_ios: float = Field(0.6, gt=0, le=1)
+    """Boxes overlapping by this share of the smaller one are one person"""
+    new_score: float = Field(0.35, gt=0, lt=1)
+    """Least score of a person where the frame before had none"""
+    edge_px: float = Field(2, ge=0, le=64)
+    """A box this close to an inner tile edge counts as cut by it, px"""
+
+    @field_validator("publish")
+    @classmethod
+    def _private(cls, value: str) -> str:
+        if value and not re.match(r"(ipc://.+|tcp://(127\.0\.0\.1|\[::1\]|localhost):\d+)$", value):
+            raise ValueError("counts are published on ipc:// or on loopback, tcp://127.0.0.1:PORT")
+        return value
+
+
+class Telemetry(Section):
+    exporter: Literal["none", "file", "otlp"] = "none"
+    """Where spans go: nowhere, JSON lines in a file, or a collector by OTLP/HTTP"""
+    ratio: float = Field(0.01, ge=0, le=1)
+    """Share of the frames that are traced"""
+    file: str = "traces.jsonl"
+    """File of the exporter 'file'; relative to run_dir"""
+    endpoint: str = "http://127.0.0.1:4318/v1/traces"
+    """URL of the exporter 'otlp'"""
+
+
+class Workers(Section):
+    preprocess: int = Field(1, ge=1, le=16)
+    """Processes of preprocess"""
+    infer_global: int = Field(1, ge=1, le=16)
+    """Processes of infer_global"""
+    infer_tiles: int = Field(1, ge=1, le=32)
+    """Processes of infer_tiles"""
+
+
+def default_run_dir() -> str:
+    """systemd's RuntimeDirectory, or this user's directory on a tmpfs."""
+    if os.environ.get("RUNTIME_DIRECTORY"):
+        return os.environ["RUNTIME_DIRECTORY"].split(":")[0]
+    base = os.environ.get("XDG_RUNTIME_DIR") or "/dev/shm"
+    return f"{base}/peoplecounter-{os.getuid()}"
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
+
+    run_dir: Annotated[Path, AfterValidator(Path.absolute)] = Field(default_factory=lambda: Path(default_run_dir()))
+    """Private directory of sockets, locks and shared memory: put it on a tmpfs"""
+    backend: Literal["auto", "cpu", "cuda"] = "auto"
+    """What decodes and infers; auto: cuda where everything for it is there"""
+    deadline_ms: int = Field(2_000, ge=10, le=60_000)
+    """A live frame older than this is dropped, ms"""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level of what is logged"""
+    sources: dict[Name, Source] = {}
+    """[sources.NAME] tables, one for each camera or file"""
+    workers: Workers = Workers()
+    link: Link = Link()
+    decoder: Decoder = Decoder()
+    preprocess: Preprocess = Preprocess()
+    engine: Engine = Engine()
+    fusion: Fusion = Fusion()
+    telemetry: Telemetry = Telemetry()
+
+    @property
+    def publish(self) -> str:
+        """The endpoint that fusion binds and subscribers connect to."""
+        return self.fusion.publish or f"ipc://{self.run_dir}/counts.sock"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        **_: Any,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = os.environ.get(CONFIG_VARIABLE)
+        return init_settings, env_settings, *([TomlConfigSettingsSource(settings_cls, file)] if file else [])
+
+
+def load(**overrides: Any) -> Settings:
+    """Settings from the file named by PEOPLECOUNTER_CONFIG, the environment, and overrides (strongest).
+
+    Raises Refused, in one sentence that names the setting, when a file is missing or unreadable, a key is unknown
+    (with the nearest one that exists) or a value is out of its bounds.
+    """
+    file = os.environ.get(CONFIG_VARIABLE)
+    if file and not Path(file).is_file():
+        raise Refused(f"The configuration file {file} does not exist.", NO_INPUT)
+    known = key_paths()
+    for variable in os.environ:
+        path = variable.removeprefix(PREFIX).lower().replace("__", ".")
+        if variable.startswith(PREFIX) and variable != CONFIG_VARIABLE and not _is_known(path, known):
+            raise Refused(
+                f"The environment variable {variable} is no setting: {_nearest(path, known, environment=True)}."
+            )
+    try:
+        return Settings(**overrides)
+    except tomllib.TOMLDecodeError as error:
+        raise Refused(f"The configuration file {file} is not valid TOML: {error}.") from None
+    except (ValidationError, ValueError) as error:
+        raise Refused(_sentence(error, known)) from None
+
+
+def key_paths(model: type[BaseModel] = Settings, prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> pydantic field of every setting; `sources.NAME` stands for any source."""
+    paths = {}
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            paths |= key_paths(kind, f"{prefix}{name}.")
+        elif name == "sources":
+            paths["sources"] = field
+            paths |= key_paths(get_args(kind)[1], "sources.NAME.")
+        else:
+            paths[prefix + name] = field
+    return paths
+
+
+def _is_known(path: str, known: dict[str, Any]) -> bool:
+    return path in known or any(key.startswith(path + ".") for key in known) or path.startswith("sources.")
+
+
+def _nearest(path: str, known: dict[str, Any], environment: bool = False) -> str:
+    near = difflib.get_close_matches(path, known, 1, 0.4)
+    if not near:
+        return "see the table of settings in the README"
+    name = PREFIX + near[0].upper().replace(".", "__") if environment else near[0]
+    return f"the nearest is {name!r}"
+
+
+def _sentence(error: Exception, known: dict[str, Any]) -> str:
+    if not isinstance(error, ValidationError):
+        return f"The settings cannot be read: {error}."
+    first = error.errors()[0]
+    path = ".".join(str(step) for step in first["loc"])
+    if first["type"] == "extra_forbidden":
+        generic = re.sub(r"^sources\.[^.]+\.", "sources.NAME.", path)
+        return f"The setting {path!r} does not exist: {_nearest(generic, known)}."
+    problem = first["msg"].removeprefix("Value error, ")
+    return f"The setting {path!r} is {str(first['input'])[:60]!r}: {problem[0].lower()}{problem[1:]}."

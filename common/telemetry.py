@@ -1,0 +1,142 @@
+"""OpenTelemetry: one trace a frame, begun by its decoder, with a span for each stage in each process.
+
+Whether a frame is traced is decided once, by the decoder; an untraced frame costs a comparison. Spans are exported by a
+thread of their own: a slow or dead collector delays nothing, and what it does not take is counted as `spans_lost`.
+"""
+
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from common.messages import Header
+from common.settings import Settings
+
+_propagator = TraceContextTextMapPropagator()
+_CLOCK_OFFSET_NS = time.time_ns() - time.monotonic_ns()
+
+
+class Tracer:
+    """Starts and records spans from CLOCK_MONOTONIC times; a no-op without an exporter."""
+
+    def __init__(self, service: str, settings: Settings, counters: Counter[str]):
+        self._ratio = 0.0
+        self._counters = counters
+        exporter = _exporter(settings)
+        if exporter is None:
+            return
+        self._ratio = settings.telemetry.ratio
+        name, _, instance = service.partition(".")
+        resource = Resource.create(
+            {
+                "service.name": f"peoplecounter.{name}",
+                "service.instance.id": instance or "0",
+                "service.namespace": "peoplecounter",
+            }
+        )
+        self._provider = TracerProvider(resource=resource)
+        self._counting = _Counting(exporter, counters)
+        self._provider.add_span_processor(_Ended(counters))
+        self._provider.add_span_processor(
+            BatchSpanProcessor(
+                self._counting, max_queue_size=4096, schedule_delay_millis=500, export_timeout_millis=5000
+            )
+        )
+        self._tracer = self._provider.get_tracer("peoplecounter")
+
+    def begin(self) -> bool:
+        """True when the next frame is to be traced."""
+        return self._ratio > 0 and random.random() < self._ratio
+
+    def record(self, name: str, header: Header, begin_ns: int, end_ns: int, **attributes: str | int | bool) -> None:
+        """One finished stage of a traced frame, as a child of the frame's root span."""
+        if self._ratio and header.traceparent:
+            parent = _propagator.extract({"traceparent": header.traceparent})
+            self._span(name, parent, header, begin_ns, end_ns, attributes)
+
+    def root(self, name: str, header: Header, begin_ns: int, end_ns: int) -> str:
+        """Records the first stage of a frame; returns the traceparent for its header."""
+        span = self._span(name, None, header, begin_ns, end_ns, {})
+        carrier: dict[str, str] = {}
+        _propagator.inject(carrier, trace.set_span_in_context(span))
+        return carrier["traceparent"]
+
+    def _span(self, name, parent, header, begin_ns, end_ns, attributes):
+        span = self._tracer.start_span(
+            name,
+            context=parent,
+            start_time=begin_ns + _CLOCK_OFFSET_NS,
+            attributes={"source": header.source, "seq": header.seq, **attributes},
+        )
+        span.end(end_ns + _CLOCK_OFFSET_NS)
+        return span
+
+    def close(self) -> None:
+        """Exports what is left, for at most a few seconds, and counts what could not be."""
+        if self._ratio:
+            self._provider.shutdown()
+            lost = self._counters["spans_ended"] - self._counters["spans_exported"]
+            self._counters["spans_lost"] = max(self._counters["spans_lost"], lost)
+
+
+def _exporter(settings: Settings) -> SpanExporter | None:
+    telemetry = settings.telemetry
+    if telemetry.exporter == "none" or telemetry.ratio == 0:
+        return None
+    if telemetry.exporter == "file":
+        return JsonLines(settings.run_dir / telemetry.file)
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    return OTLPSpanExporter(telemetry.endpoint, timeout=2)
+
+
+class JsonLines(SpanExporter):
+    """Appends one JSON object a span to a file that several processes may share."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("ab", buffering=0)
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        lines = [json.dumps(json.loads(span.to_json(indent=None)), separators=(",", ":")) + "\n" for span in spans]
+        self._file.write("".join(lines).encode())  # one O_APPEND write: lines of several processes do not mix
+        return SpanExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        self._file.close()
+
+
+class _Ended(SpanProcessor):
+    """Counts spans as they end, before the queue of the exporter may refuse them."""
+
+    def __init__(self, counters: Counter[str]):
+        self._counters = counters
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self._counters["spans_ended"] += 1
+
+
+class _Counting(SpanExporter):
+    """Counts what the real exporter took and what it did not."""
+
+    def __init__(self, exporter: SpanExporter, counters: Counter[str]):
+        self._exporter, self._counters = exporter, counters
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        try:
+            result = self._exporter.export(spans)
+        except Exception:
+            result = SpanExportResult.FAILURE
+        key = "spans_exported" if result is SpanExportResult.SUCCESS else "spans_lost"
+        self._counters[key] += len(spans)
+        return result
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()

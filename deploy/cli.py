@@ -1,0 +1,237 @@
+"""peoplecounter: the command line. Each command says what was wrong in one sentence and ends with its exit code."""
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common import settings as settings_module
+from common.errors import Refused
+from common.settings import CONFIG_VARIABLE, PREFIX, Settings, Source
+from deploy import evaluate
+from deploy.display import JsonLines, display, summary_lines
+from deploy.subscribe import Follower, Tally, messages
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Counts people in video."
+)
+models = typer.Typer(no_args_is_help=True, help="Models to count with.")
+app.add_typer(models, name="models")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print for machines: JSON, one object a line.")]
+Config = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
+
+
+@app.command()
+def run(
+    source: Annotated[
+        list[str] | None, typer.Argument(help="Files or URLs, or NAME=URL; none: those of --config.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="ONNX detector. Default: the demo's, which knows only its plaza.")
+    ] = None,
+    workers: Annotated[list[str] | None, typer.Option(help="Processes of a service, e.g. infer_tiles=2.")] = None,
+    backend: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    realtime: Annotated[
+        bool, typer.Option("--realtime", help="Play files at their own rate, dropping late frames.")
+    ] = False,
+    loop: Annotated[bool, typer.Option("--loop", help="Start files again when they end.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write every count to this file, one JSON object a line.")] = None,
+    config: Config = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Private directory of sockets and shared memory.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start the group, show its counts, end with a summary when all sources have ended (or on Ctrl-C)."""
+    changes = overrides(source or [], model, workers or [], backend, realtime, loop, run_dir)
+    settings, environment = configure(config, changes)
+    summary, code = run_group(settings, environment, as_json, out)
+    print(json.dumps(summary) if as_json else "\n".join(summary_lines(summary)), flush=True)
+    raise typer.Exit(code)
+
+
+def overrides(
+    sources: list[str],
+    model: Path | None,
+    workers: list[str],
+    backend: str | None,
+    realtime: bool,
+    loop: bool,
+    run_dir: Path | None,
+) -> dict[str, str]:
+    """The command's options as environment variables, the way every service reads them."""
+    from deploy.group import source_name
+
+    changes: dict[str, str] = {}
+    named: dict[str, dict] = {}
+    for argument in sources:
+        name, equals, url = argument.partition("=")
+        if not equals or not name.replace("-", "").replace("_", "").isalnum():
+            name, url = source_name(argument, set(named)), argument
+        if "://" not in url and not url.startswith("/dev/"):
+            url = str(Path(url).absolute())
+        named[name] = {"url": url, "realtime": realtime, "loop": loop}
+    if named:
+        changes["SOURCES"] = json.dumps(named)
+    if model:
+        changes["ENGINE__MODEL"] = str(model.absolute())
+    if backend:
+        changes["BACKEND"] = backend
+    if run_dir:
+        changes["RUN_DIR"] = str(run_dir.absolute())
+    for pair in workers:
+        service, _, count = pair.partition("=")
+        changes[f"WORKERS__{service.upper()}"] = count
+    return {PREFIX + key: value for key, value in changes.items()}
+
+
+def configure(config: Path | None, changes: dict[str, str]) -> tuple[Settings, dict[str, str]]:
+    """(validated settings, environment for the services); a --config file and options win over the environment."""
+    if config:
+        changes = {CONFIG_VARIABLE: str(config.absolute()), **changes}
+    os.environ.update(changes)
+    settings = settings_module.load()
+    if not settings.sources:
+        raise Refused("There is no source: name files or URLs, or a --config with a [sources.NAME] table.")
+    for name, source in settings.sources.items():
+        check_source(name, source)
+    return settings, dict(os.environ)
+
+
+def check_source(name: str, source: Source) -> None:
+    if "://" not in source.url and not Path(source.url).exists():
+        raise Refused(f"The source {name!r} is {source.url}, which does not exist.", 66)
+
+
+def run_group(
+    settings: Settings,
+    environment: dict[str, str],
+    as_json: bool,
+    out: Path | None,
+    truth: dict[int, int] | None = None,
+) -> tuple[dict, int]:
+    """Runs a group to its end, showing it; returns (summary, exit code)."""
+    from deploy.group import Group
+
+    screen, tally = display(as_json), Tally()
+    if not isinstance(screen, JsonLines):
+        environment = {PREFIX + "LOG_LEVEL": "warning", **environment}
+    group = Group(settings, environment, screen.say)
+    screen.say(f"counts on {settings.publish}")
+    lines = out.open("w") if out else None
+
+    def on_message(kind: str, name: str, content: dict) -> None:
+        tally.add(kind, name, content)
+        screen.show(kind, name, content)
+        if lines and kind == "counts":
+            lines.write(json.dumps(content, separators=(",", ":")) + "\n")
+            lines.flush()
+        if tally.ended >= settings.sources.keys():
+            group.stop()
+
+    follower = Follower(settings.publish, ("counts", "dropped", "status"), on_message)
+    try:
+        group.run()
+    finally:
+        follower.close()
+        screen.close()
+        if lines:
+            lines.close()
+    summary = tally.summary(truth)
+    summary["restarts"] = group.restarts
+    return summary, group.exit_code
+
+
+@app.command()
+def watch(
+    endpoint: Annotated[
+        str | None, typer.Argument(help="Where counts are published; default: this user's group.")
+    ] = None,
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the counts of a running group until Ctrl-C."""
+    if config:
+        os.environ[CONFIG_VARIABLE] = str(config)
+    endpoint = endpoint or settings_module.load().publish
+    screen, waited = display(as_json), 0
+    try:
+        for message in messages(endpoint, ("counts", "dropped", "status"), threading.Event()):
+            if message is not None:
+                waited = -1
+                screen.show(*message)
+            elif waited >= 0:
+                waited += 1
+                if waited == 30:
+                    screen.say(f"Nothing is published on {endpoint} yet.")
+    except KeyboardInterrupt:
+        pass
+    finally:
+        screen.close()
+
+
+@app.command("eval")
+def evaluate_command(
+    counts: Annotated[Path, typer.Argument(help="JSON lines of `run --out`.")],
+    truth: Annotated[Path, typer.Argument(help="CSV with one row a person and a `frame` column.")],
+    frames: Annotated[bool, typer.Option("--frames", help="Also print every frame.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare counts with truth: mean absolute error, root mean square error, bias."""
+    counted, true = evaluate.read_counts(counts), evaluate.read_truth(truth)
+    result = evaluate.compare(counted, true)
+    if frames:
+        for frame in sorted(counted.keys() & true.keys()):
+            row = {"frame": frame, "count": counted[frame], "truth": true[frame]}
+            print(json.dumps(row) if as_json else "frame {frame:>6}  count {count:>4}  truth {truth:>4}".format(**row))
+    if as_json:
+        print(json.dumps(result))
+    else:
+        print("{frames} frames: MAE {mae:.3f}, RMSE {rmse:.3f}, bias {bias:+.3f} people".format(**result))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine can run and what is missing."""
+    from deploy.doctor import report
+
+    raise typer.Exit(report(as_json))
+
+
+@app.command()
+def demo(
+    size: Annotated[str, typer.Option(help="1080p or 4k.")] = "1080p",
+    folder: Annotated[Path, typer.Option(help="Where the clip, its truth and the summary go.")] = Path(".demo"),
+    as_json: AsJson = False,
+) -> None:
+    """Render a plaza full of people, count them with all five services, and compare with the truth."""
+    from deploy.demo.__main__ import run_demo
+
+    raise typer.Exit(run_demo(size, folder, as_json))
+
+
+@models.command()
+def export(
+    name: Annotated[str, typer.Argument(help="e.g. yolo26n")] = "yolo26n",
+    folder: Annotated[Path, typer.Option(help="Where the ONNX file goes.")] = Path(".models"),
+    accept_agpl: Annotated[bool, typer.Option("--accept-agpl", help="You have read the notice.")] = False,
+) -> None:
+    """Export a real detector with Ultralytics, in an environment of its own (AGPL-3.0; needs the internet)."""
+    from deploy.models import export as export_model
+
+    export_model(name, folder, accept_agpl)
+
+
+def main() -> None:
+    try:
+        app()
+    except Refused as refusal:
+        print(f"peoplecounter: {refusal}", file=sys.stderr)
+        sys.exit(refusal.code)
+
+
+if __name__ == "__main__":
+    main()

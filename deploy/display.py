@@ -1,0 +1,149 @@
+"""What `run` and `watch` print: a live table on a terminal, plain lines elsewhere, JSON lines for machines."""
+
+import json
+import sys
+import time
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+LINE_EVERY_S = 2.0
+
+
+class Display(Protocol):
+    def show(self, kind: str, name: str, content: dict) -> None:
+        """One message of a running group."""
+
+    def say(self, sentence: str) -> None:
+        """One sentence about the group itself."""
+
+    def close(self) -> None:
+        """Nothing more will come."""
+
+
+def display(as_json: bool) -> Display:
+    if as_json:
+        return JsonLines()
+    return LiveTable() if sys.stdout.isatty() else PlainLines()
+
+
+class JsonLines:
+    """Every counted frame as it was published, one object a line; sentences go to stderr."""
+
+    def show(self, kind: str, name: str, content: dict) -> None:
+        if kind == "counts":
+            print(json.dumps(content, separators=(",", ":")), flush=True)
+
+    def say(self, sentence: str) -> None:
+        print(sentence, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class Rows:
+    """The latest of each source, and the frames counted per second."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, dict[str, Any]] = {}
+
+    def update(self, kind: str, name: str, content: dict) -> dict[str, Any]:
+        row = self.rows.setdefault(name, {"count": "–", "seq": "–", "state": "online", "since": None, "fps": 0.0})
+        if kind == "status":
+            row["state"] = content["state"] + (f" ({content['detail']})" if content["detail"] else "")
+        if kind == "counts":
+            now = time.monotonic()
+            if row["since"] is None or now - row["since"][0] > 5:
+                row["since"] = now, content["totals"]["counted"]
+            elapsed = now - row["since"][0]
+            if elapsed > 0.5:
+                row["fps"] = (content["totals"]["counted"] - row["since"][1]) / elapsed
+            row["count"] = f"{content['count']}" + ("" if content["complete"] else " (incomplete)")
+            row["seq"], row["ms"] = content["seq"], content["end_to_end_ms"]
+        row["totals"] = content["totals"]
+        return row
+
+
+def dropped(totals: dict) -> str:
+    return ", ".join(f"{n} {reason}" for reason, n in sorted(totals["dropped"].items())) or "0"
+
+
+class PlainLines:
+    """One line a source every two seconds, and on every change of its state."""
+
+    def __init__(self) -> None:
+        self._rows = Rows()
+        self._due_s: dict[str, float] = {}
+
+    def show(self, kind: str, name: str, content: dict) -> None:
+        before = self._rows.rows.get(name, {}).get("state")
+        row = self._rows.update(kind, name, content)
+        now = time.monotonic()
+        if kind == "counts" and now >= self._due_s.get(name, 0):
+            self._due_s[name] = now + LINE_EVERY_S
+            self.say(
+                f"{name}: frame {row['seq']}, {row['count']} people, {row['fps']:.1f} frames/s, "
+                f"{row['ms']:.0f} ms behind, dropped {dropped(row['totals'])}"
+            )
+        elif row["state"] != before and before is not None:
+            self.say(f"{name}: {row['state']}")
+
+    def say(self, sentence: str) -> None:
+        print(sentence, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class LiveTable:
+    """A table that is drawn again a few times a second."""
+
+    def __init__(self) -> None:
+        self._rows = Rows()
+        self._live = Live(self._table(), console=Console(), refresh_per_second=5)
+        self._live.start()
+
+    def show(self, kind: str, name: str, content: dict) -> None:
+        self._rows.update(kind, name, content)
+        self._live.update(self._table())
+
+    def say(self, sentence: str) -> None:
+        self._live.console.print(sentence, highlight=False)
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def _table(self) -> Table:
+        table = Table(box=None, pad_edge=False)
+        for title, justify in (
+            ("source", "left"), ("people", "right"), ("frame", "right"), ("frames/s", "right"),
+            ("ms behind", "right"), ("dropped", "left"), ("state", "left"),
+        ):  # fmt: skip
+            table.add_column(title, justify=justify)
+        for name, row in sorted(self._rows.rows.items()):
+            table.add_row(
+                name, f"[bold]{row['count']}[/]", str(row["seq"]), f"{row['fps']:.1f}",
+                f"{row.get('ms', 0):.0f}", dropped(row["totals"]), row["state"],
+            )  # fmt: skip
+        return table
+
+
+def summary_lines(summary: dict) -> list[str]:
+    """The summary of a run, for people."""
+    frames, counted = summary["frames"], summary["counted"]
+    lines = [
+        f"frames   {frames}",
+        f"counted  {counted}" + (f" ({summary['incomplete']} incomplete)" if summary["incomplete"] else ""),
+        f"dropped  {dropped(summary)}",
+    ]
+    if summary["mae"] is not None:
+        share = summary["mae"] / summary["mean_truth"] if summary["mean_truth"] else 0
+        lines.append(
+            f"error    {summary['mae']:.2f} people a frame on average, {share:.1%} of {summary['mean_truth']:.1f}"
+        )
+    if summary["stages_ms"]:
+        lines.append(f"{'ms':<14}{'p50':>9}{'p99':>9}")
+        lines += [f"{stage:<14}{t['p50']:>9.1f}{t['p99']:>9.1f}" for stage, t in summary["stages_ms"].items()]
+    return lines

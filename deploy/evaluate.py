@@ -1,0 +1,52 @@
+"""Counts against truth: the error of a run."""
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import BAD_DATA, NO_INPUT, Refused
+
+
+def read_truth(path: Path) -> dict[int, int]:
+    """True count of each frame, from a CSV with one row a person and a `frame` column; frames in between have 0."""
+    try:
+        with path.open(newline="") as file:
+            frames = Counter(int(float(row["frame"])) for row in csv.DictReader(file))
+    except OSError as error:
+        raise Refused(f"The truth {path} cannot be read: {error.strerror}.", NO_INPUT) from None
+    except (KeyError, ValueError, TypeError, UnicodeDecodeError):
+        raise Refused(f"The truth {path} is no CSV with a `frame` column of numbers.", BAD_DATA) from None
+    return {frame: frames[frame] for frame in range(max(frames, default=-1) + 1)}
+
+
+def read_counts(path: Path) -> dict[int, int]:
+    """Counted people of each seq, from the JSON lines of `run --out`."""
+    counts: dict[int, int] = {}
+    try:
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            counts[int(record["seq"])] = int(record["count"])
+    except OSError as error:
+        raise Refused(f"The counts {path} cannot be read: {error.strerror}.", NO_INPUT) from None
+    except (ValueError, KeyError, TypeError):
+        raise Refused(
+            f"Line {len(counts) + 1} of {path} is no count: expected the JSON lines of `run --out`.", BAD_DATA
+        ) from None
+    return counts
+
+
+def compare(counts: dict[int, int], truth: dict[int, int]) -> dict:
+    """{"frames", "mae", "rmse", "bias"} over the frames that both know."""
+    both = sorted(counts.keys() & truth.keys())
+    if not both:
+        raise Refused("The counts and the truth have no frame in common.", BAD_DATA)
+    error = np.array([counts[f] - truth[f] for f in both], float)
+    return {
+        "frames": len(both),
+        "mae": round(float(np.abs(error).mean()), 4),
+        "rmse": round(float(np.sqrt((error**2).mean())), 4),
+        "bias": round(float(error.mean()), 4),
+    }

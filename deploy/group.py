@@ -1,0 +1,145 @@
+"""A group of services in the foreground, supervised by circus: started, restarted when they die, ended with us."""
+
+import contextlib
+import logging
+import os
+import shlex
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from common.errors import FINAL, SOFTWARE
+from common.link import Lock
+from common.runtime import SUPERVISOR_VARIABLE, make_private
+from common.settings import Settings
+from common.topology import SERVICES
+
+LEFTOVERS = ("*.sock", "*.shm", "*.journal", "*.lock")
+RESTARTS, WITHIN_S = 10, 60.0  # more than this and the group gives up
+CHECK_S = 0.25  # how often circus looks for dead processes
+STOP_S = 5.0  # then SIGKILL
+
+
+def watchers(settings: Settings, environment: dict[str, str]) -> list[dict]:
+    """circus' description of every process of the group."""
+    rows = []
+    for service in SERVICES:
+        if service.each == "source":
+            names = [(f"{service.name}.{source}", source, 1) for source in settings.sources]
+        else:
+            count = getattr(settings.workers, service.name, 1)
+            names = [(service.name, "$(circus.wid)", count)]
+        for name, instance, count in names:
+            rows.append(
+                {
+                    "name": name,
+                    "cmd": shlex.join([sys.executable, "-m", f"services.{service.name}"]) + f" {instance}",
+                    "numprocesses": count,
+                    "env": environment,
+                    "copy_env": True,
+                    "graceful_timeout": STOP_S,
+                    "max_retry": -1,
+                }
+            )
+    return rows
+
+
+class Group:
+    """The processes of one run directory. `run()` blocks until `stop()`, a signal, or a service that cannot go on."""
+
+    def __init__(self, settings: Settings, environment: dict[str, str], say: Callable[[str], None]):
+        make_private(settings.run_dir)
+        self._run_dir, self._say = settings.run_dir, say
+        self._lock = Lock(settings.run_dir / "group.lock")
+        self._sweep()
+        self.restarts: dict[str, int] = {}
+        self.exit_code = 0
+        self._ended: set[str] = set()
+        self._recent: deque[float] = deque(maxlen=RESTARTS)
+        self._stopping = False
+        self._arbiter = self._build(settings, environment)
+
+    def _build(self, settings: Settings, environment: dict[str, str]):
+        from circus import get_arbiter  # imports tornado: only `run` needs it
+
+        for chatty in ("circus", "tornado.application"):  # they log their own conflicts, see _stop
+            logging.getLogger(chatty).setLevel(logging.CRITICAL)
+        environment = {**environment, SUPERVISOR_VARIABLE: str(os.getpid())}
+        rows = watchers(settings, environment)
+        for row in rows:
+            row["hooks"] = {"before_spawn": (self._before_spawn, False), "after_reap": (self._after_reap, True)}
+        return get_arbiter(
+            rows,
+            controller=f"ipc://{self._run_dir}/circus.sock",
+            pubsub_endpoint=f"ipc://{self._run_dir}/circus-events.sock",
+            check_delay=CHECK_S,
+        )
+
+    def run(self) -> None:
+        try:
+            self._arbiter.start()
+        finally:
+            self._remove()
+            self._lock.close()
+
+    def stop(self) -> None:
+        """Ends every process; may be called from any thread."""
+        self._stopping = True
+        self._arbiter.loop.add_callback(self._stop)
+
+    def _stop(self) -> None:
+        from circus.exc import ConflictError
+
+        try:
+            self._arbiter.stop()
+        except ConflictError:  # circus is in the middle of looking after its processes
+            self._arbiter.loop.call_later(0.05, self._stop)
+
+    def _before_spawn(self, watcher, **_) -> bool:
+        return watcher.name not in self._ended
+
+    def _after_reap(self, watcher, exit_code: int, **_) -> bool:
+        if self._stopping or watcher.is_stopping() or watcher.is_stopped():
+            return True
+        if exit_code in FINAL:
+            self._ended.add(watcher.name)
+            if exit_code:  # it said why on stderr, and a restart would not help
+                self.exit_code = exit_code
+                self.stop()
+            return True
+        how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
+        self.restarts[watcher.name] = self.restarts.get(watcher.name, 0) + 1
+        now = time.monotonic()
+        if len(self._recent) == RESTARTS and now - self._recent[0] < WITHIN_S:
+            self._say(f"{watcher.name} ended with {how}, the {RESTARTS}th such end in {WITHIN_S:.0f} s: giving up.")
+            self.exit_code = SOFTWARE
+            self.stop()
+        else:
+            self._say(f"{watcher.name} ended with {how}: restarted")
+            self._recent.append(now)
+        return True
+
+    def _sweep(self) -> None:
+        """Removes what this group, or a killed one before it, left: we hold the lock, so nobody uses it."""
+        for pattern in LEFTOVERS:
+            for path in self._run_dir.glob(pattern):
+                if path.name != "group.lock":
+                    path.unlink(missing_ok=True)
+
+    def _remove(self) -> None:
+        """Leaves nothing behind."""
+        self._sweep()
+        (self._run_dir / "group.lock").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody keeps other files there
+            self._run_dir.rmdir()
+
+
+def source_name(url: str, taken: set[str]) -> str:
+    """A source name from a URL: letters, digits, - and _; unique among those taken."""
+    stem = Path(url.split("?")[0].rstrip("/")).stem or "source"
+    name = "".join(c if c.isalnum() and c.isascii() else "-" for c in stem).strip("-")[:48] or "source"
+    candidates = [name, *(f"{name}-{i}" for i in range(2, 1000))]
+    return next(c for c in candidates if c not in taken)

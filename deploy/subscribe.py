@@ -1,0 +1,98 @@
+"""Reading what a group publishes, and adding it up."""
+
+import json
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import zmq
+
+KEEP = 100_000  # frames whose times are kept for percentiles
+
+Message = tuple[str, str, dict]  # kind, source (or service), content
+
+
+def messages(
+    endpoint: str, kinds: tuple[str, ...], stop: threading.Event, poll_ms: int = 100
+) -> Iterator[Message | None]:
+    """Everything published until `stop`; None whenever nothing came for `poll_ms`."""
+    context = zmq.Context()
+    socket = context.socket(zmq.SUB)
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.RECONNECT_IVL, 20)
+    for kind in kinds:
+        socket.subscribe(f"{kind}.")
+    socket.connect(endpoint)
+    try:
+        while not stop.is_set():
+            if not socket.poll(poll_ms):
+                yield None
+                continue
+            topic, body = socket.recv_multipart()
+            kind, _, name = topic.decode().partition(".")
+            yield kind, name, json.loads(body)
+    finally:
+        context.destroy(linger=0)
+
+
+class Tally:
+    """Sums of a run, from its messages."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, dict] = {}  # source -> its last totals
+        self.counts: dict[str, dict[int, int]] = {}  # source -> seq -> count
+        self.ended: set[str] = set()
+        self._times: dict[str, deque[float]] = {}
+
+    def add(self, kind: str, name: str, content: dict) -> None:
+        if "totals" in content:
+            self.totals[name] = content["totals"]
+        if kind == "counts":
+            counts = self.counts.setdefault(name, {})
+            counts[content["seq"]] = content["count"]
+            if len(counts) > KEEP:
+                del counts[next(iter(counts))]
+            for stage, ms in {**content["stages_ms"], "end_to_end": content["end_to_end_ms"]}.items():
+                self._times.setdefault(stage, deque(maxlen=KEEP)).append(ms)
+        elif kind == "status" and content["state"] == "ended":
+            self.ended.add(name)
+
+    def summary(self, truth: dict[int, int] | None = None) -> dict:
+        """The run in numbers; `mae` and `mean_truth` where the true count of each frame is known."""
+        dropped: dict[str, int] = {}
+        for totals in self.totals.values():
+            for reason, frames in totals["dropped"].items():
+                dropped[reason] = dropped.get(reason, 0) + frames
+        percentiles = {stage: np.percentile(ms, [50, 99]).round(3).tolist() for stage, ms in self._times.items()}
+        errors = [abs(n - truth[seq]) for c in self.counts.values() for seq, n in c.items() if truth and seq in truth]
+        return {
+            "frames": sum(t["frames"] for t in self.totals.values()),
+            "counted": sum(t["counted"] for t in self.totals.values()),
+            "incomplete": sum(t["incomplete"] for t in self.totals.values()),
+            "dropped": dropped,
+            "mae": round(float(np.mean(errors)), 4) if errors else None,
+            "mean_truth": round(float(np.mean(list(truth.values()))), 4) if truth else None,
+            "stages_ms": {stage: {"p50": p50, "p99": p99} for stage, (p50, p99) in percentiles.items()},
+        }
+
+
+class Follower(threading.Thread):
+    """Hands every message to `on_message` in a thread of its own; `on_idle` is called when none came for a while."""
+
+    def __init__(self, endpoint: str, kinds: tuple[str, ...], on_message: Callable[[str, str, dict], None]):
+        super().__init__(daemon=True, name="follower")
+        self._done = threading.Event()
+        self._args = endpoint, kinds, self._done
+        self._on_message = on_message
+        self.start()
+
+    def run(self) -> None:
+        for message in messages(*self._args):
+            if message is not None:
+                self._on_message(*message)
+
+    def close(self) -> None:
+        self._done.set()
+        self.join(timeout=2)

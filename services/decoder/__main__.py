@@ -1,0 +1,148 @@
+"""decoder: one source -> NV12 surfaces in a ring, offered one by one. `python -m services.decoder SOURCE_NAME`
+
+file, RTSP, … --> PyAV --> surfaces ring, part "frame"
+"""
+
+import msgspec
+
+from common.downstream import Downstream
+from common.errors import Refused
+from common.journal import Journal
+from common.messages import Header, Part, Status, SurfaceLayout
+from common.runtime import Runtime, serve
+from services.decoder.sources import Changed, Damaged, Picture, Reader, copy_nv12, layout_of, redacted
+
+STATUS_NS = 1_000_000_000
+
+
+class Place(msgspec.Struct):
+    """Where this source has got to: a restarted decoder goes on behind it and never uses a seq twice."""
+
+    seq: int = 0  # of the next frame
+    pts: int | None = None  # of the last one, in the stream's time base
+
+
+class Decoder:
+    """One source's frames on their way into the surfaces ring."""
+
+    def __init__(self, rt: Runtime):
+        settings = rt.settings
+        if rt.instance not in settings.sources:
+            known = ", ".join(settings.sources) or "none"
+            raise Refused(f"The source {rt.instance!r} is not in the settings: there is {known}.")
+        self.rt, self.source = rt, settings.sources[rt.instance]
+        self.surfaces = rt.closing(
+            Downstream(
+                rt.loop,
+                settings.run_dir,
+                "surfaces",
+                rt.instance,
+                settings.decoder.slots,
+                rt.timing,
+                on_lost=lambda header, part, reason: rt.drop(header, reason),
+            )
+        )
+        rt.holding = self.surfaces.holding
+        self.journal = rt.closing(Journal(settings.run_dir / f"decoder.{rt.instance}.journal", Place))
+        self.place = self.journal.read() or Place()
+        self.reader = rt.closing(Reader(self.source, settings.decoder, self.place.pts))
+        rt.loop.watch(self.reader.wake_fd, lambda: None)
+        self.state, self.detail, self.status_ns, self.ended = "opening", "", 0, False
+        self.told_end = False
+        rt.loop.every_tick(self.tell)  # also while a frame waits for a slot
+
+    def new_header(self, layout: SurfaceLayout, captured_ns: int, pts_s: float) -> Header:
+        """The next seq, written down before anybody hears of it."""
+        seq, self.place.seq = self.place.seq, self.place.seq + 1
+        self.journal.write(self.place)
+        live = self.source.live
+        deadline_ns = captured_ns + self.rt.settings.deadline_ms * 1_000_000 if live else 0
+        return Header(
+            source=self.rt.instance,
+            seq=seq,
+            pts_s=pts_s,
+            captured_ns=captured_ns,
+            deadline_ns=deadline_ns,
+            width=layout.width,
+            height=layout.height,
+        )
+
+    def show(self, picture: Picture) -> None:
+        """One frame into a slot; a lossless one waits for it, a live one takes it from an older frame or is dropped."""
+        rt, layout = self.rt, layout_of(picture.frame)
+        self.make_room(layout)
+        self.place.pts = picture.pts
+        header = self.new_header(layout, picture.captured_ns, picture.pts_s)
+        index = self.acquire()
+        if index is None:
+            return rt.drop(header, "no_slot")
+        copy_ns = rt.loop.now_ns()
+        copy_nv12(picture.frame, layout, self.surfaces.slot(index))
+        end_ns = rt.loop.now_ns()
+        header = msgspec.structs.replace(
+            header, marks={"decode": (picture.decode_ns, picture.decoded_ns), "copy": (copy_ns, end_ns)}
+        )
+        if rt.tracer.begin():
+            traceparent = rt.tracer.root("decode", header, picture.decode_ns, picture.decoded_ns)
+            header = msgspec.structs.replace(header, traceparent=traceparent)
+        rt.count["frames_decoded"] += 1
+        self.surfaces.offer(index, header, [Part("frame")])
+
+    def make_room(self, layout: SurfaceLayout) -> None:
+        """A ring for surfaces of this layout; a change waits until the old surfaces were read."""
+        if layout != self.surfaces.layout:
+            while self.surfaces.layout and self.rt.running and not self.surfaces.idle:
+                self.rt.tick()
+            self.rt.log.info("%dx%d, %s, %s range", layout.width, layout.height, layout.matrix, _range(layout))
+            self.surfaces.open(layout)
+
+    def acquire(self) -> int | None:
+        live = self.source.live
+        index = self.surfaces.acquire(evict=lambda older: live)
+        while index is None and not live and self.rt.running:
+            self.rt.tick()
+            index = self.surfaces.acquire()
+        return index
+
+    def skip(self, event: Damaged) -> None:
+        """Data that could not be decoded is a frame that was dropped."""
+        layout = self.surfaces.layout or SurfaceLayout(0, 0, 0, "bt709", False)
+        self.rt.log.warning("seq %d skipped: %s", self.place.seq, event.detail)
+        self.rt.drop(self.new_header(layout, self.rt.loop.now_ns(), 0.0), "decode_error")
+
+    def change(self, event: Changed) -> None:
+        if event.state != self.state:
+            self.rt.log.info("%s is %s%s", redacted(self.source.url), event.state, event.detail and f": {event.detail}")
+        self.state, self.detail, self.ended = event.state, event.detail, event.state == "ended"
+        self.status_ns = 0
+
+    def tell(self, now_ns: int) -> None:
+        """The source's state for fusion, once a second and whenever it changes."""
+        if now_ns >= self.status_ns and not (self.ended and self.told_end):
+            self.status_ns = now_ns + STATUS_NS
+            self.told_end = self.ended
+            self.rt.results.send(Status(self.rt.instance, self.state, self.place.seq, self.detail))
+
+
+def run(rt: Runtime) -> None:
+    decoder = Decoder(rt)
+    rt.ready()
+    while rt.running and not decoder.ended:
+        rt.tick()
+        for event in decoder.reader.take():
+            if isinstance(event, Picture):
+                decoder.show(event)
+            elif isinstance(event, Damaged):
+                decoder.skip(event)
+            else:
+                decoder.change(event)
+    while rt.running and not (decoder.told_end and decoder.surfaces.idle and rt.results.settled):
+        rt.tick()  # the last frames are still being read, the last results not yet settled
+
+
+def _range(layout: SurfaceLayout) -> str:
+    return "full" if layout.full_range else "limited"
+
+
+if __name__ == "__main__":
+    serve("decoder", run)

@@ -1,0 +1,277 @@
+"""Where pictures come from: any file or URL that FFmpeg opens, read by a thread so that a hanging camera hangs nothing.
+
+`play` is the plain sequence of what happens to a source; `Reader` runs it in a thread and wakes the service's loop.
+"""
+
+import os
+import queue
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import av
+import numpy as np
+
+from common.errors import BAD_DATA, NO_INPUT, SourceError
+from common.messages import SurfaceLayout
+from common.settings import Decoder, Source
+
+PITCH_PX = 64  # rows of a surface start at multiples of this, as they do on a GPU
+HD_ROWS = 720  # from here on an unspecified colour matrix is taken as BT.709, below as BT.601
+MATRICES = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020", 10: "bt2020"}  # AVColorSpace
+FULL_RANGE = 2  # AVColorRange
+LATE_S = 1.0  # a real-time file this late starts its clock anew instead of hurrying
+PLANAR = {"yuv420p": False, "yuvj420p": True, "nv12": False}  # formats copied as they are -> full range by name
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One decoded frame. `captured_ns`: when its packet arrived; `decode_ns`, `decoded_ns`: begin and end of the call
+    that gave it (CLOCK_MONOTONIC)."""
+
+    frame: av.VideoFrame
+    pts: int | None
+    pts_s: float
+    captured_ns: int
+    decode_ns: int
+    decoded_ns: int
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A packet or frame that could not be decoded, skipped."""
+
+    detail: str
+
+
+@dataclass(frozen=True)
+class Changed:
+    """The source is now "online", "reconnecting" or (nothing follows) "ended"."""
+
+    state: str
+    detail: str = ""
+
+
+Event = Picture | Damaged | Changed
+
+
+def redacted(url: str) -> str:
+    """The URL without user name and password, for people to read."""
+    return re.sub(r"//[^/@]*@", "//", url)
+
+
+def play(source: Source, settings: Decoder, after_pts: int | None, wait: Callable[[float], bool]) -> Iterator[Event]:
+    """Everything that happens to a source, in order, until it has ended or `wait(seconds)` says to stop.
+
+    A file ends (or starts again, with `loop`); a network stream is opened again for ever. `after_pts`: resume a file
+    behind that presentation time. Raises SourceError for a file that is missing, is not a video or has no frame.
+    """
+    if is_network(source.url):
+        yield from _network(source, settings, wait)
+        return
+    while True:
+        seen = False
+        yield Changed("online")
+        for event in _once(source, settings, after_pts, wait):
+            seen = seen or isinstance(event, Picture)
+            yield event
+        if not seen and after_pts is None:
+            raise SourceError(f"The source {source.url} has no frame that can be decoded.", BAD_DATA)
+        if not source.loop or wait(0):
+            yield Changed("ended")
+            return
+        after_pts = None
+
+
+def is_network(url: str) -> bool:
+    return bool(re.match(r"[a-z0-9+]+://", url)) and not url.startswith("file://")
+
+
+def _network(source: Source, settings: Decoder, wait: Callable[[float], bool]) -> Iterator[Event]:
+    backoff_s = settings.backoff_min_s
+    while True:
+        detail = "the stream ended"
+        try:
+            for event in _once(source, settings, None, wait):
+                if isinstance(event, Picture) and backoff_s is not None:
+                    yield Changed("online")
+                    backoff_s = None
+                yield event
+        except SourceError as error:
+            detail = str(error)
+        backoff_s = settings.backoff_min_s if backoff_s is None else min(2 * backoff_s, settings.backoff_max_s)
+        yield Changed("reconnecting", detail)
+        if wait(backoff_s):
+            return
+
+
+def _once(source: Source, settings: Decoder, after_pts: int | None, wait: Callable[[float], bool]) -> Iterator[Event]:
+    """One opening of a source, to its end."""
+    with _open(source.url, settings) as container:
+        stream = _video(container, source.url)
+        stream.thread_type = "SLICE" if source.live else "AUTO"  # frame threads would hold frames back
+        if after_pts is not None:
+            container.seek(after_pts, stream=stream, backward=True)
+        pace = _Pace() if source.realtime and not is_network(source.url) else None
+        captured: dict[int | None, int] = {}
+        for packet in _packets(container, stream, source.url):
+            if isinstance(packet, Damaged):
+                yield packet
+                continue
+            if pace and packet.dts is not None and wait(pace.seconds_until(float(packet.dts * packet.time_base))):
+                return
+            captured[packet.pts] = now_ns = time.monotonic_ns()
+            try:
+                frames = packet.decode()
+            except av.error.FFmpegError as error:
+                captured.pop(packet.pts, None)
+                yield Damaged(_why(error))
+                continue
+            decoded_ns = time.monotonic_ns()
+            for frame in frames:
+                if after_pts is not None and frame.pts is not None and frame.pts <= after_pts:
+                    captured.pop(frame.pts, None)
+                elif frame.is_corrupt:
+                    captured.pop(frame.pts, None)
+                    yield Damaged("the frame refers to lost data")
+                else:
+                    captured_ns = captured.pop(frame.pts, now_ns)
+                    yield Picture(frame, frame.pts, frame.time or 0.0, captured_ns, now_ns, decoded_ns)
+            if wait(0):
+                return
+
+
+def _packets(container: av.container.InputContainer, stream: av.VideoStream, url: str) -> Iterator[av.Packet | Damaged]:
+    packets = container.demux(stream)
+    while True:
+        try:
+            yield next(packets)
+        except StopIteration:
+            return
+        except (av.error.InvalidDataError, av.error.EOFError) as error:
+            yield Damaged(_why(error))
+            return
+        except OSError as error:  # the network: timed out, reset, …
+            raise SourceError(f"The source {redacted(url)} broke off: {_why(error)}.", BAD_DATA) from None
+
+
+def _open(url: str, settings: Decoder) -> av.container.InputContainer:
+    network = is_network(url)
+    options = {"rtsp_transport": "tcp"} if url.startswith("rtsp") else {}
+    timeout = (settings.open_timeout_s, settings.read_timeout_s) if network else None
+    try:
+        return av.open(url, options=options, timeout=timeout)
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise SourceError(f"The source {redacted(url)} cannot be opened: {_why(error)}.", NO_INPUT) from None
+    except (av.error.FFmpegError, OSError) as error:
+        code = BAD_DATA if isinstance(error, av.error.InvalidDataError) else NO_INPUT
+        raise SourceError(f"The source {redacted(url)} cannot be opened: {_why(error)}.", code) from None
+
+
+def _video(container: av.container.InputContainer, url: str) -> av.VideoStream:
+    if not container.streams.video or container.format.name == "tty":  # FFmpeg takes any text for ANSI art
+        raise SourceError(f"The source {redacted(url)} has no video stream.", BAD_DATA)
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise SourceError(f"The source {redacted(url)} is in a codec that this FFmpeg does not decode.", BAD_DATA)
+    return stream
+
+
+def _why(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return text[0].lower() + text[1:]
+
+
+class _Pace:
+    """Plays a file at its own rate."""
+
+    def __init__(self) -> None:
+        self._origin_s: float | None = None
+
+    def seconds_until(self, at_s: float) -> float:
+        """How long to wait for the packet at this time of the file, s."""
+        now_s = time.monotonic()
+        if self._origin_s is None or now_s - (self._origin_s + at_s) > LATE_S:
+            self._origin_s = now_s - at_s
+        return max(0.0, self._origin_s + at_s - now_s)
+
+
+class Reader:
+    """Runs `play` in a thread. `wake_fd` is readable when take() has something; a full queue holds the thread back."""
+
+    def __init__(self, source: Source, settings: Decoder, after_pts: int | None):
+        self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._events: queue.Queue[Event | Exception] = queue.Queue(maxsize=2)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, args=(source, settings, after_pts), daemon=True, name="reader"
+        )
+        self._thread.start()
+
+    def take(self) -> Iterator[Event]:
+        """What has happened so far; raises what ended the thread."""
+        try:
+            os.eventfd_read(self.wake_fd)
+        except BlockingIOError:
+            return
+        while True:
+            try:
+                event = self._events.get_nowait()
+            except queue.Empty:
+                return
+            if isinstance(event, Exception):
+                raise event
+            yield event
+
+    def close(self) -> None:
+        """Stops the thread; one that hangs in FFmpeg is left to die with the process."""
+        self._stop.set()
+        self._thread.join(timeout=1)
+
+    def _run(self, source: Source, settings: Decoder, after_pts: int | None) -> None:
+        try:
+            for event in play(source, settings, after_pts, self._stop.wait):
+                self._put(event)
+        except Exception as error:
+            self._put(error)
+
+    def _put(self, event: Event | Exception) -> None:
+        while not self._stop.is_set():
+            try:
+                self._events.put(event, timeout=0.1)
+            except queue.Full:
+                continue
+            os.eventfd_write(self.wake_fd, 1)
+            return
+
+
+def layout_of(frame: av.VideoFrame) -> SurfaceLayout:
+    """The surface that a frame becomes. An unspecified matrix is BT.709 from 720 rows on, BT.601 below."""
+    pitch = -(-frame.width // PITCH_PX) * PITCH_PX
+    if frame.format.is_rgb:  # swscale makes BT.601, limited range of it
+        return SurfaceLayout(frame.width, frame.height, pitch, "bt601", False)
+    matrix = MATRICES.get(frame.colorspace, "bt709" if frame.height >= HD_ROWS else "bt601")
+    full = frame.color_range == FULL_RANGE or PLANAR.get(frame.format.name, False)
+    return SurfaceLayout(frame.width, frame.height, pitch, matrix, full)
+
+
+def copy_nv12(frame: av.VideoFrame, layout: SurfaceLayout, slot: np.ndarray) -> None:
+    """Writes a frame into a slot, uint8, as NV12. 8-bit 4:2:0 is copied exactly, other formats go through swscale."""
+    rows = slot[: layout.nbytes].reshape(-1, layout.pitch)
+    luma, chroma = rows[: layout.height], rows[layout.height :]
+    if frame.format.name not in PLANAR:
+        frame = frame.reformat(format="nv12")
+    luma[:, : layout.width] = _plane(frame, 0, layout.width)
+    half = (layout.width + 1) // 2
+    if frame.format.name == "nv12":
+        chroma[:, : 2 * half] = _plane(frame, 1, 2 * half)
+    else:
+        chroma[:, 0 : 2 * half : 2] = _plane(frame, 1, half)
+        chroma[:, 1 : 2 * half : 2] = _plane(frame, 2, half)
+
+
+def _plane(frame: av.VideoFrame, index: int, row_bytes: int) -> np.ndarray:
+    plane = frame.planes[index]
+    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, :row_bytes]

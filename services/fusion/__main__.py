@@ -1,0 +1,181 @@
+"""fusion: results of all branches -> one count a frame, published. The ledger of every source is kept here.
+
+results of all services --> join by (source, seq) --> merge --> PUB counts, detections, dropped, status, service
+"""
+
+import secrets
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from common.journal import Journal
+from common.messages import Detections, Dropped, Report, Status
+from common.results import Receiver
+from common.runtime import Runtime, serve
+from services.fusion.join import Ended, Frame, Gap, Join, Settled
+from services.fusion.merge import believe, merge
+from services.fusion.publish import Publisher, Totals, timings, utc_now
+
+STATUS_NS = 1_000_000_000
+STALE_NS = 3_000_000_000  # a decoder that says nothing for this long is stale
+
+
+@dataclass
+class Source:
+    """What fusion remembers of one source; `totals` survive it in the journal."""
+
+    journal: Journal
+    totals: Totals
+    state: str = "online"
+    detail: str = ""
+    told_ns: int = 0  # when its decoder last spoke
+    frame_ns: int = 0  # when a frame of it was last counted
+    persons: np.ndarray = field(default_factory=lambda: np.zeros((0, 5), np.float32))  # of the last complete frame
+
+
+class Fusion:
+    """Receives, joins, merges, publishes."""
+
+    def __init__(self, rt: Runtime):
+        settings = rt.settings
+        self.rt, self.settings = rt, settings.fusion
+        self.join = Join(settings.fusion.reorder_frames, int(settings.fusion.idle_s * 1e9))
+        self.receiver = rt.closing(Receiver(rt.loop, settings.run_dir, secrets.token_hex(8), rt.timing, self.on_result))
+        self.publisher = rt.closing(Publisher(rt.loop.context, settings.publish))
+        self.sources: dict[str, Source] = {}
+        self.status_ns = 0
+
+    def source(self, name: str) -> Source:
+        """The source's state, with the ledger of an earlier run of fusion if there was one."""
+        if name not in self.sources:
+            journal = self.rt.closing(Journal(self.rt.settings.run_dir / f"fusion.{name}.journal", Totals))
+            now = self.rt.loop.now_ns()
+            self.sources[name] = Source(journal, journal.read() or Totals(), frame_ns=now)
+            self.join.resume(name, self.sources[name].totals.next_seq, now)
+        return self.sources[name]
+
+    def on_result(self, body: Detections | Dropped | Status | Report, receipt: object) -> None:
+        now = self.rt.loop.now_ns()
+        if isinstance(body, Report):
+            self.publisher.send("service", body.service, {"pid": body.pid, "counters": body.counters})
+            for source, seq in body.holding:
+                self.join.held(source, seq, now)
+        elif isinstance(body, Status):
+            self.on_status(body, receipt, now)
+        else:
+            self.source(body.header.source)
+            if not self.join.add(body, receipt, now):
+                self.rt.count["results_late"] += 1
+                self.receiver.settle([receipt])
+
+    def on_status(self, body: Status, receipt: object, now: int) -> None:
+        source = self.source(body.source)
+        source.told_ns = now
+        if body.state == "ended":
+            self.join.end(body, receipt, now)
+            return
+        changed = source.state != body.state
+        source.state, source.detail = body.state, body.detail
+        if changed:
+            self.publish_status(body.source, now)
+        self.receiver.settle([receipt])
+
+    def settle(self) -> None:
+        """Publishes or drops every frame that is due."""
+        for due in self.join.settle(self.rt.loop.now_ns()):
+            if isinstance(due, Settled):
+                self.finish(due.frame, due.reason)
+                self.receiver.settle(due.frame.receipts)
+            elif isinstance(due, Gap):
+                self.drop(due.source, due.first, "stale", due.count)
+            else:
+                self.end(due)
+
+    def finish(self, frame: Frame, reason: str) -> None:
+        if frame.dropped or not frame.answers:
+            self.drop(frame.header.source, frame.header.seq, reason)
+        else:
+            self.count(frame, reason)
+
+    def count(self, frame: Frame, reason: str) -> None:
+        began_ns = self.rt.loop.now_ns()
+        header, missing = frame.header, frame.missing(reason)
+        rows = np.vstack([np.frombuffer(a.boxes, "<f4").reshape(-1, 7) for a in frame.answers.values()])
+        source = self.source(header.source)
+        persons = merge(rows, self.settings.same_iou, self.settings.same_ios)
+        persons = believe(persons, source.persons, self.settings.new_score)
+        if not missing:
+            source.persons = persons
+        source.totals.next_seq = header.seq + 1
+        source.totals.counted += 1
+        source.totals.incomplete += bool(missing)
+        source.journal.write(source.totals)  # before anybody hears of it: no seq is ever published twice
+        ended_ns = source.frame_ns = self.rt.loop.now_ns()
+        stages_ms, hops_ms = timings(header, frame.answers, began_ns, ended_ns)
+        named = {"source": header.source, "seq": header.seq, "pts_s": round(header.pts_s, 6), "time": utc_now()}
+        content = {
+            **named,
+            "count": len(persons),
+            "complete": not missing,
+            "missing": missing,
+            "end_to_end_ms": round((ended_ns - header.captured_ns) / 1e6, 3),
+            "stages_ms": stages_ms,
+            "hops_ms": hops_ms,
+            "totals": source.totals.public(),
+        }
+        self.publisher.send("counts", header.source, content)
+        boxes = [[*(round(float(v), 1) for v in p[:4]), round(float(p[4]), 3)] for p in persons]
+        self.publisher.send("detections", header.source, {**named, "boxes": boxes})
+        self.rt.count["frames_counted"] += 1
+        self.rt.tracer.record(
+            "fusion", header, began_ns, self.rt.loop.now_ns(), people=len(persons), complete=not missing
+        )
+
+    def drop(self, name: str, first: int, reason: str, frames: int = 1) -> None:
+        source = self.source(name)
+        source.totals.next_seq = first + frames
+        source.totals.drop(reason, frames)
+        source.journal.write(source.totals)
+        self.rt.count[f"dropped_{reason}"] += frames
+        content = {"source": name, "seq": first, "frames": frames, "reason": reason, "totals": source.totals.public()}
+        self.publisher.send("dropped", name, content)
+
+    def end(self, due: Ended) -> None:
+        source = self.source(due.source)
+        source.state, source.detail = "ended", ""
+        self.publish_status(due.source, self.rt.loop.now_ns())
+        self.receiver.settle(due.receipts)
+
+    def publish_statuses(self) -> None:
+        """Every source's state once a second: a late subscriber, and one who waits in vain, learn where they are."""
+        now = self.rt.loop.now_ns()
+        if now >= self.status_ns:
+            self.status_ns = now + STATUS_NS
+            for name in self.sources:
+                self.publish_status(name, now)
+            self.publisher.send("service", self.rt.name, {"counters": dict(self.rt.count)})
+
+    def publish_status(self, name: str, now: int) -> None:
+        source = self.sources[name]
+        silent = source.state != "ended" and now - source.told_ns > STALE_NS
+        content = {
+            "source": name,
+            "state": "stale" if silent else source.state,
+            "detail": source.detail,
+            "seconds_since_frame": round((now - source.frame_ns) / 1e9, 3),
+            "totals": source.totals.public(),
+        }
+        self.publisher.send("status", name, content)
+
+
+def run(rt: Runtime) -> None:
+    fusion = Fusion(rt)
+    rt.ready()
+    while rt.running:
+        rt.tick()
+        fusion.settle()
+        fusion.publish_statuses()
+
+
+if __name__ == "__main__":
+    serve("fusion", run)

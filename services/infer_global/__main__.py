@@ -1,0 +1,39 @@
+"""infer_global: the letterboxed frame -> detections of the people too large for a tile.
+
+tensors ring, part "global" --> engine --> results to fusion
+"""
+
+import numpy as np
+
+from common import engine as engines
+from common.geometry import Letterbox
+from common.inference import Inference
+from common.messages import Header, Part, TensorLayout
+from common.runtime import Runtime, serve
+from common.upstream import Upstream
+
+
+def run(rt: Runtime) -> None:
+    settings = rt.settings
+    engine = rt.closing(engines.load(settings, settings.workers.infer_global + settings.workers.infer_tiles))
+    engine.warm_up()
+    hello = rt.hello("global", settings.link.credits, engine.input)
+    tensors = rt.closing(Upstream(rt.loop, settings.run_dir, "tensors", hello, rt.timing))
+    inference = Inference(rt, engine, tensors, to_frame)
+    rt.ready()
+    while rt.running:
+        rt.tick()
+        for owner, offer in tensors.offers():
+            inference.answer(owner, offer)
+
+
+def to_frame(layout: TensorLayout, header: Header, part: Part, persons: list[np.ndarray]) -> np.ndarray:
+    """Persons in the letterboxed image -> float32 [n, 7] in frame pixels; nothing cuts them, they have no tile."""
+    (found,) = persons
+    boxes = Letterbox(header.width, header.height, layout.size_px).to_frame(found[:, :4])
+    whole = np.tile(np.array([0, -1], np.float32), (len(found), 1))
+    return np.hstack([boxes, found[:, 4:5], whole])
+
+
+if __name__ == "__main__":
+    serve("infer_global", run)

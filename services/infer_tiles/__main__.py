@@ -1,0 +1,44 @@
+"""infer_tiles: one group of a frame's tiles -> detections; start more of these to infer groups side by side.
+
+tensors ring, parts "tiles" --> engine --> results to fusion
+"""
+
+from functools import partial
+
+import numpy as np
+
+from common import engine as engines
+from common.geometry import TileGrid
+from common.inference import Inference
+from common.messages import Header, Part, TensorLayout
+from common.runtime import Runtime, serve
+from common.upstream import Upstream
+
+
+def run(rt: Runtime) -> None:
+    settings = rt.settings
+    engine = rt.closing(engines.load(settings, settings.workers.infer_global + settings.workers.infer_tiles))
+    engine.warm_up()
+    hello = rt.hello("tiles", settings.link.credits, engine.input)
+    tensors = rt.closing(Upstream(rt.loop, settings.run_dir, "tensors", hello, rt.timing))
+    inference = Inference(rt, engine, tensors, partial(to_frame, edge_px=settings.fusion.edge_px))
+    rt.ready()
+    while rt.running:
+        rt.tick()
+        for owner, offer in tensors.offers():
+            inference.answer(owner, offer)
+
+
+def to_frame(layout: TensorLayout, header: Header, part: Part, persons: list[np.ndarray], edge_px: float) -> np.ndarray:
+    """Persons in each tile -> float32 [n, 7] in frame pixels, with their tile and which of its inner edges cut them."""
+    grid = TileGrid(header.width, header.height, layout.size_px, layout.overlap)
+    rows = [np.zeros((0, 7), np.float32)]
+    for tile, found in enumerate(persons, part.first - 1):  # image 0 is the letterboxed frame
+        boxes, cut = grid.to_frame(tile, found[:, :4], edge_px)
+        where = np.full((len(found), 1), tile, np.float32)
+        rows.append(np.hstack([boxes, found[:, 4:5], cut[:, None].astype(np.float32), where]))
+    return np.vstack(rows)
+
+
+if __name__ == "__main__":
+    serve("infer_tiles", run)

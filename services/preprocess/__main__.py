@@ -1,0 +1,132 @@
+"""preprocess: an NV12 surface -> one tensor slot with the letterboxed frame and all its tiles, offered in parts.
+
+surfaces rings (one per source) --> one kernel --> tensors ring: part "global", parts "tiles"
+"""
+
+import msgspec
+
+from common.downstream import Downstream
+from common.geometry import TileGrid
+from common.messages import Header, Hello, Input, Offer, Part, Refuse, SurfaceLayout, TensorLayout
+from common.runtime import Runtime, serve
+from common.upstream import Attached, Upstream
+from services.preprocess import kernels
+
+
+class Preprocess:
+    """The tensors ring, and the input that the engines behind it agreed on."""
+
+    def __init__(self, rt: Runtime):
+        settings = rt.settings
+        self.rt, self.wanted = rt, None
+        self.tensors = rt.closing(
+            Downstream(
+                rt.loop,
+                settings.run_dir,
+                "tensors",
+                rt.instance,
+                settings.preprocess.slots,
+                rt.timing,
+                on_lost=rt.drop_part,
+                admit=self.admit,
+            )
+        )
+        rt.holding = self.tensors.holding
+        hello = rt.hello("frame", settings.link.credits)
+        self.surfaces = rt.closing(Upstream(rt.loop, settings.run_dir, "surfaces", hello, rt.timing))
+
+    def admit(self, hello: Hello) -> Refuse | None:
+        """The first engine decides what tensors are; others must want the same while it is there."""
+        if hello.wants is None:
+            return Refuse(f"{hello.service} did not say what input its engine wants.")
+        others = [c.wants for c in self.tensors.consumers if c is not hello]
+        if self.wanted not in (None, hello.wants) and self.wanted in others:
+            return Refuse(
+                f"tensors here are {_words(self.wanted)}, {hello.service} wants {_words(hello.wants)}: "
+                "give all infer services models with the same input."
+            )
+        self.wanted = hello.wants
+        return None
+
+    def make_room(self, surface: SurfaceLayout) -> None:
+        """Opens a tensors ring that a frame of this size fits into, once what is in the old one has been read."""
+        needed = self.layout_for(surface)
+        have = self.tensors.layout
+        if have and have.images >= needed.images and (have.size_px, have.dtype) == (needed.size_px, needed.dtype):
+            return
+        while have and self.rt.running and not self.tensors.idle:
+            self.rt.tick()
+        self.tensors.open(needed)
+
+    def layout_for(self, surface: SurfaceLayout) -> TensorLayout:
+        size, overlap = self.wanted.size_px, self.rt.settings.preprocess.overlap
+        tiles = len(TileGrid(surface.width, surface.height, size, overlap))
+        return TensorLayout(1 + tiles, size, self.wanted.dtype, overlap)
+
+    def acquire(self, header: Header) -> int | None:
+        """A free tensor slot: a lossless frame waits for it, a live one takes it from an older one, or is dropped."""
+        live = header.deadline_ns > 0
+        while self.rt.running and not self.rt.late(header):
+            index = self.tensors.acquire(evict=lambda older: live and older.deadline_ns > 0)
+            if index is not None:
+                return index
+            self.rt.tick()
+        return None
+
+    def process(self, owner: Attached, offer: Offer) -> None:
+        """One surface: kernel, then offer; every way out either offers the frame or says why not."""
+        rt, header = self.rt, offer.header
+        with self.surfaces.lease(owner, offer) as surface:
+            if surface is None:
+                return rt.drop(header, "stale")
+            layout = owner.layout
+            self.make_room(layout)
+            index = self.acquire(header)
+            if index is None:
+                return rt.drop(header, "deadline")
+            if owner.epoch != offer.ref.epoch:  # the surfaces' owner restarted while we waited
+                self.tensors.abandon(index)
+                return rt.drop(header, "stale")
+            began_ns = rt.loop.now_ns()
+            try:
+                tensor = self.tensors.layout
+                out = self.tensors.slot(index).view(tensor.dtype)
+                out = out.reshape(tensor.images, 3, tensor.size_px, tensor.size_px)
+                kernels.fused(surface, layout, tensor, out)
+            except Exception:
+                rt.log.exception("kernel failed on %s %d", header.source, header.seq)
+                self.tensors.abandon(index)
+                return rt.drop(header, "engine_error")
+        ended_ns = rt.loop.now_ns()
+        rt.count["frames_preprocessed"] += 1
+        rt.tracer.record("preprocess", header, began_ns, ended_ns)
+        header = msgspec.structs.replace(header, marks={**header.marks, "preprocess": (began_ns, ended_ns)})
+        self.tensors.offer(index, header, self.parts(header))
+
+    def parts(self, header: Header) -> list[Part]:
+        """Image 0 as "global", the tiles in equal groups."""
+        settings = self.rt.settings.preprocess
+        grid = TileGrid(header.width, header.height, self.tensors.layout.size_px, settings.overlap)
+        groups = grid.groups(settings.group)
+        of = 1 + len(groups)
+        tiles = [Part("tiles", i, 1 + first, count, of) for i, (first, count) in enumerate(groups)]
+        return [Part("global", 0, 0, 1, of), *tiles]
+
+
+def run(rt: Runtime) -> None:
+    preprocess = Preprocess(rt)
+    rt.ready()
+    while rt.running:
+        rt.tick()
+        if preprocess.wanted is None:
+            continue  # no engine yet: surfaces wait in their ring
+        for owner, offer in preprocess.surfaces.offers():
+            preprocess.process(owner, offer)
+
+
+def _words(wanted: Input) -> str:
+    return f"{wanted.dtype} {wanted.size_px} px"
+
+
+if __name__ == "__main__":
+    serve("preprocess", run)

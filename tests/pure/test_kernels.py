@@ -1,0 +1,130 @@
+"""The reference defines the tensor's values, checked against float64 written another way; the fast path equals it."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from common.geometry import Letterbox, TileGrid
+from common.messages import SurfaceLayout, TensorLayout
+from services.preprocess.kernels import PADDING, colour_matrix, fused, reference, taps
+
+SIZE = 32
+
+
+def surface(width, height, extra_pitch=0, matrix="bt709", full=False, seed=0):
+    """A random NV12 surface: (layout, uint8 bytes)."""
+    layout = SurfaceLayout(width, height, 2 * ((width + 1) // 2) + extra_pitch, matrix, full)
+    return layout, np.random.default_rng(seed).integers(0, 256, layout.nbytes, np.uint8)
+
+
+def tensor_of(layout, dtype="float32"):
+    return TensorLayout(1 + len(TileGrid(layout.width, layout.height, SIZE)), SIZE, dtype, 0.2)
+
+
+def run_fused(layout, pixels, dtype="float32"):
+    tensor = tensor_of(layout, dtype)
+    out = np.full((tensor.images, 3, SIZE, SIZE), 7, dtype)
+    assert fused(pixels, layout, tensor, out) == tensor.images
+    return out
+
+
+@given(
+    st.integers(1, 150), st.integers(1, 110), st.integers(0, 70),
+    st.sampled_from(["bt601", "bt709", "bt2020"]), st.booleans(), st.integers(0, 9),
+)  # fmt: skip
+@settings(deadline=None, max_examples=60)
+def test_fused_equals_the_reference(width, height, extra_pitch, matrix, full, seed):
+    layout, pixels = surface(width, height, extra_pitch, matrix, full, seed)
+    expected = reference(pixels, layout, tensor_of(layout))
+    assert np.abs(run_fused(layout, pixels) - expected).max() <= 0.01 / 255
+    ulp = np.spacing(np.float16(1))
+    assert np.abs(run_fused(layout, pixels, "float16").astype(float) - expected).max() <= ulp
+
+
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 40), st.integers(0, 9))
+@settings(deadline=None, max_examples=25)
+def test_reference_equals_pixel_by_pixel_float64(width, height, extra_pitch, seed):
+    layout, pixels = surface(width, height, extra_pitch, seed=seed)
+    rows = pixels.reshape(-1, layout.pitch).astype(np.float64)
+
+    def rgb(y, x):
+        luma = (rows[y, x] - 16) / 219
+        u, v = ((rows[height + y // 2, 2 * (x // 2) + i] - 128) / 224 for i in (0, 1))
+        # BT.709, from its own definition: E'R = E'Y + 1.5748 E'PR and so on
+        return luma + 1.5748 * v, luma - 0.187324 * u - 0.468124 * v, luma + 1.8556 * u
+
+    out = reference(pixels, layout, tensor_of(layout))
+    random = np.random.default_rng(seed)
+    grid = TileGrid(width, height, SIZE)
+    for tile, (x0, y0) in enumerate(grid.origins(), 1):
+        y, x = random.integers(0, SIZE, 2)
+        inside = y0 + y < height and x0 + x < width
+        expected = np.clip(rgb(y0 + y, x0 + x), 0, 1) if inside else [PADDING] * 3
+        np.testing.assert_allclose(out[tile, :, y, x], expected, atol=2e-5)
+
+
+def test_letterbox_shrinking_by_an_integer_is_the_mean_of_each_block():
+    layout, pixels = surface(SIZE * 3, SIZE * 3)
+    out = reference(pixels, layout, tensor_of(layout))[0]
+    luma = pixels[: layout.pitch * layout.height].reshape(SIZE * 3, -1)[:, : SIZE * 3].astype(float)
+    means = luma.reshape(SIZE, 3, SIZE, 3).mean((1, 3))
+    m, c = colour_matrix("bt709", False)
+    rows = pixels.reshape(-1, layout.pitch)[layout.height :, : SIZE * 3].reshape(-1, SIZE * 3 // 2, 2).astype(float)
+    chroma = np.repeat(np.repeat(rows, 2, 0), 2, 1).reshape(SIZE, 3, SIZE, 3, 2).mean((1, 3))
+    expected = np.clip(np.dstack([means, chroma]) @ m.T + c, 0, 1).transpose(2, 0, 1)
+    np.testing.assert_allclose(out, expected, atol=1e-12)
+
+
+def dense(source, target):
+    """The taps as a matrix [target, source]."""
+    indices, weights = taps(source, target, False)
+    matrix = np.zeros((target, source))
+    np.add.at(matrix, (np.arange(target)[:, None], indices), weights)
+    return matrix
+
+
+@given(st.integers(1, 300), st.integers(1, 300))
+@settings(deadline=None)
+def test_taps_are_centre_aligned(source, target):
+    """A flat picture stays flat, and the mirrored picture gives the mirrored result: half a pixel off would not."""
+    matrix = dense(source, target)
+    np.testing.assert_allclose(matrix.sum(1), 1)
+    np.testing.assert_allclose(matrix[::-1, ::-1], matrix, atol=1e-9)
+
+
+@given(st.integers(2, 300), st.integers(1, 300))
+@settings(deadline=None)
+def test_shrinking_counts_every_source_pixel_once(source, target):
+    if target < source:
+        np.testing.assert_allclose(dense(source, target).sum(0), target / source)
+
+
+@given(st.integers(2, 100), st.integers(2, 300))
+@settings(deadline=None)
+def test_enlarging_keeps_a_ramp_a_ramp(source, target):
+    if target >= source:
+        position = dense(source, target) @ (np.arange(source) + 0.5)
+        wanted = (np.arange(target) + 0.5) * source / target
+        np.testing.assert_allclose(position, np.clip(wanted, 0.5, source - 0.5), atol=1e-9)
+
+
+@pytest.mark.parametrize("matrix, full", [("bt601", False), ("bt601", True), ("bt709", False), ("bt709", True)])
+def test_colour_matrix_of_black_white_and_primaries(matrix, full):
+    m, c = colour_matrix(matrix, full)
+    black, white = (0, 255) if full else (16, 235)
+    np.testing.assert_allclose(m @ [black, 128, 128] + c, [0, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(m @ [white, 128, 128] + c, [1, 1, 1], atol=1e-12)
+    kr = {"bt601": 0.299, "bt709": 0.2126}[matrix]
+    luma, chroma = (255, 255) if full else (219, 224)
+    red = [black + kr * luma, 128 + chroma * -kr / (2 * (1 - {"bt601": 0.114, "bt709": 0.0722}[matrix])), 128 + chroma / 2]
+    np.testing.assert_allclose(m @ red + c, [1, 0, 0], atol=1e-6)
+
+
+def test_padding_is_114_where_there_is_no_frame():
+    layout, pixels = surface(20, 10)
+    out = reference(pixels, layout, tensor_of(layout))
+    box = Letterbox(20, 10, SIZE)
+    assert box.scaled == (SIZE, SIZE // 2)
+    assert (out[0, :, : box.origin[1]] == 114 / 255).all()
+    assert (out[1, :, 10:] == 114 / 255).all()
+    assert (out[1, :, :, 20:] == 114 / 255).all()
