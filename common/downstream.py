@@ -104,11 +104,11 @@ class Downstream:
     def acquire(self, evict: Callable[[Header], bool] = lambda header: False) -> int | None:
         """A free slot to write into, or None.
 
-        When there is none, the oldest frame that nobody is reading gives way if `evict(its header)` says so.
+        When there is none, the oldest frame that nobody has begun to read gives way if `evict(its header)` says so.
         """
         index = self._ring.acquire()
         if index is None:
-            oldest = self._ring.oldest_unleased()
+            oldest = self._ring.oldest_untouched()
             if oldest is not None and evict(self._content[oldest].header):
                 for key in [k for i, k in self._ring.waiting() if i == oldest]:
                     self._withdraw(oldest, key, "no_credit")

@@ -50,7 +50,8 @@ class Loop:
                 handler()
         self._last_ns = now = self.now_ns()
         for housekeeper in list(self._housekeepers):
-            housekeeper(now)
+            if housekeeper in self._housekeepers:  # an earlier one may have sent it away
+                housekeeper(now)
 
     def close(self) -> None:
         self._handlers.clear()

@@ -21,6 +21,7 @@ FREE, WRITING, OFFERED = "free", "writing", "offered"
 class _Slot:
     state: str = FREE
     generation: int = 0
+    touched: bool = False  # a part of it was leased in this generation
     waiting: list[PartKey] = field(default_factory=list)
     leased: dict[PartKey, Holder] = field(default_factory=dict)
     quarantined: set[PartKey] = field(default_factory=set)
@@ -62,7 +63,7 @@ class Ring:
         """Makes the parts of a written slot available for lease; returns the slot's generation."""
         self._expect(index, WRITING)
         slot = self._slots[index]
-        slot.state, slot.waiting = OFFERED, list(parts)
+        slot.state, slot.waiting, slot.touched = OFFERED, list(parts), False
         self._offered.append(index)
         return slot.generation
 
@@ -80,6 +81,7 @@ class Ring:
         slot = self._slots[index]
         slot.waiting.remove(part)
         slot.leased[part] = holder
+        slot.touched = True
 
     def release(self, index: int, generation: int, part: PartKey, holder: Holder) -> bool:
         """Ends a lease; False (and no change) when this holder has no such lease in this generation."""
@@ -98,9 +100,9 @@ class Ring:
         self._slots[index].waiting.remove(part)
         self._settle(index)
 
-    def oldest_unleased(self) -> int | None:
-        """The oldest offered slot that nobody is reading now: the first to drop when a live source needs room."""
-        return next((i for i in self._offered if not self._slots[i].leased and self._slots[i].waiting), None)
+    def oldest_untouched(self) -> int | None:
+        """The oldest offered slot of which no part was ever leased: the first to drop when a live source needs room."""
+        return next((i for i in self._offered if not self._slots[i].touched), None)
 
     def holding(self, holder: Holder) -> int:
         """How many parts the holder has leased."""

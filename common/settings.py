@@ -81,7 +81,7 @@ class Fusion(Section):
     publish: str = ""
     """Endpoint of the counts, ipc:// or tcp:// on loopback; empty: counts.sock in run_dir"""
     reorder_frames: int = Field(16, ge=1, le=256)
-    """A frame is given up when one this much newer has results"""
+    """A frame is given up when more than this many later ones are complete"""
     idle_s: float = Field(10, gt=0, le=600)
     """A frame without deadline is given up when no result came and no ring held it for, s"""
     same_iou: float = Field(0.5, gt=0, le=1)

@@ -125,7 +125,10 @@ def run_group(
 
     def on_message(kind: str, name: str, content: dict) -> None:
         tally.add(kind, name, content)
-        screen.show(kind, name, content)
+        try:
+            screen.show(kind, name, content)
+        except BrokenPipeError:  # `run … | head`: nobody reads us any more
+            group.stop()
         if lines and kind == "counts":
             lines.write(json.dumps(content, separators=(",", ":")) + "\n")
             lines.flush()

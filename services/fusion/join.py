@@ -5,7 +5,8 @@ with a reason. A frame is settled when
 
 1. every part of it was answered or dropped, or the whole of it was dropped;
 2. its deadline has passed (live sources);
-3. `reorder_frames` later frames have been answered: more than all rings together hold, so it was lost with a process;
+3. more than `reorder_frames` later frames are complete: more than all rings together hold, so it was lost with a
+   process;
 4. for `idle_ns` nothing was heard of its source, nor did any ring still hold a frame of it (the last before a crash).
 
 A seq nobody ever mentions, because it was lost with its decoder, is settled with the next one that is known.
@@ -158,7 +159,7 @@ class Join:
         """True when what comes before the end of `frame` is waited for in vain (None: the source has ended)."""
         if frame is not None and frame.header.deadline_ns and now_ns > frame.header.deadline_ns:
             return True
-        if sum(bool(f.answers) for f in lane.frames.values()) > self._reorder:
+        if sum(f.complete and bool(f.answers) for f in lane.frames.values()) > self._reorder:
             return True
         return now_ns - lane.heard_ns > self._idle_ns
 

@@ -79,10 +79,19 @@ def test_a_lost_lossless_frame_is_given_up_when_more_later_ones_were_answered_th
         for part in PARTS:
             join.add(answer(seq, part), 1, 0)
     assert settled(join) == []
-    join.add(answer(5, PARTS[0]), 1, 0)
+    for part in PARTS:
+        join.add(answer(5, part), 1, 0)
     due = settled(join)
     assert due[0] == Gap("cam", 0, 1)
-    assert [d.frame.header.seq for d in due[1:]] == [1, 2, 3, 4]
+    assert [d.frame.header.seq for d in due[1:]] == [1, 2, 3, 4, 5]
+
+
+def test_a_branch_that_is_behind_is_waited_for():
+    """infer_tiles still connects to fusion while infer_global has answered the first frames: nothing is given up."""
+    join = new_join(reorder=2)
+    for seq in range(20):
+        join.add(answer(seq, PARTS[0]), 1, 0)
+    assert settled(join) == []
 
 
 def test_drops_of_later_frames_do_not_hurry_a_slow_one():

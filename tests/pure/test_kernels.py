@@ -116,7 +116,11 @@ def test_colour_matrix_of_black_white_and_primaries(matrix, full):
     np.testing.assert_allclose(m @ [white, 128, 128] + c, [1, 1, 1], atol=1e-12)
     kr = {"bt601": 0.299, "bt709": 0.2126}[matrix]
     luma, chroma = (255, 255) if full else (219, 224)
-    red = [black + kr * luma, 128 + chroma * -kr / (2 * (1 - {"bt601": 0.114, "bt709": 0.0722}[matrix])), 128 + chroma / 2]
+    red = [
+        black + kr * luma,
+        128 + chroma * -kr / (2 * (1 - {"bt601": 0.114, "bt709": 0.0722}[matrix])),
+        128 + chroma / 2,
+    ]
     np.testing.assert_allclose(m @ red + c, [1, 0, 0], atol=1e-6)
 
 

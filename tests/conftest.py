@@ -1,0 +1,64 @@
+"""Every test has a private run directory on a tmpfs; nothing it started survives it."""
+
+import os
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.support import squares
+from tests.support.group import Group
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def run_dir():
+    path = Path(tempfile.mkdtemp(prefix="pc-test-", dir="/dev/shm"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+    path.with_suffix(".log").unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory):
+    return squares.make_clip(tmp_path_factory.mktemp("squares") / "clip.mp4")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    return squares.make_model(tmp_path_factory.mktemp("squares") / "squares.onnx")
+
+
+@pytest.fixture
+def group(run_dir, model):
+    """Makes groups; kills what is left of them, then asserts that nothing was."""
+    groups = []
+
+    def make(sources, **settings):
+        groups.append(Group(run_dir, model, sources, **settings))
+        return groups[-1]
+
+    yield make
+    problems = []
+    for one in groups:
+        try:
+            one.close()
+        except AssertionError as problem:
+            problems.append(problem)
+        finally:
+            for process in one.processes.values():
+                if process.poll() is None:
+                    os.kill(process.pid, signal.SIGKILL)
+    if problems:
+        raise problems[0]
+
+
+@pytest.fixture(scope="session")
+def footage():
+    """The folder of real footage with truth, where it lies beside the checkout."""
+    if not (SHARED / "footage").is_dir():
+        pytest.skip(f"no footage in {SHARED}: this test runs where the project's test material lies beside it")
+    return SHARED / "footage"

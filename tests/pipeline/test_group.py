@@ -1,0 +1,155 @@
+"""Five real processes on clips whose truth is known: every frame counted, exactly, once, in order."""
+
+import json
+
+import pytest
+
+from tests.support.squares import FRAMES, HEIGHT, WIDTH, expected, make_clip, make_model
+
+
+def run_to_end(group, timeout_s=60):
+    group.start()
+    group.wait_for(group.ended, "the end of the source", timeout_s)
+    group.check_books()
+    return group.of("counts")
+
+
+def test_every_frame_is_counted_exactly(group, clip):
+    g = group({"cam": {"url": str(clip)}})
+    counts = run_to_end(g)
+    assert [c["seq"] for c in counts] == list(range(FRAMES))
+    assert [c["missing"] for c in counts] == [{}] * FRAMES
+    assert [c["count"] for c in counts] == [expected(seq) for seq in range(FRAMES)]
+    assert g.totals() == {"frames": FRAMES, "counted": FRAMES, "incomplete": 0, "dropped": {}}
+    assert g.wait_exit("decoder.cam") == 0  # the end reached the subscribers, its work is done
+
+
+def test_what_subscribers_read(group, clip):
+    """The published JSON has what the README promises, and its times are in order."""
+    counts = run_to_end(g := group({"cam": {"url": str(clip)}}))
+    first = counts[0]
+    assert first.keys() == {
+        "source", "seq", "pts_s", "time", "count", "complete", "missing", "end_to_end_ms", "stages_ms", "hops_ms", "totals",
+    }  # fmt: skip
+    assert first["stages_ms"].keys() == {"decode", "copy", "preprocess", "infer_global", "infer_tiles", "fusion"}
+    for c in counts:
+        assert all(ms >= 0 for ms in (*c["stages_ms"].values(), *c["hops_ms"].values()))
+        assert c["end_to_end_ms"] >= max(c["stages_ms"].values())
+    assert [c["pts_s"] for c in counts] == pytest.approx([seq / 30 for seq in range(FRAMES)], abs=1e-3)
+    for c, d in zip(counts, g.of("detections")):
+        assert (d["seq"], len(d["boxes"])) == (c["seq"], c["count"])
+        assert all(0 <= x1 < x2 <= WIDTH and 0 <= y1 < y2 <= HEIGHT for x1, y1, x2, y2, _ in d["boxes"])
+
+
+def test_several_sources_and_resolutions_at_once(group, tmp_path, clip):
+    small = make_clip(tmp_path / "small.mp4", 40, ((144, 80),))
+    tiny = make_clip(tmp_path / "tiny.mp4", 30, ((64, 64),))  # smaller than a tile
+    g = group({"cam": {"url": str(clip)}, "small": {"url": str(small)}, "tiny": {"url": str(tiny)}})
+    g.start(
+        "fusion.0", "infer_global.0", "infer_tiles.0", "preprocess.0", "decoder.cam", "decoder.small", "decoder.tiny"
+    )
+    g.wait_for(lambda: sum(c["state"] == "ended" for c in g.of("status")) >= 3, "the end of all three")
+    for source, frames in (("cam", FRAMES), ("small", 40)):
+        g.check_books(source)
+        assert [c["count"] for c in g.of("counts", source)] == [expected(seq) for seq in range(frames)]
+    assert g.totals("tiny")["counted"] == 30
+
+
+def test_a_resolution_that_changes_within_the_stream(group, tmp_path):
+    clip = make_clip(tmp_path / "changes.ts", 40, ((WIDTH, HEIGHT), (144, 80)))
+    counts = run_to_end(group({"cam": {"url": str(clip)}}))
+    assert [c["count"] for c in counts] == [expected(seq % 20) for seq in range(40)]
+
+
+@pytest.mark.parametrize("batch, dtype", [(1, 1), ("batch", 10)], ids=["batch of 1", "float16"])
+def test_other_inputs(group, clip, tmp_path, batch, dtype):
+    model = make_model(tmp_path / "other.onnx", batch, dtype=dtype)
+    counts = run_to_end(group({"cam": {"url": str(clip)}}, engine__model=str(model)))
+    assert [c["count"] for c in counts] == [expected(seq) for seq in range(FRAMES)]
+
+
+def test_two_tile_workers_share_the_work(group, clip):
+    """Groups of 3 tiles, four a frame: the least recently used worker gets the next."""
+    g = group({"cam": {"url": str(clip)}}, preprocess__group="3")
+    g.start("infer_tiles.1")
+    counts = run_to_end(g)
+    assert all(c["complete"] for c in counts)
+    g.wait_for(
+        lambda: sum(g.counters(f"infer_tiles.{i}").get("parts_inferred", 0) for i in (0, 1)) == 4 * FRAMES,
+        "all reports",
+    )
+    shares = [g.counters(f"infer_tiles.{i}")["parts_inferred"] for i in (0, 1)]
+    assert min(shares) >= FRAMES  # a quarter of the work at least, however the cores were shared
+
+
+def test_a_worker_added_while_running_takes_load_at_once(group, clip):
+    g = group({"cam": {"url": str(clip), "loop": True}}, preprocess__group="3")
+    g.start()
+    g.wait_counts(20)
+    g.start("infer_tiles.1")
+    g.wait_for(lambda: g.counters("infer_tiles.1").get("parts_inferred", 0) > 20, "load on the new worker")
+    g.check_books()
+
+
+def test_a_live_source_faster_than_the_machine_stays_bounded(group, clip):
+    """Drop-oldest: the delay does not grow, everything dropped has a reason."""
+    g = group({"cam": {"url": str(clip), "realtime": True, "loop": True}})
+    g.start("fusion.0", "infer_global.0", "preprocess.0", "decoder.cam")
+    g.start("infer_tiles.0", fault=("--slow", "12"))  # 12 tiles x 24 ms: 3 to 4 frames a second of 30
+    g.wait_counts(12, 60)
+    delays = [c["end_to_end_ms"] for c in g.of("counts")]
+    frame_ms = 12 * 24
+    assert max(delays[-4:]) < 10 * frame_ms  # 3 slots and 2 credits deep at most, however long it runs
+    assert max(delays[-4:]) < 2 * max(delays[3:7]) + frame_ms
+    assert g.totals()["dropped"].get("no_credit", 0) > 20
+    g.check_books()
+    assert all(c["count"] == expected(c["seq"]) for c in g.of("counts") if c["complete"])
+
+
+def test_traces_of_one_frame_are_one_tree_across_processes(group, clip, tmp_path):
+    file = tmp_path / "traces.jsonl"
+    g = group({"cam": {"url": str(clip)}}, telemetry__exporter="file", telemetry__ratio="1", telemetry__file=str(file))
+    run_to_end(g)
+    g.close()
+    spans = [json.loads(line) for line in file.read_text().splitlines()]
+    frames: dict[str, list[dict]] = {}
+    for span in spans:
+        frames.setdefault(span["context"]["trace_id"], []).append(span)
+    assert len(frames) == FRAMES
+    for tree in frames.values():
+        by_name = {span["name"]: span for span in tree}
+        assert sorted(by_name) == ["decode", "fusion", "infer_global", "infer_tiles", "preprocess"]
+        root = by_name["decode"]
+        assert root["parent_id"] is None
+        assert all(s["parent_id"] == root["context"]["span_id"] for s in tree if s is not root)
+        assert len({span["attributes"]["seq"] for span in tree}) == 1
+        begins = [by_name[name]["start_time"] for name in ("decode", "preprocess", "infer_tiles", "fusion")]
+        assert begins == sorted(begins)
+
+
+def test_a_dead_collector_costs_no_frame_and_is_counted(group, clip):
+    g = group(
+        {"cam": {"url": str(clip), "loop": True}},
+        telemetry__exporter="otlp", telemetry__ratio="1", telemetry__endpoint="http://127.0.0.1:9/v1/traces",
+    )  # fmt: skip
+    g.start()
+    g.wait_counts(2 * FRAMES, 60)
+    g.wait_for(lambda: g.counters("fusion.0").get("spans_lost", 0) > 0, "lost spans to be counted", 60)
+    assert g.totals()["dropped"] == {}
+    g.check_books()
+
+
+def test_messages_of_another_schema_are_refused_in_words(group, clip, run_dir):
+    """A process of another version is told so and ends with the configuration code; the group goes on."""
+    g = group({"cam": {"url": str(clip), "loop": True}})
+    g.start()
+    g.wait_counts(5)
+    code = "import common.messages as m; m.SCHEMA += 1; import runpy, sys; sys.argv = ['x', '9'];" \
+        "runpy.run_module('services.infer_tiles', run_name='__main__')"  # fmt: skip
+    import subprocess
+    import sys
+
+    other = subprocess.run([sys.executable, "-c", code], env=g.environment, capture_output=True, text=True, timeout=30)
+    assert other.returncode == 78
+    assert "schema" in other.stderr
+    g.wait_counts(5)

@@ -1,0 +1,53 @@
+"""Runs a service with a fault in its work: `python -m tests.support.faulty SERVICE --raise-at N | --slow X -- INSTANCE`.
+
+The fault sits in the one function that does the service's work on a frame; everything around it is the real thing.
+"""
+
+import argparse
+import importlib
+import runpy
+import sys
+import time
+
+WORK = {
+    "decoder": ("services.decoder.sources", "copy_nv12"),
+    "preprocess": ("services.preprocess.kernels", "fused"),
+    "infer_global": ("common.engine.onnxruntime", "OnnxEngine.run"),
+    "infer_tiles": ("common.engine.onnxruntime", "OnnxEngine.run"),
+    "fusion": ("services.fusion.merge", "merge"),
+}
+LEAST_S = 0.002  # taken as the duration of work that is faster: ten times nothing is nothing
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("service")
+    parser.add_argument("--raise-at", type=int, default=0)
+    parser.add_argument("--slow", type=float, default=1)
+    parser.add_argument("instance")
+    args = parser.parse_args()
+    module, name = WORK[args.service]
+    owner = importlib.import_module(module)
+    *path, function = name.split(".")
+    for step in path:
+        owner = getattr(owner, step)
+    work, calls = getattr(owner, function), 0
+
+    def faulty(*values, **named):
+        nonlocal calls
+        calls += 1
+        if calls == args.raise_at:
+            raise RuntimeError("injected fault")
+        begin = time.monotonic()
+        result = work(*values, **named)
+        if args.slow > 1:
+            time.sleep((args.slow - 1) * max(LEAST_S, time.monotonic() - begin))
+        return result
+
+    setattr(owner, function, faulty)
+    sys.argv = [args.service, args.instance]
+    runpy.run_module(f"services.{args.service}", run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
