@@ -1,0 +1,407 @@
+"""Two ends of a link in one process, over real sockets, with a clock that the test owns."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import zmq
+
+from common.downstream import Downstream
+from common.errors import CONFIG, Refused
+from common.link import Timing
+from common.loop import Loop
+from common.messages import (
+    MAX_BYTES,
+    SCHEMA,
+    Beat,
+    Detections,
+    Header,
+    Hello,
+    Offer,
+    Part,
+    Ref,
+    Release,
+    Status,
+    SurfaceLayout,
+    encode,
+)
+from common.results import WINDOW, Receiver, Sender
+from common.upstream import Upstream
+
+SECOND = 1_000_000_000
+LAYOUT = SurfaceLayout(32, 32, 64, "bt709", False)
+TIMING = Timing(beat_ns=SECOND // 10, silent_ns=2 * SECOND)
+
+
+class World:
+    """Owners and consumers on one fake clock, ticked in turn until something holds."""
+
+    def __init__(self, run_dir):
+        self.run_dir, self.now_ns, self.loops, self.lost = run_dir, SECOND, [], []
+
+    def loop(self):
+        self.loops.append(Loop(lambda: self.now_ns))
+        return self.loops[-1]
+
+    def owner(self, loop=None, slots=3, instance="cam"):
+        owner = Downstream(
+            loop or self.loop(), self.run_dir, "surfaces", instance, slots, TIMING,
+            on_lost=lambda header, part, reason: self.lost.append((header.seq, reason)),
+        )  # fmt: skip
+        owner.open(LAYOUT)
+        return owner
+
+    def real_loop(self):
+        """A loop on the real clock, for a world of one in a child process."""
+        self.loops.append(Loop())
+        return self.loops[-1]
+
+    def consumer(self, credits=2, schema=SCHEMA, name="preprocess.0", pid=None, loop=None):
+        hello = Hello(schema, name, pid or os.getpid(), "frame", credits)
+        return Upstream(loop or self.loop(), self.run_dir, "surfaces", hello, TIMING)
+
+    def turn(self, rounds=1, step_ns=SECOND // 100):
+        for _ in range(rounds):
+            self.now_ns += step_ns
+            for loop in self.loops:
+                loop.tick(1)
+
+    def until(self, condition, what):
+        for _ in range(400):
+            if condition():
+                return
+            self.turn()
+        raise AssertionError(f"never: {what}")
+
+
+@pytest.fixture
+def world(run_dir):
+    world = World(run_dir)
+    yield world
+    for loop in world.loops:
+        loop.close()
+
+
+def show(owner, seq, fill, deadline_ns=0):
+    """Offers a frame whose pixels are all `fill`."""
+    index = owner.acquire()
+    owner.slot(index)[:] = fill
+    header = Header(source="cam", seq=seq, pts_s=0, captured_ns=0, deadline_ns=deadline_ns, width=32, height=32)
+    owner.offer(index, header, [Part("frame")])
+
+
+def waiting(consumer):
+    return sum(len(owner.offers) for owner in consumer._owners.values())
+
+
+def test_offer_lease_release(world):
+    owner, consumer = world.owner(), world.consumer()
+    show(owner, 0, 42)
+    world.until(lambda: waiting(consumer), "the offer")
+    link, offer = consumer.take()
+    with consumer.lease(link, offer) as pixels:
+        assert (pixels == 42).all()
+        assert len(pixels) == LAYOUT.nbytes
+        with pytest.raises(ValueError, match="read-only"):
+            pixels[0] = 1
+        world.turn(5)
+        assert not owner.idle
+    world.until(lambda: owner.idle, "the release")
+
+
+def test_credits_bound_what_a_consumer_holds(world):
+    owner, consumer = world.owner(slots=4), world.consumer(credits=2)
+    for seq in range(4):
+        show(owner, seq, seq)
+    world.until(lambda: waiting(consumer) == 2, "two offers")
+    world.turn(20)
+    assert waiting(consumer) == 2
+    with consumer.lease(*consumer.take()):
+        pass
+    world.until(lambda: waiting(consumer) == 2, "the next one, for the one released")
+
+
+def test_the_least_recently_used_consumer_is_next(world):
+    owner = world.owner(slots=8)
+    consumers = [world.consumer(name=f"preprocess.{i}") for i in range(2)]
+    world.until(lambda: len(owner.consumers) == 2, "both")
+    seqs = [[], []]
+    for seq in range(8):
+        show(owner, seq, seq)
+        world.until(lambda: any(waiting(c) for c in consumers), "an offer")
+        for i, consumer in enumerate(consumers):
+            while (taken := consumer.take()) is not None:
+                seqs[i].append(taken[1].header.seq)
+                with consumer.lease(*taken):
+                    pass
+        world.turn(3)
+    assert sorted(map(len, seqs)) == [4, 4]
+    assert all(b - a == 2 for s in seqs for a, b in zip(s, s[1:]))
+
+
+def test_another_schema_is_refused_once_in_words(world):
+    world.owner()
+    world.consumer(schema=SCHEMA + 1)
+    with pytest.raises(Refused, match="same version") as refusal:
+        world.turn(200)
+    assert refusal.value.code == CONFIG
+
+
+def test_a_second_owner_is_refused_and_the_first_goes_on(world):
+    owner = world.owner()
+    with pytest.raises(Refused, match=f"already owned by process {os.getpid()}"):
+        world.owner()
+    consumer = world.consumer()
+    show(owner, 0, 1)
+    world.until(lambda: waiting(consumer), "the first owner's offer")
+
+
+def test_a_pid_that_cannot_be_seen_is_refused(world):
+    world.owner()
+    world.consumer(pid=2**22 + 1)
+    with pytest.raises(Refused, match="PID namespace"):
+        world.turn(200)
+
+
+def test_a_silent_consumer_loses_its_frame_but_not_the_slot(world):
+    """Frozen: told once as stale, no more offers; its late release is still good, and then it is served again."""
+    owner, consumer = world.owner(), world.consumer()
+    frozen = world.loops.pop()
+    show(owner, 0, 7)
+    for _ in range(100):
+        frozen.tick(1)
+        world.turn()
+        if waiting(consumer):
+            break
+    taken = consumer.take()
+    world.until(lambda: world.lost == [(0, "stale")], "the loss")
+    show(owner, 1, 8)
+    world.turn(20)
+    assert not owner.idle  # it may still be reading
+    with consumer.lease(*taken) as pixels:
+        assert (pixels == 7).all()  # nobody wrote over it
+    world.loops.append(frozen)
+    world.until(lambda: waiting(consumer) == 1, "the next offer")
+    assert world.lost == [(0, "stale")]
+
+
+def test_who_slept_does_not_blame_the_others(world):
+    owner, consumer = world.owner(), world.consumer()
+    show(owner, 0, 1)
+    world.until(lambda: waiting(consumer), "the offer")
+    world.now_ns += 60 * SECOND  # the whole machine was suspended
+    world.turn(50)
+    assert world.lost == []
+
+
+def test_parts_wait_until_their_deadline_and_are_then_lost_with_the_reason(world):
+    owner = world.owner()
+    show(owner, 5, 1, deadline_ns=world.now_ns + SECOND)
+    world.until(lambda: world.lost, "the deadline")
+    assert world.lost == [(5, "deadline")]
+    assert owner.idle
+
+
+def test_a_newer_live_frame_takes_the_slot_of_the_oldest_untouched_one(world):
+    owner = world.owner(slots=3)
+    for seq in range(3):
+        show(owner, seq, seq)
+    assert owner.acquire(evict=lambda header: False) is None
+    assert owner.acquire(evict=lambda header: True) is not None
+    assert world.lost == [(0, "no_credit")]
+
+
+def test_a_new_epoch_reaches_consumers_and_the_old_one_is_never_read_again(world):
+    owner, consumer = world.owner(), world.consumer()
+    show(owner, 0, 1)
+    world.until(lambda: waiting(consumer), "the offer")
+    taken = consumer.take()
+    owner.open(SurfaceLayout(64, 64, 64, "bt709", True))
+    world.until(lambda: next(iter(consumer._owners.values())).layout.width == 64, "the new ring")
+    with consumer.lease(*taken) as pixels:
+        assert pixels is None
+    show(owner, 1, 9)
+    world.until(lambda: waiting(consumer), "an offer of the new epoch")
+    with consumer.lease(*consumer.take()) as pixels:
+        assert len(pixels) == 64 * 96
+        assert (pixels == 9).all()
+
+
+def test_a_restarted_owner_is_found_again_and_its_leftovers_are_swept(world, run_dir):
+    """The owner is a process that is SIGKILLed while it owns memory; the next one of that name starts clean."""
+    code = (
+        "import sys, time; sys.path.insert(0, '.')\n"
+        "from tests.link.test_link import World, Path, show\n"
+        f"w = World(Path({str(run_dir)!r})); o = w.owner(w.real_loop()); show(o, 0, 1)\n"
+        "print('up', flush=True)\n"
+        "while True: w.loops[0].tick(10)\n"
+    )
+    first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert first.stdout.readline() == b"up\n"
+    consumer = world.consumer()
+    world.until(lambda: waiting(consumer) or time.sleep(0.005), "the first owner's offer")
+    left = set(run_dir.glob("*.shm"))
+    assert len(left) == 1
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    world.until(lambda: not waiting(consumer), "its death to be noticed")
+    owner = world.owner()
+    assert not left & set(run_dir.glob("*.shm"))
+    show(owner, 1, 2)
+    world.until(lambda: waiting(consumer), "the successor's offer")
+    with consumer.lease(*consumer.take()) as pixels:
+        assert (pixels == 2).all()
+
+
+def test_a_killed_consumer_gives_its_slot_back(world, run_dir):
+    code = (
+        "import sys; sys.path.insert(0, '.')\n"
+        "from tests.link.test_link import World, Path, waiting\n"
+        f"w = World(Path({str(run_dir)!r})); c = w.consumer(loop=w.real_loop())\n"
+        "while not waiting(c): w.loops[0].tick(10)\n"
+        "print('got it', flush=True)\n"
+        "while True: w.loops[0].tick(10)\n"
+    )
+    owner = world.owner()
+    show(owner, 3, 1)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    os.set_blocking(process.stdout.fileno(), False)
+    world.until(lambda: process.stdout.readline() or time.sleep(0.02), "the lease")
+    assert not owner.idle
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    world.until(lambda: owner.idle, "the slot")
+    assert world.lost == [(3, "stale")]
+
+
+class Attacker:
+    """A socket that says what it likes to an owner."""
+
+    def __init__(self, world, name):
+        self.context = zmq.Context()
+        self.socket = self.context.socket(zmq.DEALER)
+        self.socket.connect(f"ipc://{world.run_dir}/{name}.sock")
+
+    def close(self):
+        self.context.destroy(linger=0)
+
+
+@pytest.fixture
+def attacker(world):
+    attackers = []
+
+    def make(name):
+        attackers.append(Attacker(world, name))
+        return attackers[-1].socket
+
+    yield make
+    for one in attackers:
+        one.close()
+
+
+def test_hostile_messages_are_counted_and_nothing_dies(world, attacker):
+    owner = world.owner(loop := world.loop())
+    consumer = world.consumer()
+    hostile = attacker("surfaces.cam")
+    hello = encode(Hello(SCHEMA, "evil", os.getpid(), "frame", 0))
+    garbage = [b"", b"\xc1", os.urandom(500), hello[:-3], hello + b"x", b"\x81\xa4type\xa5bogus", b"[" * 5000]
+    garbage += [encode(Beat()).replace(b"beat", b"eval"), b"\x80\x04\x95cposix\nsystem\n"]
+    for data in garbage:
+        hostile.send(data)
+    hostile.send_multipart([b"two", b"parts"])
+    world.until(lambda: loop.counters["messages_malformed"] >= len(garbage) + 1, "all of it to be counted")
+    show(owner, 0, 3)
+    world.until(lambda: waiting(consumer), "work as usual")
+
+
+def test_oversized_messages_never_arrive(world, attacker):
+    owner = world.owner(loop := world.loop())
+    hostile = attacker("surfaces.cam")
+    hostile.send(b"x" * (MAX_BYTES + 1))  # libzmq drops the connection
+    world.turn(30)
+    assert not loop.counters
+    consumer = world.consumer()
+    show(owner, 0, 3)
+    world.until(lambda: waiting(consumer), "work as usual")
+
+
+def test_forged_releases_free_nothing(world, attacker):
+    owner, consumer = world.owner(loop := world.loop()), world.consumer()
+    show(owner, 0, 3)
+    world.until(lambda: waiting(consumer), "the lease")
+    offer: Offer = consumer.take()[1]
+    hostile = attacker("surfaces.cam")
+    hostile.send(encode(Hello(SCHEMA, "evil", os.getpid(), "frame", 0)))
+    ref = offer.ref
+    forged = [ref, Ref("0" * 16, ref.slot, ref.generation), Ref(ref.epoch, 99, 1), Ref(ref.epoch, ref.slot, 7)]
+    for one in forged:
+        hostile.send(encode(Release(one, "frame", 0)))
+    hostile.send(encode(Release(ref, "tiles", 3)))
+    world.until(lambda: loop.counters["releases_refused"] == len(forged) + 1, "all to be counted")
+    assert not owner.idle
+
+
+def test_what_was_said_before_hello_does_not_count(world, attacker):
+    world.owner(loop := world.loop())
+    hostile = attacker("surfaces.cam")
+    hostile.send(encode(Release(Ref("x", 0, 1), "frame", 0)))
+    world.until(lambda: hostile.poll(1), "an answer")
+    assert b"say hello first" in hostile.recv()
+    assert not loop.counters["releases_refused"]
+
+
+def test_a_ring_handle_is_a_name_and_never_a_path(world):
+    from common.memory import kind
+    from common.messages import RingSpec
+
+    for handle in (b"../../etc/passwd", b"/etc/passwd", b"surfaces.cam.zz.shm", b"a.b.00.shm\0"):
+        with pytest.raises(Refused, match="not a shared memory name"):
+            kind("shm").Mapped(world.run_dir, RingSpec("shm", handle, 1, 1, LAYOUT))
+    with pytest.raises(Refused, match="not supported here"):
+        kind("pickle")
+
+
+def test_a_ring_that_does_not_fit_is_refused_before_anything_is_written(world):
+    owner = world.owner()
+    huge = SurfaceLayout(1 << 20, 1 << 22, 1 << 20, "bt709", False)
+    with pytest.raises(Refused, match="No room"):
+        owner.open(huge)
+    assert not list(world.run_dir.glob("*.shm"))
+
+
+def detections(seq):
+    header = Header(source="cam", seq=seq, pts_s=0, captured_ns=0, deadline_ns=0, width=1, height=1)
+    return Detections(header, Part("global"), b"", 0, 0)
+
+
+def test_results_that_were_not_settled_are_sent_again_to_a_restarted_fusion(world):
+    received = []
+    sender = Sender(world.loop(), world.run_dir, Hello(SCHEMA, "infer_tiles.0", os.getpid()), TIMING)
+    first = Receiver(loop := world.loop(), world.run_dir, "a" * 16, TIMING, lambda body, r: received.append((body, r)))
+    for seq in range(4):
+        sender.send(detections(seq))
+    world.until(lambda: len(received) == 4, "all four")
+    first.settle([receipt for _, receipt in received[:2]])
+    world.turn(5)
+    first.close()
+    world.loops.remove(loop)
+    loop.close()
+    sender.send(detections(4))
+    received.clear()
+    Receiver(world.loop(), world.run_dir, "b" * 16, TIMING, lambda body, r: received.append((body, r)))
+    world.until(lambda: len(received) == 3, "the three that were not settled")
+    assert [body.header.seq for body, _ in received] == [2, 3, 4]
+
+
+def test_a_sender_without_fusion_never_blocks_and_counts_what_it_gives_up(world):
+    sender = Sender(loop := world.loop(), world.run_dir, Hello(SCHEMA, "decoder.cam", os.getpid()), TIMING)
+    for seq in range(WINDOW):
+        sender.send(detections(seq))
+    assert sender.full
+    for seq in range(2000):
+        sender.send(Status("cam", "online", seq))
+    assert loop.counters["results_lost"] == WINDOW + 2000 - 1024
