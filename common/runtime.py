@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common import settings as settings_module
 from common.errors import SOFTWARE, Refused
-from common.link import Timing
+from common.link import IPC_PATH_MAX, Timing
 from common.loop import Loop
 from common.messages import SCHEMA, Dropped, Header, Hello, Input, Part
 from common.results import NAME as FUSION
@@ -23,6 +23,7 @@ from common.telemetry import Tracer
 SUPERVISOR_VARIABLE = "SUPERVISOR_PID_OF_PEOPLECOUNTER"  # set by `run`: the group ends with it, even if it is killed
 REPORT_NS = 1_000_000_000
 PR_SET_PDEATHSIG = 1
+RUN_DIR_MAX = IPC_PATH_MAX - 40  # bytes; longer source names are refused by link.py
 
 
 class Runtime:
@@ -96,6 +97,8 @@ class Runtime:
 
 def make_private(run_dir: Path) -> None:
     """Creates the run directory, mode 0700, or refuses one that somebody else could look into."""
+    if len(os.fsencode(run_dir)) > RUN_DIR_MAX:
+        raise Refused(f"The run_dir {run_dir} is too long for socket names: use a shorter run_dir.")
     try:
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = run_dir.stat()

@@ -107,7 +107,7 @@ class Telemetry(Section):
     ratio: float = Field(0.01, ge=0, le=1)
     """Share of the frames that are traced"""
     file: str = "traces.jsonl"
-    """File of the exporter 'file'; relative to run_dir"""
+    """File of the exporter 'file', appended to by all services"""
     endpoint: str = "http://127.0.0.1:4318/v1/traces"
     """URL of the exporter 'otlp'"""
 

@@ -92,7 +92,7 @@ def _exporter(settings: Settings) -> SpanExporter | None:
     if telemetry.exporter == "none" or telemetry.ratio == 0:
         return None
     if telemetry.exporter == "file":
-        return JsonLines(settings.run_dir / telemetry.file)
+        return JsonLines(Path(telemetry.file))
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
     return OTLPSpanExporter(telemetry.endpoint, timeout=2)

@@ -54,7 +54,8 @@ class Walk(NamedTuple):
         if ahead_m <= self.pause_at_m:
             return ahead_m, True
         return max(self.pause_at_m, ahead_m - self.pause_s * self.speed_m_s), ahead_m > self.pause_at_m + (
-            self.pause_s * self.speed_m_s)
+            self.pause_s * self.speed_m_s
+        )
 
 
 @dataclass
@@ -78,11 +79,19 @@ class Lane:
         pauses = self.rng.random() < 0.2
         number = self.first_person + 1000 * len(self.walks)
         gap_m = self.rng.uniform(0.6, 0.8)
-        people = tuple((number + nth, random_look(self.rng), (nth - (self.members - 1) / 2) * gap_m)
-                       for nth in range(self.members))
+        people = tuple(
+            (number + nth, random_look(self.rng), (nth - (self.members - 1) / 2) * gap_m) for nth in range(self.members)
+        )
         begin_s = self.walks[-1].end_s if self.walks else -float(self.rng.random()) * way_m / speed_m_s
-        return Walk(begin_s, start, end, speed_m_s, way_m * self.rng.uniform(0.2, 0.7) if pauses else way_m,
-                    self.rng.uniform(3, 9) if pauses else 0.0, people)
+        return Walk(
+            begin_s,
+            start,
+            end,
+            speed_m_s,
+            way_m * self.rng.uniform(0.2, 0.7) if pauses else way_m,
+            self.rng.uniform(3, 9) if pauses else 0.0,
+            people,
+        )
 
     def _free_way(self, camera, things):
         """(start, end) on the ground: in on one side, out on the other or below the picture, past everything."""
@@ -90,8 +99,9 @@ class Lane:
         for _ in range(25):
             depths_m = 9.0 * (0.93 * FAR_M / 9.0) ** self.rng.random(2)
             side = self.rng.choice([-1.0, 1.0])
-            start, end = (np.array([sign * (camera.half_width_m(z_m) + 0.8), z_m])
-                          for sign, z_m in zip((-side, side), depths_m))
+            start, end = (
+                np.array([sign * (camera.half_width_m(z_m) + 0.8), z_m]) for sign, z_m in zip((-side, side), depths_m)
+            )
             if self.rng.random() < 0.14:
                 end = np.array([self.rng.uniform(-1, 1) * camera.half_width_m(EXIT_M), EXIT_M])
             if self.rng.random() < 0.5:
@@ -193,8 +203,15 @@ class Plaza:
                 x_m, z_m = walk.start + heading * way_m + np.array([1.0, 0.35]) * offset_m
                 z_m = max(float(z_m), 4.0)
                 phase_rad = 2 * np.pi * way_m / stride_m(look, walk.speed_m_s) + person
-                canvas, head = draw_figure(self.camera, look, float(x_m), z_m, float(np.arctan2(*heading)),
-                                           phase_rad, walk.speed_m_s if walking else 0.0)
+                canvas, head = draw_figure(
+                    self.camera,
+                    look,
+                    float(x_m),
+                    z_m,
+                    float(np.arctan2(*heading)),
+                    phase_rad,
+                    walk.speed_m_s if walking else 0.0,
+                )
                 yield Figure(person, z_m, canvas, (float(x_m), look.height_m), head)
 
     def _truth(self, figure):
@@ -211,8 +228,12 @@ def silhouette_box(canvas: Canvas) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) in picture pixels of what the canvas covers, outside the picture too."""
     solid = canvas.planes[3] > 0.5
     columns, rows = np.flatnonzero(solid.any(0)), np.flatnonzero(solid.any(1))
-    return (canvas.left_px + int(columns[0]), canvas.top_px + int(rows[0]),
-            canvas.left_px + int(columns[-1]) + 1, canvas.top_px + int(rows[-1]) + 1)
+    return (
+        canvas.left_px + int(columns[0]),
+        canvas.top_px + int(rows[0]),
+        canvas.left_px + int(columns[-1]) + 1,
+        canvas.top_px + int(rows[-1]) + 1,
+    )
 
 
 def _own(owner, canvas, number):

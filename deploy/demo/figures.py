@@ -12,11 +12,38 @@ from deploy.demo.raster import Canvas
 
 SKIN = ((236, 196, 168), (222, 176, 142), (198, 146, 108), (160, 110, 78), (118, 78, 54), (84, 56, 42))
 HAIR = ((28, 24, 22), (52, 36, 26), (92, 62, 38), (150, 112, 66), (196, 168, 116), (150, 146, 142), (104, 46, 26))
-CLOTH = ((34, 38, 48), (58, 62, 70), (104, 108, 112), (196, 196, 190), (232, 228, 220), (30, 52, 96), (62, 98, 150),
-         (120, 30, 36), (186, 52, 44), (44, 84, 60), (108, 128, 74), (206, 166, 62), (222, 116, 52), (126, 84, 120),
-         (224, 168, 176), (140, 106, 72), (96, 66, 46), (52, 120, 126), (176, 150, 118))
-TROUSERS = ((32, 36, 46), (44, 58, 92), (70, 92, 132), (92, 90, 86), (150, 132, 104), (186, 176, 158), (52, 44, 40),
-            (28, 28, 30), (74, 78, 58))
+CLOTH = (
+    (34, 38, 48),
+    (58, 62, 70),
+    (104, 108, 112),
+    (196, 196, 190),
+    (232, 228, 220),
+    (30, 52, 96),
+    (62, 98, 150),
+    (120, 30, 36),
+    (186, 52, 44),
+    (44, 84, 60),
+    (108, 128, 74),
+    (206, 166, 62),
+    (222, 116, 52),
+    (126, 84, 120),
+    (224, 168, 176),
+    (140, 106, 72),
+    (96, 66, 46),
+    (52, 120, 126),
+    (176, 150, 118),
+)
+TROUSERS = (
+    (32, 36, 46),
+    (44, 58, 92),
+    (70, 92, 132),
+    (92, 90, 86),
+    (150, 132, 104),
+    (186, 176, 158),
+    (52, 44, 40),
+    (28, 28, 30),
+    (74, 78, 58),
+)
 SHOES = ((34, 30, 28), (84, 56, 38), (214, 212, 208), (120, 40, 38), (64, 70, 82))
 
 
@@ -146,10 +173,10 @@ def _legs(look, spots, depths_m, unit_px):
         def draw(canvas, side=side, light=light, thigh=thigh, shin=shin):
             ankle, toe = spots["ankle", side], spots["toe", side]
             canvas.capsule(spots["knee", side], ankle, 0.031 * thick, 0.021 * thick, _dim(shin, light))
-            canvas.capsule((ankle[0], ankle[1] + 0.012 * unit_px), toe, 0.024 * unit_px, 0.018 * unit_px,
-                           _dim(look.shoes, light))
-            canvas.capsule(spots["hip", side], spots["knee", side], 0.049 * thick, 0.034 * thick,
-                           _dim(thigh, light))
+            canvas.capsule(
+                (ankle[0], ankle[1] + 0.012 * unit_px), toe, 0.024 * unit_px, 0.018 * unit_px, _dim(look.shoes, light)
+            )
+            canvas.capsule(spots["hip", side], spots["knee", side], 0.049 * thick, 0.034 * thick, _dim(thigh, light))
 
         parts.append((max(0.005, 0.04 + 0.2 * depths_m["knee", side]), draw))  # between the far arm and the torso
     return parts
@@ -170,8 +197,12 @@ def _arms(look, spots, depths_m, unit_px):
                 size = 0.075 if look.carries == "handbag" else 0.1
                 bag = (hand[0], hand[1] + 0.9 * size * unit_px)
                 canvas.capsule(hand, bag, 0.006 * unit_px, 0.006 * unit_px, _dim(look.bag, 0.6))
-                canvas.profile((bag[0], bag[1] - 0.3 * size * unit_px), (bag[0], bag[1] + size * unit_px),
-                               [size * unit_px * share for share in (0.55, 0.72, 0.8, 0.8, 0.7)], look.bag)
+                canvas.profile(
+                    (bag[0], bag[1] - 0.3 * size * unit_px),
+                    (bag[0], bag[1] + size * unit_px),
+                    [size * unit_px * share for share in (0.55, 0.72, 0.8, 0.8, 0.7)],
+                    look.bag,
+                )
             canvas.ellipse(hand, 0.02 * unit_px, 0.025 * unit_px, look.skin)
             canvas.capsule(elbow, hand, 0.025 * thick, 0.018 * thick, fore)
             canvas.capsule(spots["shoulder", side], elbow, 0.032 * thick, 0.026 * thick, sleeve)
@@ -182,21 +213,33 @@ def _arms(look, spots, depths_m, unit_px):
 
 def _body(look, spots, depths_m, unit_px, across, along):
     """[(depth in m, draw(canvas))] of torso, coat or dress, and backpack; `across`, `along` say how it is turned."""
+
     def widths(sideways, deep):
         return [unit_px * look.build * float(np.hypot(s * across, d * along)) for s, d in zip(sideways, deep)]
 
     def torso(canvas):
         canvas.capsule(spots["chest"], spots["neck"], 0.034 * unit_px, 0.03 * unit_px, _dim(look.skin, 0.85))
         if look.garment == "dress":
-            canvas.profile(spots["seat"], spots["hem"], widths((0.086, 0.1, 0.115, 0.13), (0.07, 0.09, 0.11, 0.12)),
-                           look.top, stripes=look.stripes * 0.6)
+            canvas.profile(
+                spots["seat"],
+                spots["hem"],
+                widths((0.086, 0.1, 0.115, 0.13), (0.07, 0.09, 0.11, 0.12)),
+                look.top,
+                stripes=look.stripes * 0.6,
+            )
         if look.garment == "coat":
-            canvas.profile(spots["seat"], spots["hem"], widths((0.1, 0.104, 0.108, 0.112), (0.082, 0.088, 0.094, 0.1)),
-                           _dim(look.top, 0.94))
+            canvas.profile(
+                spots["seat"],
+                spots["hem"],
+                widths((0.1, 0.104, 0.108, 0.112), (0.082, 0.088, 0.094, 0.1)),
+                _dim(look.top, 0.94),
+            )
         canvas.capsule(spots["shoulder", -1], spots["shoulder", 1], 0.034 * unit_px, 0.034 * unit_px, look.top)
         bulk = 1.12 if look.garment == "coat" else 1.0
-        shape = widths((0.085, 0.088, 0.08, 0.078, 0.088, 0.1, 0.112, 0.116, 0.095, 0.045),
-                       (0.062, 0.07, 0.066, 0.06, 0.062, 0.068, 0.068, 0.06, 0.048, 0.035))
+        shape = widths(
+            (0.085, 0.088, 0.08, 0.078, 0.088, 0.1, 0.112, 0.116, 0.095, 0.045),
+            (0.062, 0.07, 0.066, 0.06, 0.062, 0.068, 0.068, 0.06, 0.048, 0.035),
+        )
         canvas.profile(spots["seat"], spots["chest"], [bulk * width for width in shape], look.top, stripes=look.stripes)
 
     parts = [(0.0, torso)]
@@ -219,8 +262,12 @@ def _head(canvas, look, spots, unit_px, forward):
     width_px, height_px = 0.047 * unit_px * (1 + 0.1 * abs(forward[0])), 0.062 * unit_px
 
     def long_hair():
-        canvas.profile((x + shift_px, y - 0.03 * unit_px), (x + shift_px, y + 0.1 * unit_px),
-                       [unit_px * share for share in (0.045, 0.055, 0.056, 0.052, 0.035)], look.hair)
+        canvas.profile(
+            (x + shift_px, y - 0.03 * unit_px),
+            (x + shift_px, y + 0.1 * unit_px),
+            [unit_px * share for share in (0.045, 0.055, 0.056, 0.052, 0.035)],
+            look.hair,
+        )
 
     if look.hair_style == "long" and toward > 0:
         long_hair()
@@ -229,16 +276,24 @@ def _head(canvas, look, spots, unit_px, forward):
         return x - width_px, y - height_px, x + width_px, y + height_px
     crown = _dim(look.bag, 0.9) if look.hair_style == "hat" else look.hair
     drop = 0.020 - 0.014 * toward  # how far the hair comes down, most seen from behind
-    canvas.ellipse((x + shift_px, y - (0.028 - drop * 0.6) * unit_px), width_px * 1.1,
-                   (0.04 + drop) * unit_px, crown)
+    canvas.ellipse((x + shift_px, y - (0.028 - drop * 0.6) * unit_px), width_px * 1.1, (0.04 + drop) * unit_px, crown)
     if toward > -0.35:
-        canvas.ellipse((x + 0.9 * width_px * forward[0] * 0.45, y + 0.012 * unit_px), width_px * (0.62 + 0.2 * toward),
-                       0.042 * unit_px, look.skin)
+        canvas.ellipse(
+            (x + 0.9 * width_px * forward[0] * 0.45, y + 0.012 * unit_px),
+            width_px * (0.62 + 0.2 * toward),
+            0.042 * unit_px,
+            look.skin,
+        )
     if look.hair_style == "bun":
         canvas.ellipse((x + 1.9 * shift_px, y - 0.06 * unit_px), 0.026 * unit_px, 0.024 * unit_px, look.hair)
     if look.hair_style == "long" and toward <= 0:
         long_hair()
     if look.hair_style == "hat":
-        canvas.capsule((x - 1.25 * width_px, y - 0.022 * unit_px), (x + 1.25 * width_px, y - 0.022 * unit_px),
-                       0.009 * unit_px, 0.009 * unit_px, _dim(crown, 0.85))
+        canvas.capsule(
+            (x - 1.25 * width_px, y - 0.022 * unit_px),
+            (x + 1.25 * width_px, y - 0.022 * unit_px),
+            0.009 * unit_px,
+            0.009 * unit_px,
+            _dim(crown, 0.85),
+        )
     return x - 1.1 * width_px, y - 0.07 * unit_px, x + 1.1 * width_px, y + height_px

@@ -18,10 +18,26 @@ from deploy.demo.crowd import Plaza, TruthBox
 __all__ = ["Plaza", "TruthBox", "render_clip"]
 
 SIZES = {"1080p": (1920, 1080), "4k": (3840, 2160)}
-HEADER = ["frame", "person", "headValid", "bodyValid",
-          "headL", "headT", "headR", "headB", "bodyL", "bodyT", "bodyR", "bodyB"]
-ENCODER = {"preset": "veryfast", "crf": "23", "bf": "0",
-           "x264-params": "colorprim=bt709:transfer=bt709:colormatrix=bt709"}
+HEADER = [
+    "frame",
+    "person",
+    "headValid",
+    "bodyValid",
+    "headL",
+    "headT",
+    "headR",
+    "headB",
+    "bodyL",
+    "bodyT",
+    "bodyR",
+    "bodyB",
+]
+ENCODER = {
+    "preset": "veryfast",
+    "crf": "23",
+    "bf": "0",
+    "x264-params": "colorprim=bt709:transfer=bt709:colormatrix=bt709",
+}
 
 
 def render_clip(path, truth_csv, width=1920, height=1080, frames=240, fps=30, seed=1, people=22):
@@ -45,7 +61,8 @@ def render_clip(path, truth_csv, width=1920, height=1080, frames=240, fps=30, se
                 edges = (f"{edge:.1f}" for edge in head + box.body)
                 rows.writerow([index, box.person, int(box.head is not None), 1, *edges])
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
-                format="yuv420p", src_colorspace="ITU709", dst_colorspace="ITU709", dst_color_range="MPEG")
+                format="yuv420p", src_colorspace="ITU709", dst_colorspace="ITU709", dst_color_range="MPEG"
+            )
             frame.pts = index
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

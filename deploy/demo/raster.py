@@ -25,8 +25,9 @@ class Canvas:
         """A limb from `start` to `end` (x, y in picture pixels) whose radius changes linearly."""
         (ax, ay), (bx, by) = start, end
         radius_px = max(start_radius_px, end_radius_px) + 1
-        window = self._window(min(ax, bx) - radius_px, min(ay, by) - radius_px, max(ax, bx) + radius_px,
-                              max(ay, by) + radius_px)
+        window = self._window(
+            min(ax, bx) - radius_px, min(ay, by) - radius_px, max(ax, bx) + radius_px, max(ay, by) + radius_px
+        )
         if window is None:
             return
         box, x, y = window

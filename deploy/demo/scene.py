@@ -195,8 +195,14 @@ def _thing(camera, kind, x_m, z_m, rng):
     x, y = camera.project(x_m, 0, z_m)
     m = camera.px_per_m(z_m)
     squash = camera.HEIGHT_M / z_m
-    reach_m, tall_m, radius_m = {"planter": (1.3, 1.9, 0.9), "bench": (1.2, 1.1, 0.9), "lamp": (0.5, 5.6, 0.3),
-                                 "bin": (0.5, 1.2, 0.4), "bollard": (0.4, 1.1, 0.25), "tree": (2.2, 6.2, 0.5)}[kind]
+    reach_m, tall_m, radius_m = {
+        "planter": (1.3, 1.9, 0.9),
+        "bench": (1.2, 1.1, 0.9),
+        "lamp": (0.5, 5.6, 0.3),
+        "bin": (0.5, 1.2, 0.4),
+        "bollard": (0.4, 1.1, 0.25),
+        "tree": (2.2, 6.2, 0.5),
+    }[kind]
     canvas = Canvas(x - reach_m * m, y - tall_m * m, x + (reach_m + 0.6) * m, y + 0.7 * m)
     deep_px = max(1.0, (radius_m * 0.55 + 0.1) * m * squash)
     canvas.ellipse((x + 0.3 * m, y), (radius_m + 0.25) * m, deep_px, (24, 24, 28))
@@ -211,8 +217,14 @@ def _planter(canvas, x, y, m, squash, rng):
     half, high = 0.85 * m, 0.55 * m
     stone = tuple(np.array((150, 140, 128)) * rng.uniform(0.7, 1.1))
     canvas.quad(x - half, y - high, x + half, y + 0.12 * m, stone, 0.3)
-    canvas.quad(x - half - 0.04 * m, y - high - 0.5 * m * squash, x + half + 0.04 * m, y - high + 0.05 * m,
-                tuple(1.1 * value for value in stone), 0.0)
+    canvas.quad(
+        x - half - 0.04 * m,
+        y - high - 0.5 * m * squash,
+        x + half + 0.04 * m,
+        y - high + 0.05 * m,
+        tuple(1.1 * value for value in stone),
+        0.0,
+    )
     _leaves(canvas, x, y - high - 0.35 * m, 0.72 * m, 0.45 * m, rng, 90, 0.9)
 
 

@@ -170,8 +170,9 @@ def train(detector, rate, pictures, boxes, minutes):
     """The detector trained for so many minutes; its weights are the running mean of the last steps'."""
     mean = copy.deepcopy(detector).eval()
     optimizer = torch.optim.AdamW(detector.parameters(), lr=rate, weight_decay=1e-3)
-    old, new = ([value for value in model.state_dict().values() if value.is_floating_point()]
-                for model in (mean, detector))
+    old, new = (
+        [value for value in model.state_dict().values() if value.is_floating_point()] for model in (mean, detector)
+    )
     begin_s, step, total = time.monotonic(), 0, 0.0
     while (share := (time.monotonic() - begin_s) / (60 * minutes)) < 1:
         cosine = 0.5 + 0.5 * math.cos(math.pi * share)
@@ -231,9 +232,16 @@ def _iou(box, rows):
 def export(detector, shift, path):
     """Write the ONNX file: `images` [B, 3, 640, 640] -> `output0` [B, 300, 6]."""
     model = Exported(detector.cpu().float().eval(), shift).eval()
-    torch.onnx.export(model, torch.zeros(2, 3, SIZE_PX, SIZE_PX), path, input_names=["images"], dynamo=False,
-                      output_names=["output0"], opset_version=17,
-                      dynamic_axes={"images": {0: "batch"}, "output0": {0: "batch"}})
+    torch.onnx.export(
+        model,
+        torch.zeros(2, 3, SIZE_PX, SIZE_PX),
+        path,
+        input_names=["images"],
+        dynamo=False,
+        output_names=["output0"],
+        opset_version=17,
+        dynamic_axes={"images": {0: "batch"}, "output0": {0: "batch"}},
+    )
 
 
 def main():

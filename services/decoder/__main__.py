@@ -71,9 +71,9 @@ class Decoder:
         """One frame into a slot; a lossless one waits for it, a live one takes it from an older frame or is dropped."""
         rt, layout = self.rt, layout_of(picture.frame)
         self.make_room(layout)
+        index = self.acquire()  # before it has a seq: killed while it waits, the frame is decoded again
         self.place.pts = picture.pts
         header = self.new_header(layout, picture.captured_ns, picture.pts_s)
-        index = self.acquire()
         if index is None:
             return rt.drop(header, "no_slot")
         copy_ns = rt.loop.now_ns()

@@ -90,21 +90,21 @@ def is_network(url: str) -> bool:
 
 
 def _network(source: Source, settings: Decoder, wait: Callable[[float], bool]) -> Iterator[Event]:
-    backoff_s = settings.backoff_min_s
+    failures = 0
     while True:
-        detail = "the stream ended"
+        detail, online = "the stream ended", False
         try:
             for event in _once(source, settings, None, wait):
-                if isinstance(event, Picture) and backoff_s is not None:
+                if isinstance(event, Picture) and not online:
                     yield Changed("online")
-                    backoff_s = None
+                    online, failures = True, 0
                 yield event
         except SourceError as error:
             detail = str(error)
-        backoff_s = settings.backoff_min_s if backoff_s is None else min(2 * backoff_s, settings.backoff_max_s)
         yield Changed("reconnecting", detail)
-        if wait(backoff_s):
+        if wait(min(settings.backoff_min_s * 2**failures, settings.backoff_max_s)):
             return
+        failures = min(failures + 1, 30)
 
 
 def _once(source: Source, settings: Decoder, after_pts: int | None, wait: Callable[[float], bool]) -> Iterator[Event]:
@@ -150,11 +150,11 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream, url
             yield next(packets)
         except StopIteration:
             return
-        except (av.error.InvalidDataError, av.error.EOFError) as error:
+        except (av.error.FFmpegError, OSError) as error:
+            if is_network(url):
+                raise SourceError(f"The source {redacted(url)} broke off: {_why(error)}.", BAD_DATA) from None
             yield Damaged(_why(error))
             return
-        except OSError as error:  # the network: timed out, reset, …
-            raise SourceError(f"The source {redacted(url)} broke off: {_why(error)}.", BAD_DATA) from None
 
 
 def _open(url: str, settings: Decoder) -> av.container.InputContainer:
@@ -180,6 +180,8 @@ def _video(container: av.container.InputContainer, url: str) -> av.VideoStream:
 
 
 def _why(error: Exception) -> str:
+    if isinstance(error, av.error.ExitError):  # what a timeout of ours looks like
+        return "nothing came before the timeout"
     text = getattr(error, "strerror", None) or str(error)
     return text[0].lower() + text[1:]
 

@@ -1,6 +1,7 @@
 """Every seq is settled exactly once, in order, whatever arrives and whatever does not."""
 
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from common.messages import Detections, Dropped, Header, Part, Status
 from services.fusion.join import Ended, Gap, Join, Settled

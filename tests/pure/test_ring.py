@@ -1,6 +1,7 @@
 """The ring never reuses a slot that somebody may still read, and never loses one."""
 
-from hypothesis import settings, strategies as st
+from hypothesis import settings
+from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from common.ring import Ring

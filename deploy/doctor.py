@@ -1,0 +1,101 @@
+"""What this machine can run, and what is missing for the rest."""
+
+import ctypes.util
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+from common.engine.onnxruntime import DEMO_MODEL
+from common.errors import CONFIG
+from common.settings import default_run_dir, load
+
+GPU_PACKAGES = {
+    "torch": "torch",
+    "triton": "triton",
+    "cuda-python": "cuda.bindings",
+    "PyNvVideoCodec": "PyNvVideoCodec",
+    "tensorrt": "tensorrt",
+}
+NEEDED_MB = 700  # shared memory of one 4K source at the default settings
+
+
+def checks() -> list[tuple[str, str, bool, str]]:
+    """(backend, what, is it fine, detail) of everything looked at."""
+    run_dir = Path(default_run_dir())
+    base = next(p for p in (run_dir, *run_dir.parents) if p.exists())
+    free_mb = shutil.disk_usage(base).free >> 20
+    rows = [
+        ("cpu", "Python", sys.version_info[:2] in ((3, 11), (3, 12), (3, 13)), platform.python_version()),
+        ("cpu", "cores", True, str(len(os.sched_getaffinity(0)))),
+        ("cpu", "process handles (pidfd)", hasattr(os, "pidfd_open"), "Linux 5.3 or later"),
+        ("cpu", "run_dir on a tmpfs", _filesystem(base) in ("tmpfs", "ramfs"), f"{run_dir} on {_filesystem(base)}"),
+        (
+            "cpu",
+            "room for shared memory",
+            free_mb >= NEEDED_MB,
+            f"{free_mb} MB free, one 4K source takes {NEEDED_MB} MB",
+        ),
+        ("cpu", "settings", *_settings()),
+        ("cpu", "decoders", *_decoders()),
+        ("cpu", "ONNX Runtime", True, importlib.metadata.version("onnxruntime")),
+        ("cpu", "demo model", DEMO_MODEL.is_file(), str(DEMO_MODEL)),
+    ]
+    driver = ctypes.util.find_library("cuda") is not None
+    rows.append(
+        ("cuda", "NVIDIA driver", driver, "found" if driver else "no libcuda: this machine has no NVIDIA driver")
+    )
+    for package, module in GPU_PACKAGES.items():
+        there = _importable(module)
+        rows.append(("cuda", package, there, "installed" if there else "pip install 'peoplecounter[gpu]'"))
+    rows.append(("cuda", "cuda backend", False, "not in this version: everything runs on the CPU"))
+    return rows
+
+
+def report(as_json: bool) -> int:
+    """Prints the checks; 0 when the CPU backend can run, else the configuration code."""
+    rows = checks()
+    able = {backend: all(fine for b, _, fine, _ in rows if b == backend) for backend in ("cpu", "cuda")}
+    if as_json:
+        listed = [{"backend": b, "check": what, "ok": fine, "detail": detail} for b, what, fine, detail in rows]
+        print(json.dumps({"able": able, "checks": listed}))
+    else:
+        for backend, what, fine, detail in rows:
+            print(f"{backend:<5} {'ok     ' if fine else 'missing'} {what:<24} {detail}")
+        print(f"\nThis machine can run: {', '.join(b for b, fine in able.items() if fine) or 'nothing yet'}.")
+    return 0 if able["cpu"] else CONFIG
+
+
+def _settings() -> tuple[bool, str]:
+    from common.errors import Refused
+
+    try:
+        load()
+    except Refused as refusal:
+        return False, str(refusal)
+    return True, "valid"
+
+
+def _decoders() -> tuple[bool, str]:
+    import av
+
+    wanted = [name for name in ("h264", "hevc", "av1", "vp9", "mjpeg") if name in av.codecs_available]
+    return {"h264", "hevc"} <= set(wanted), f"PyAV {av.__version__}: {', '.join(wanted)}"
+
+
+def _filesystem(path: Path) -> str:
+    """The type of the file system a path is on, from /proc/mounts."""
+    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    holding = [(len(point), kind) for point, kind in mounts if path.is_relative_to(point)]
+    return max(holding, default=(0, "unknown"))[1]
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False

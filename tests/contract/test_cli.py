@@ -1,0 +1,190 @@
+"""The commands as a user types them: output for people and for machines, sentences and exit codes for what is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from common.topology import SERVICES
+from deploy.evaluate import compare, read_truth
+from tests.support.squares import FRAMES, expected
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(run_dir, *arguments, **variables):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PEOPLECOUNTER_")}
+    environment |= {"PEOPLECOUNTER_RUN_DIR": str(run_dir), **variables}
+    return [sys.executable, "-m", "deploy.cli", *map(str, arguments)], environment
+
+
+def peoplecounter(run_dir, *arguments, **variables):
+    argv, environment = command(run_dir, *arguments, **variables)
+    return subprocess.run(argv, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_run_json_out_and_eval(run_dir, clip, model, tmp_path):
+    out, truth = tmp_path / "counts.jsonl", tmp_path / "truth.csv"
+    done = peoplecounter(run_dir, "run", clip, "--model", model, "--json", "--out", out)
+    assert done.returncode == 0, done.stderr
+    *counts, summary = map(json.loads, done.stdout.splitlines())
+    assert [c["count"] for c in counts] == [expected(seq) for seq in range(FRAMES)]
+    assert [json.loads(line) for line in out.read_text().splitlines()] == counts
+    assert {"frames", "counted", "dropped", "mae", "mean_truth", "stages_ms"} <= summary.keys()
+    assert (summary["frames"], summary["counted"], summary["dropped"]) == (FRAMES, FRAMES, {})
+    assert not run_dir.exists()  # nothing is left
+
+    rows = ["frame,person", *(f"{seq},{i}" for seq in range(FRAMES) for i in range(expected(seq) - (seq == 3)))]
+    truth.write_text("\n".join(rows))
+    result = peoplecounter(run_dir, "eval", out, truth, "--json")
+    assert json.loads(result.stdout) == {
+        "frames": FRAMES, "mae": round(1 / FRAMES, 4), "rmse": round(FRAMES**-0.5, 4), "bias": round(1 / FRAMES, 4)
+    }  # fmt: skip
+    assert "MAE 0.017" in peoplecounter(run_dir, "eval", out, truth).stdout
+    assert len(peoplecounter(run_dir, "eval", out, truth, "--frames").stdout.splitlines()) == FRAMES + 1
+
+
+def test_run_in_plain_lines_names_endpoint_and_summary(run_dir, clip, model):
+    done = peoplecounter(run_dir, "run", f"door={clip}", "--model", model, "--workers", "infer_tiles=2")
+    assert done.returncode == 0, done.stderr
+    assert f"counts on ipc://{run_dir}/counts.sock" in done.stdout
+    assert "door: frame" in done.stdout
+    assert f"counted  {FRAMES}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, code, said",
+    [
+        (["run"], 78, "There is no source"),
+        (["run", "/nowhere.mp4"], 66, "does not exist"),
+        (["run", __file__], 65, ""),
+        (["run", "CLIP", "--model", "/nowhere.onnx"], 66, "/nowhere.onnx does not exist"),
+        (["run", "CLIP", "--model", __file__], 78, "cannot be loaded"),
+        (["run", "CLIP", "--backend", "gpu"], 78, "'backend' is 'gpu'"),
+        (["run", "CLIP", "--backend", "cuda"], 78, "cuda backend"),
+        (["run", "CLIP", "--workers", "infer_tile=2"], 78, "PEOPLECOUNTER_WORKERS__INFER_TILES"),
+        (["run", "CLIP", "--config", "/nowhere.toml"], 66, "/nowhere.toml does not exist"),
+        (["eval", "/nowhere", "/nowhere"], 66, "cannot be read"),
+        (["eval", __file__, __file__], 65, "is no count"),
+        (["models", "export"], 78, "--accept-agpl"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence_and_the_right_code(run_dir, clip, arguments, code, said):
+    done = peoplecounter(run_dir, *(clip if a == "CLIP" else a for a in arguments))
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unreachable_run_dir_and_one_that_others_can_read(run_dir, clip):
+    run_dir.chmod(0o755)
+    assert "must be yours alone" in peoplecounter(run_dir, "run", clip).stderr
+    assert "shorter run_dir" in peoplecounter(run_dir / ("x" * 100), "run", clip).stderr
+    assert "cannot be used" in peoplecounter("/proc/nothing", "run", clip).stderr
+
+
+@pytest.fixture
+def running(run_dir, clip, model):
+    """A group that counts a looping clip, started by `run`."""
+    argv, environment = command(run_dir, "run", clip, "--model", model, "--loop", "--realtime", "--json")
+    process = subprocess.Popen(
+        argv, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline().startswith("{")
+    yield process
+    if process.poll() is None:
+        process.kill()
+    process.communicate()
+
+
+def children(pid):
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_a_second_run_in_the_same_directory_is_refused(running, run_dir, clip):
+    second = peoplecounter(run_dir, "run", clip)
+    assert second.returncode == 78
+    assert f"owned by process {running.pid}" in second.stderr
+    assert running.poll() is None
+
+
+def test_ctrl_c_ends_with_a_summary_and_leaves_nothing(running, run_dir):
+    services = children(running.pid)
+    assert len(services) == len(SERVICES)
+    running.send_signal(signal.SIGINT)
+    out, _ = running.communicate(timeout=20)
+    assert running.returncode == 0
+    assert json.loads(out.splitlines()[-1])["counted"] > 0
+    assert not run_dir.exists()
+    assert not [pid for pid in services if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_killed_run_takes_its_services_with_it_and_the_next_run_sweeps(running, run_dir, clip, model):
+    services = children(running.pid)
+    running.kill()
+    running.wait()
+    deadline = time.monotonic() + 15
+    while any(Path(f"/proc/{pid}").exists() for pid in services):
+        assert time.monotonic() < deadline, "services survive their supervisor"
+        time.sleep(0.05)
+    done = peoplecounter(run_dir, "run", clip, "--model", model, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["counted"] == FRAMES
+
+
+def test_run_restarts_a_service_that_dies_and_says_so(running):
+    victim = next(
+        pid for pid in children(running.pid) if b"services.infer_tiles" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
+    os.kill(victim, signal.SIGKILL)
+    assert any("infer_tiles ended with SIGKILL: restarted" in running.stderr.readline() for _ in range(30))
+    for _ in range(600):
+        line = json.loads(running.stdout.readline())
+        if line["totals"]["incomplete"] or line["totals"]["dropped"]:
+            break
+    assert any(json.loads(running.stdout.readline())["complete"] for _ in range(300))
+
+
+def test_watch_shows_a_running_group(running, run_dir):
+    argv, environment = command(run_dir, "watch", "--json")
+    watch = subprocess.Popen(argv, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    lines = [json.loads(watch.stdout.readline()) for _ in range(3)]
+    watch.send_signal(signal.SIGINT)
+    watch.communicate(timeout=10)
+    assert lines[1]["seq"] > lines[0]["seq"]
+
+
+def test_the_readmes_subscriber_works_as_written(running, run_dir):
+    readme = (ROOT / "README.md").read_text()
+    code = readme.split("```python\n", 1)[1].split("```", 1)[0]
+    assert len(code.strip().splitlines()) <= 15
+    environment = os.environ | {"ENDPOINT": f"ipc://{run_dir}/counts.sock"}
+    process = subprocess.Popen([sys.executable, "-u", "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+    line = process.stdout.readline()
+    process.kill()
+    process.communicate()
+    assert "people" in line
+
+
+def test_doctor_says_what_this_machine_can_run(run_dir):
+    done = peoplecounter(run_dir, "doctor", "--json")
+    assert done.returncode == 0, done.stdout
+    report = json.loads(done.stdout)
+    assert report["able"]["cpu"] is True
+    assert {"check", "ok", "detail", "backend"} == report["checks"][0].keys()
+    assert "This machine can run: cpu" in peoplecounter(run_dir, "doctor").stdout
+    broken = peoplecounter(run_dir, "doctor", PEOPLECOUNTER_DECODER__SLOT="3")
+    assert broken.returncode == 78
+    assert "PEOPLECOUNTER_DECODER__SLOTS" in broken.stdout
+
+
+def test_truth_counts_rows_and_knows_empty_frames(tmp_path):
+    path = tmp_path / "truth.csv"
+    path.write_text("frame,person\n0,1\n0,2\n2,1\n")
+    assert read_truth(path) == {0: 2, 1: 0, 2: 1}
+    assert compare({0: 2, 1: 1, 2: 3}, {0: 2, 1: 0, 2: 1}) == {"frames": 3, "mae": 1.0, "rmse": 1.291, "bias": 1.0}

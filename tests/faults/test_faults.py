@@ -1,0 +1,169 @@
+"""Five services x killed, frozen, raising, slow: the others stay up, counting resumes, the books balance.
+
+`resumed` is asserted without a wall-clock bound that a busy machine could miss; the measured seconds are printed
+(pytest -rP) and quoted in the README from `python -m tests.bench.cpu --faults`.
+"""
+
+import signal
+import time
+
+import pytest
+
+from tests.support.group import SERVICES
+from tests.support.squares import FRAMES, expected
+
+LIVE = {"realtime": True, "loop": True}
+FROZEN_S = 5
+ENOUGH = 10  # complete counts in a row that show that counting has resumed
+
+
+@pytest.fixture
+def live(group, clip):
+    """A group that counts a live source."""
+    g = group({"cam": {"url": str(clip), **LIVE}})
+
+    def start(*faulty, fault=()):
+        g.start(*(name for name in SERVICES if name not in faulty))
+        if faulty:
+            g.start(*faulty, fault=fault)
+        return g
+
+    return start
+
+
+def check(g, survivors):
+    """The others never noticed, and nothing was lost silently, counted twice or counted wrong."""
+    for name in survivors:
+        assert g.processes[name].poll() is None, f"{name} ended\n{g.tail()}"
+    g.check_books()
+    wrong = [c["seq"] for c in g.of("counts") if c["complete"] and c["count"] != expected(c["seq"])]
+    assert not wrong, f"wrong counts at {wrong}"
+
+
+def others(name):
+    return [other for other in SERVICES if other != name]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_killed(live, name):
+    g = live()
+    g.wait_counts(20)
+    g.signal(name, signal.SIGKILL)
+    time.sleep(0.3)  # so that the others notice; nothing is waited for
+    g.start(name)
+    print(f"{name} killed: {ENOUGH} complete counts {g.wait_counts(ENOUGH):.2f} s after its start")
+    check(g, SERVICES)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_frozen(live, name):
+    g = live()
+    g.wait_counts(20)
+    g.signal(name, signal.SIGSTOP)
+    time.sleep(FROZEN_S)
+    g.signal(name, signal.SIGCONT)
+    print(f"{name} frozen {FROZEN_S} s: {ENOUGH} complete counts {g.wait_counts(ENOUGH):.2f} s after it went on")
+    check(g, SERVICES)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_raising(live, name):
+    """An engine or kernel that raises once costs that frame; decoder and fusion end and are started again."""
+    g = live(name, fault=("--raise-at", "30"))
+    if name.startswith(("decoder", "fusion")):
+        assert g.wait_exit(name) == 70
+        g.start(name)
+    else:
+        g.wait_for(lambda: g.counters(name).get("dropped_engine_error"), "the error to be counted")
+    g.wait_counts(ENOUGH)
+    check(g, SERVICES)
+    if name.startswith("infer"):
+        missing = [c["missing"] for c in g.of("counts") if "engine_error" in c["missing"].values()]
+        assert len(missing) == 1  # that frame says what it lacks, and is not a count of 0
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_ten_times_slower(live, name):
+    g = live(name, fault=("--slow", "10"))
+    g.wait_counts(15, timeout_s=60)
+    delays = [c["end_to_end_ms"] for c in g.of("counts")]
+    assert max(delays[-3:]) < 2000  # the deadline: the delay is bounded whatever the load
+    check(g, SERVICES)
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+def test_one_of_two_tile_workers_lost_costs_at_most_the_parts_it_held(group, clip, blow):
+    """Lossless: frames other than those with a part on the lost worker are complete."""
+    g = group({"cam": {"url": str(clip), "loop": True}}, preprocess__group="3")
+    g.start()
+    g.start("infer_tiles.1")
+    g.wait_for(
+        lambda: all(g.counters(f"infer_tiles.{i}").get("parts_inferred", 0) > 10 for i in (0, 1)), "both to work"
+    )
+    g.signal("infer_tiles.1", blow)
+    g.wait_counts(3 * FRAMES)
+    missing = [part for c in g.of("counts") for part in c["missing"].items()]
+    assert len(missing) <= 2, missing  # its credits
+    assert {reason for _, reason in missing} <= {"stale"}
+    assert not g.totals()["dropped"]
+    check(g, SERVICES)
+    if blow == signal.SIGSTOP:
+        before = g.counters("infer_tiles.1").get("parts_inferred", 0)
+        g.signal("infer_tiles.1", signal.SIGCONT)
+        g.wait_for(lambda: g.counters("infer_tiles.1").get("parts_inferred", 0) > before + 5, "it to be served again")
+
+
+def test_a_lossless_source_survives_a_killed_fusion_without_losing_a_frame(group, clip):
+    """Unsettled results are sent again, the ledger knows what was published."""
+    g = group({"cam": {"url": str(clip), "loop": True}})
+    g.start()
+    g.wait_counts(20)
+    for _ in range(2):
+        g.signal("fusion.0", signal.SIGKILL)
+        g.start("fusion.0")
+        g.wait_counts(40)
+    check(g, SERVICES)
+    assert not g.totals()["dropped"]
+    assert not g.totals()["incomplete"]
+
+
+def test_a_killed_decoder_goes_on_behind_its_last_frame(group, clip):
+    g = group({"cam": {"url": str(clip)}}, decoder__slots="3")
+    g.start("fusion.0", "infer_global.0", "preprocess.0", "decoder.cam")
+    g.start("infer_tiles.0", fault=("--slow", "2"))
+    g.wait_counts(15)
+    g.signal("decoder.cam", signal.SIGKILL)
+    g.start("decoder.cam")
+    g.wait_for(g.ended, "the end", 60)
+    check(g, ["fusion.0", "infer_global.0", "infer_tiles.0", "preprocess.0"])
+    totals = g.totals()
+    assert totals["frames"] == FRAMES
+    assert sum(totals["dropped"].values()) <= 3  # what was in its ring
+
+
+def test_a_killed_preprocess_loses_at_most_what_its_ring_held(group, clip):
+    g = group({"cam": {"url": str(clip), "loop": True}})
+    g.start()
+    g.wait_counts(20)
+    g.signal("preprocess.0", signal.SIGKILL)
+    g.start("preprocess.0")
+    g.wait_counts(60)
+    check(g, SERVICES)
+    totals = g.totals()
+    assert sum(totals["dropped"].values()) + totals["incomplete"] <= 3 + 2 + 2  # slots, credits down, credits up
+
+
+def test_the_end_is_reached_even_when_the_last_frames_die_with_their_worker(group, clip):
+    """Without supervision nobody answers the last parts; they are given up with a reason, and the end is announced."""
+    g = group({"cam": {"url": str(clip)}}, fusion__idle_s="2")
+    g.start("fusion.0", "infer_global.0", "decoder.cam", "preprocess.0")
+    g.start("infer_tiles.0", fault=("--slow", "4"))
+    g.wait_counts(FRAMES // 2)
+    g.signal("preprocess.0", signal.SIGKILL)
+    g.signal("decoder.cam", signal.SIGKILL)
+    g.start("decoder.cam", "preprocess.0")
+    g.signal("preprocess.0", signal.SIGSTOP)
+    g.signal("preprocess.0", signal.SIGCONT)
+    g.wait_for(g.ended, "the end", 60)
+    g.check_books()
+    assert g.totals()["frames"] == FRAMES

@@ -1,0 +1,241 @@
+"""Files and streams as they come: every format decodes to the right pixels, every bad one is a sentence."""
+
+import contextlib
+import socket
+import threading
+import time
+
+import av
+import numpy as np
+import pytest
+
+from common.errors import BAD_DATA, NO_INPUT, SourceError
+from common.settings import Decoder, Source
+from services.decoder.sources import Changed, Damaged, Picture, Reader, copy_nv12, layout_of, play, redacted
+from tests.support.squares import FPS, FRAMES, expected, make_clip, picture
+
+QUICK = Decoder(open_timeout_s=2, read_timeout_s=0.5, backoff_min_s=0.05, backoff_max_s=0.2)
+
+
+def watch(url, after_pts=None, settings=QUICK, **options):
+    return list(play(Source(url=str(url), **options), settings, after_pts, lambda seconds: False))
+
+
+def pictures(events):
+    return [event for event in events if isinstance(event, Picture)]
+
+
+def nv12(frame):
+    """(layout, luma [h, w], chroma [h/2, w/2, 2]) of a frame, through the slot it would lie in."""
+    layout = layout_of(frame)
+    slot = np.full(layout.nbytes + 100, 99, np.uint8)
+    copy_nv12(frame, layout, slot)
+    rows = slot[: layout.nbytes].reshape(-1, layout.pitch)
+    half = (layout.width + 1) // 2
+    chroma = rows[layout.height :, : 2 * half].reshape(-1, half, 2)
+    assert (slot[layout.nbytes :] == 99).all()
+    return layout, rows[: layout.height, : layout.width], chroma
+
+
+@pytest.mark.parametrize("size", [(64, 48), (65, 47), (66, 50)])
+@pytest.mark.parametrize("name", ["yuv420p", "yuvj420p", "nv12"])
+def test_8_bit_420_is_copied_exactly(name, size):
+    width, height = size
+    frame = av.VideoFrame(width, height, name)
+    random = np.random.default_rng(0)
+    for plane in frame.planes:
+        plane.update(random.integers(0, 256, plane.buffer_size, np.uint8).tobytes())
+    layout, luma, chroma = nv12(frame)
+    assert layout.full_range == (name == "yuvj420p")
+    planes = [np.frombuffer(p, np.uint8).reshape(-1, p.line_size) for p in frame.planes]
+    half = (width + 1) // 2
+    np.testing.assert_array_equal(luma, planes[0][:height, :width])
+    if name == "nv12":
+        np.testing.assert_array_equal(chroma.reshape(-1, 2 * half), planes[1][:, : 2 * half])
+    else:
+        np.testing.assert_array_equal(chroma, np.dstack([planes[1][:, :half], planes[2][:, :half]]))
+
+
+@pytest.mark.parametrize("name", ["yuv422p", "yuv444p", "yuv420p10le", "rgb24", "gray"])
+def test_other_formats_become_nv12_of_the_same_picture(name):
+    rgb = np.zeros((48, 64, 3), np.uint8)
+    rgb[:, 32:] = 255
+    frame = av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(format=name)
+    layout, luma, chroma = nv12(frame)
+    dark, bright = (0, 255) if layout.full_range else (16, 235)
+    assert abs(int(luma[20, 10]) - dark) <= 2
+    assert abs(int(luma[20, 50]) - bright) <= 2
+    assert np.abs(chroma.astype(int) - 128).max() <= 2
+
+
+def test_the_colour_matrix_is_the_streams_or_what_its_size_suggests():
+    frame = av.VideoFrame(64, 48, "yuv420p")
+    assert layout_of(frame).matrix == "bt601"
+    assert layout_of(av.VideoFrame(1280, 720, "yuv420p")).matrix == "bt709"
+    frame.colorspace, frame.color_range = 1, 2
+    assert (layout_of(frame).matrix, layout_of(frame).full_range) == ("bt709", True)
+    frame.colorspace = 9
+    assert layout_of(frame).matrix == "bt2020"
+
+
+@pytest.mark.parametrize(
+    "codec, options", [("libx264", {"bf": "3"}), ("libx265", {}), ("mpeg4", {}), ("libvpx-vp9", {})]
+)
+def test_codecs(tmp_path, codec, options):
+    """All frames, in order, whatever is reordered inside."""
+    path = tmp_path / "clip.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=FPS, options=options)
+        stream.width, stream.height, stream.pix_fmt = 272, 208, "yuv420p"
+        for seq in range(20):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(seq), "rgb24")))
+        container.mux(stream.encode())
+    shown = pictures(watch(path))
+    bright = [round(float((nv12(p.frame)[1] > 128).mean()) * 221) for p in shown]
+    assert bright == [expected(seq) for seq in range(20)]
+
+
+def test_a_file_is_resumed_behind_a_frame(clip):
+    whole = pictures(watch(clip))
+    assert len(whole) == FRAMES
+    for at in (0, 7, 29, FRAMES - 2):
+        assert [p.pts for p in pictures(watch(clip, whole[at].pts))] == [p.pts for p in whole[at + 1 :]]
+
+
+def test_real_time_keeps_the_files_rate(clip):
+    waits = []
+    for event in play(Source(url=str(clip), realtime=True), QUICK, None, lambda s: waits.append(s) or time.sleep(s)):
+        if isinstance(event, Picture) and event.pts_s > 0.5:
+            break
+    assert sum(waits) == pytest.approx(0.5, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    "name, data, code, said",
+    [
+        ("missing.mp4", None, NO_INPUT, "no such file"),
+        ("text.txt", b"just some text\n" * 50, BAD_DATA, ""),
+        ("empty.mp4", b"", BAD_DATA, "invalid data"),
+        ("noise.mp4", bytes(range(256)) * 40, BAD_DATA, "invalid data"),
+    ],
+)
+def test_what_is_no_video_is_one_sentence(tmp_path, name, data, code, said):
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(SourceError) as refusal:
+        watch(tmp_path / name)
+    assert refusal.value.code == code
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_sound_file_has_no_video(tmp_path):
+    path = tmp_path / "sound.wav"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+    with pytest.raises(SourceError, match="no video stream"):
+        watch(path)
+
+
+def test_a_video_without_a_frame(tmp_path, clip):
+    path = tmp_path / "headers.ts"
+    with av.open(str(clip)) as source, av.open(str(path), "w") as container:
+        container.add_stream_from_template(source.streams.video[0])
+        container.start_encoding()
+    with pytest.raises(SourceError) as refusal:
+        watch(path)
+    assert refusal.value.code == BAD_DATA
+
+
+def test_a_truncated_file_counts_what_is_there(tmp_path, clip):
+    path = make_clip(tmp_path / "whole.ts")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 2 // 3])
+    shown = pictures(watch(path))
+    assert 20 < len(shown) < FRAMES
+
+
+def test_corrupt_packets_are_skipped_and_counted(tmp_path):
+    path = make_clip(tmp_path / "whole.ts")
+    data = bytearray(path.read_bytes())
+    random = np.random.default_rng(3)
+    for packet in random.integers(20, len(data) // 188 - 20, 12):
+        data[packet * 188 + 30 : packet * 188 + 150] = random.integers(0, 256, 120, np.uint8).tobytes()
+    path.write_bytes(data)
+    events = watch(path)
+    damaged = [event for event in events if isinstance(event, Damaged)]
+    assert damaged
+    assert len(pictures(events)) > FRAMES // 3
+    assert events[-1] == Changed("ended")
+
+
+def test_credentials_are_never_shown():
+    assert redacted("rtsp://user:secret@10.0.0.1/stream") == "rtsp://10.0.0.1/stream"
+    with pytest.raises(SourceError) as refusal:
+        next(_opened("rtsp://user:secret@127.0.0.1:9/stream"))
+    assert "secret" not in str(refusal.value)
+
+
+def _opened(url):
+    from services.decoder.sources import _once
+
+    return _once(Source(url=url), QUICK, None, lambda seconds: False)
+
+
+class Camera:
+    """Serves MPEG-TS over TCP: each client gets a whole clip, then the end, or silence."""
+
+    def __init__(self, data, hang=False):
+        self.data, self.hang, self.clients = data, hang, 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"tcp://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            self.clients += 1
+            threading.Thread(target=self._answer, args=(client,), daemon=True).start()
+
+    def _answer(self, client):
+        with client, contextlib.suppress(OSError):
+            client.sendall(self.data)
+            if self.hang:
+                time.sleep(5)
+
+
+@pytest.mark.parametrize("hang", [False, True], ids=["ends", "hangs"])
+def test_a_stream_that_ends_or_hangs_is_opened_again(tmp_path, hang):
+    camera = Camera(make_clip(tmp_path / "clip.ts").read_bytes(), hang)
+    seen = []
+    for event in play(Source(url=camera.url), QUICK, None, lambda seconds: camera.clients >= 3):
+        seen.append(event.state if isinstance(event, Changed) else "frame" if isinstance(event, Picture) else "damage")
+    camera.listener.close()
+    changes = [s for s in seen if s in ("online", "reconnecting")]
+    assert changes[:4] == ["online", "reconnecting", "online", "reconnecting"]
+    assert seen.count("frame") > FRAMES
+
+
+def test_a_stream_that_is_down_is_tried_with_growing_waits():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+    waits = []
+    events = list(play(Source(url=url), QUICK, None, lambda seconds: waits.append(seconds) or len(waits) == 5))
+    assert waits == [0.05, 0.1, 0.2, 0.2, 0.2]
+    assert {event.state for event in events} == {"reconnecting"}
+
+
+def test_a_hanging_source_does_not_hang_its_reader(tmp_path):
+    camera = Camera(b"", hang=True)
+    reader = Reader(Source(url=camera.url), QUICK, None)
+    begin = time.monotonic()
+    assert list(reader.take()) == []
+    reader.close()
+    assert time.monotonic() - begin < 4
+    camera.listener.close()

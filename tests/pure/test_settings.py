@@ -1,0 +1,77 @@
+"""A wrong setting is named in one sentence with the nearest right one; the README's table is the settings' own."""
+
+from pathlib import Path
+
+import pytest
+
+from common import settings
+from common.errors import NO_INPUT, Refused
+from deploy.settings_table import table
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    import os
+
+    for variable in list(os.environ):
+        if variable.startswith("PEOPLECOUNTER_"):
+            monkeypatch.delenv(variable)
+
+
+def config(monkeypatch, tmp_path, text):
+    file = tmp_path / "peoplecounter.toml"
+    file.write_text(text)
+    monkeypatch.setenv("PEOPLECOUNTER_CONFIG", str(file))
+
+
+def test_environment_wins_over_the_file_which_wins_over_the_defaults(monkeypatch, tmp_path):
+    config(monkeypatch, tmp_path, '[decoder]\nslots = 5\n[engine]\nscore = 0.4\n[sources.door]\nurl = "a.mp4"\n')
+    monkeypatch.setenv("PEOPLECOUNTER_DECODER__SLOTS", "7")
+    loaded = settings.load()
+    assert (loaded.decoder.slots, loaded.engine.score, loaded.preprocess.slots) == (7, 0.4, 3)
+    assert loaded.sources["door"].url == "a.mp4"
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("[decoder]\nslot = 5", "'decoder.slot' does not exist: the nearest is 'decoder.slots'"),
+        ("[engin]\nscore = 0.3", "'engin' does not exist: the nearest is 'engine."),
+        ('[sources.door]\nurl = "a"\nrealtim = true', "nearest is 'sources.NAME.realtime'"),
+        ("[decoder]\nslots = 1", "'decoder.slots' is '1': input should be greater than or equal to 3"),
+        ('[fusion]\npublish = "tcp://0.0.0.0:5570"', "on loopback"),
+        ('[sources."a/b"]\nurl = "a"', "sources.a/b"),
+        ("decoder = [", "not valid TOML"),
+    ],
+)
+def test_a_wrong_file_is_one_sentence(monkeypatch, tmp_path, text, said):
+    config(monkeypatch, tmp_path, text)
+    with pytest.raises(Refused) as refusal:
+        settings.load()
+    assert said in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert refusal.value.code == 78
+
+
+def test_an_unknown_variable_is_refused_with_the_nearest(monkeypatch):
+    monkeypatch.setenv("PEOPLECOUNTER_ENGINE__THREDS", "2")
+    with pytest.raises(Refused, match="PEOPLECOUNTER_ENGINE__THREADS"):
+        settings.load()
+
+
+def test_a_missing_file_is_said_so(monkeypatch):
+    monkeypatch.setenv("PEOPLECOUNTER_CONFIG", "/nowhere.toml")
+    with pytest.raises(Refused, match=r"/nowhere\.toml does not exist") as refusal:
+        settings.load()
+    assert refusal.value.code == NO_INPUT
+
+
+@pytest.mark.parametrize("url, live", [("a.mp4", False), ("rtsp://cam/1", True), ("http://host/a.mp4", False)])
+def test_what_is_live(url, live):
+    assert settings.Source(url=url).live is live
+    assert settings.Source(url=url, realtime=True).live
+
+
+def test_the_readme_has_the_table_of_settings():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert table() in readme, "regenerate it: python -m deploy.settings_table"
