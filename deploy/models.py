@@ -12,7 +12,7 @@ from pathlib import Path
 from common.errors import CONFIG, SOFTWARE, Refused
 
 NOTICE = (
-    "Ultralytics, its weights and what it exports are licensed under AGPL-3.0: using them in a service that others reach "
+    "Ultralytics, its weights and what it exports are licensed under AGPL-3.0: offering a service with them "
     "over a network obliges you to offer its complete source, unless you hold an enterprise licence of Ultralytics."
 )
 PACKAGES = ("ultralytics>=8.4,<9", "onnx>=1.20", "onnxslim", "onnxruntime>=1.23")

@@ -97,11 +97,11 @@ class Preprocess:
                 rt.log.exception("kernel failed on %s %d", header.source, header.seq)
                 self.tensors.abandon(index)
                 return rt.drop(header, "engine_error")
-        ended_ns = rt.loop.now_ns()
+            ended_ns = rt.loop.now_ns()
+            header = msgspec.structs.replace(header, marks={**header.marks, "preprocess": (began_ns, ended_ns)})
+            self.tensors.offer(index, header, self.parts(header))  # before the release: engines wait for it
         rt.count["frames_preprocessed"] += 1
         rt.tracer.record("preprocess", header, began_ns, ended_ns)
-        header = msgspec.structs.replace(header, marks={**header.marks, "preprocess": (began_ns, ended_ns)})
-        self.tensors.offer(index, header, self.parts(header))
 
     def parts(self, header: Header) -> list[Part]:
         """Image 0 as "global", the tiles in equal groups."""

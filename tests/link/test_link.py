@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import pytest
 import zmq
@@ -139,7 +140,7 @@ def test_the_least_recently_used_consumer_is_next(world):
                     pass
         world.turn(3)
     assert sorted(map(len, seqs)) == [4, 4]
-    assert all(b - a == 2 for s in seqs for a, b in zip(s, s[1:]))
+    assert all(b - a == 2 for s in seqs for a, b in pairwise(s))
 
 
 def test_another_schema_is_refused_once_in_words(world):

@@ -1,5 +1,7 @@
 """Tiles cover the frame, overlap as promised, and boxes come back to where they were."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -27,7 +29,7 @@ def test_tiles_cover_every_pixel_and_overlap_at_least_as_promised(width, height,
         starts = sorted(starts)
         assert starts[0] == 0
         assert starts[-1] == max(0, length - size)  # the last one ends at the edge, or is the only one
-        for a, b in zip(starts, starts[1:]):
+        for a, b in pairwise(starts):
             assert a + size - b >= round(size * overlap) - 1
 
 

@@ -50,4 +50,4 @@ def test_a_weak_box_counts_only_where_somebody_was():
     nearby = np.array([[95, 12, 158, 201, 0.9]], np.float32)
     assert len(believe(weak, np.zeros((0, 5), np.float32), 0.35)) == 0
     assert len(believe(weak, nearby, 0.35)) == 1
-    assert len(believe(weak, nearby + [500, 0, 500, 0, 0], 0.35)) == 0
+    assert len(believe(weak, nearby + np.array([500, 0, 500, 0, 0]), 0.35)) == 0

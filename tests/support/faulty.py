@@ -1,4 +1,4 @@
-"""Runs a service with a fault in its work: `python -m tests.support.faulty SERVICE --raise-at N | --slow X -- INSTANCE`.
+"""Runs a service with a fault in its work: `python -m tests.support.faulty SERVICE --raise-at N -- INSTANCE`.
 
 The fault sits in the one function that does the service's work on a frame; everything around it is the real thing.
 """

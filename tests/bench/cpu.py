@@ -1,0 +1,248 @@
+"""Benchmarks on the CPU backend: `make bench`. Prints a table and writes .bench/cpu.json.
+
+    group       frames/s, and milliseconds of every stage, of the demo's clip through all five processes, flat out
+    path        what a frame costs beside its work: 30 frames/s of 80 x 80 px through the real group, stages subtracted
+    link        offer -> lease -> release between two processes, no work done
+    tracing     what the five services spend on a frame's spans, by sampling ratio, and as a share of `path`
+    recovery    seconds from a killed service's new start to ten complete counts, and after SIGSTOP for 5 s, SIGCONT
+
+Times of one run on one machine: these machines are shared, so quote ratios and medians.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from common.link import Timing
+from common.loop import Loop
+from common.messages import SCHEMA, Header, Hello
+from common.settings import Settings
+from common.telemetry import Tracer
+from common.upstream import Upstream
+from deploy.demo.plaza import render_clip
+from deploy.subscribe import Tally
+from tests.support import squares
+from tests.support.group import SERVICES, Group
+
+ROOT = Path(__file__).parents[2]
+DEMO_MODEL = ROOT / "deploy" / "demo" / "plaza.onnx"
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and 99th percentile."""
+    p50, p99 = np.percentile(values, [50, 99])
+    return {"p50": round(float(p50), 4), "p99": round(float(p99), 4)}
+
+
+def new_group(model: Path, source: dict, **settings: str) -> Group:
+    folder = Path(tempfile.mkdtemp(prefix="pc-bench-", dir="/dev/shm"))
+    return Group(folder, model, {"cam": source}, log_level="warning", **settings)
+
+
+def end(g: Group) -> None:
+    g.close()
+    shutil.rmtree(g.run_dir)
+    Path(g.log.name).unlink()
+
+
+def group(folder: Path) -> dict:
+    """The demo's clip, flat out."""
+    clip = folder / "plaza.mp4"
+    if not clip.exists():
+        render_clip(clip, folder / "plaza.csv", frames=120)
+    g = new_group(DEMO_MODEL, {"url": str(clip), "loop": True})
+    g.start()
+    g.wait_counts(30, 60)
+    first = g.counted()
+    begin = time.monotonic()
+    g.wait_counts(200, 120)
+    fps = (g.counted() - first) / (time.monotonic() - begin)
+    tally = Tally()
+    for message in g.messages:
+        tally.add(*message)
+    end(g)
+    return {"frames_per_s": round(fps, 2), "stages_ms": tally.summary()["stages_ms"]}
+
+
+def path(folder: Path) -> dict:
+    """Milliseconds of a frame that are no stage's work, and where they are; no queue anywhere at this rate."""
+    clip = squares.make_clip(folder / "small.mp4", sizes=((80, 80),))
+    model = squares.make_model(folder / "squares.onnx")
+    g = new_group(model, {"url": str(clip), "loop": True, "realtime": True})
+    g.start()
+    g.wait_counts(30)
+    g.messages.clear()
+    g.wait_counts(600, 60)
+    counts = g.of("counts")
+    end(g)
+    hops: dict[str, list[float]] = {}
+    beside = []
+    for c in counts:
+        branch = "infer_tiles" if c["hops_ms"].keys() & {"infer_tiles>fusion"} else "infer_global"
+        work = sum(c["stages_ms"][s] for s in ("decode", "copy", "preprocess", branch, "fusion"))
+        beside.append(c["end_to_end_ms"] - work)
+        for hop, ms in c["hops_ms"].items():
+            hops.setdefault(hop, []).append(ms)
+    return {"beside_the_work_ms": spread(beside), "hops_ms": {hop: spread(ms) for hop, ms in hops.items()}}
+
+
+OWNER = """
+import sys, time, json
+from pathlib import Path
+from common.downstream import Downstream
+from common.link import Timing
+from common.loop import Loop
+from common.messages import Header, Part, SurfaceLayout
+loop = Loop()
+owner = Downstream(loop, Path(sys.argv[1]), "surfaces", "cam", 3, Timing(), on_lost=print)
+owner.open(SurfaceLayout(64, 64, 64, "bt709", False))
+times = []
+for seq in range(int(sys.argv[2])):
+    index = owner.acquire()
+    header = Header(source="cam", seq=seq, pts_s=0, captured_ns=0, deadline_ns=0, width=64, height=64)
+    begin = time.perf_counter_ns()
+    owner.offer(index, header, [Part("frame")])
+    while not owner.idle:
+        loop.tick(100)
+    times.append((time.perf_counter_ns() - begin) / 1e6)
+print(json.dumps(times))
+"""
+
+
+def link(rounds: int = 3000) -> dict:
+    """One owner process, this process as consumer."""
+    with tempfile.TemporaryDirectory(prefix="pc-bench-", dir="/dev/shm") as folder:
+        run_dir = Path(folder)
+        command = [sys.executable, "-c", OWNER, folder, str(rounds)]
+        owner = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True)
+        loop = Loop()
+        consumer = Upstream(loop, run_dir, "surfaces", Hello(SCHEMA, "bench", os.getpid(), "frame", 2), Timing())
+        while owner.poll() is None:
+            loop.tick(20)
+            for taken in consumer.offers():
+                with consumer.lease(*taken):
+                    pass
+        times = json.loads(owner.stdout.read())
+        loop.close()
+    return {"offer_lease_release_ms": spread(times[100:])}
+
+
+def tracing(folder: Path, path_ms: float, frames: int = 20_000) -> dict:
+    """Microseconds a frame of the calls that the five services make, exported to a file by their own thread."""
+    result = {}
+    for ratio in (0.0, 0.01, 1.0):
+        telemetry = {"exporter": "file", "ratio": ratio, "file": str(folder / "traces.jsonl")}
+        tracer = Tracer("bench.0", Settings(telemetry=telemetry), Counter())
+        rounds = frames if ratio < 1 else frames // 10
+        samples = []
+        for _ in range(5):
+            begin = time.perf_counter_ns()
+            for seq in range(rounds // 5):
+                header = Header(source="cam", seq=seq, pts_s=0, captured_ns=1, deadline_ns=0, width=1, height=1)
+                if tracer.begin():
+                    header = Header(
+                        source="cam", seq=seq, pts_s=0, captured_ns=1, deadline_ns=0, width=1, height=1,
+                        traceparent=tracer.root("decode", header, 1, 2),
+                    )  # fmt: skip
+                for stage in ("preprocess", "infer_global", "infer_tiles", "fusion"):
+                    tracer.record(stage, header, 1, 2, part=0)
+            samples.append((time.perf_counter_ns() - begin) / 1000 / (rounds // 5))
+        tracer.close()
+        result[str(ratio)] = {"us_per_frame": round(statistics.median(samples), 3)}
+    for entry in result.values():
+        extra_us = entry["us_per_frame"] - result["0.0"]["us_per_frame"]
+        entry["share_of_path"] = round(max(0.0, extra_us) / 1000 / path_ms, 5)
+    return result
+
+
+def recovery(folder: Path) -> dict:
+    """Seconds to ten complete counts, for each service."""
+    clip = squares.make_clip(folder / "clip.mp4")
+    model = squares.make_model(folder / "squares.onnx")
+    result: dict[str, dict[str, float]] = {}
+    for name in SERVICES:
+        g = new_group(model, {"url": str(clip), "loop": True, "realtime": True})
+        g.start()
+        g.wait_counts(20)
+        g.signal(name, signal.SIGKILL)
+        time.sleep(0.3)
+        g.start(name)
+        killed_s = g.wait_counts(10)
+        g.signal(name, signal.SIGSTOP)
+        time.sleep(5)
+        g.signal(name, signal.SIGCONT)
+        frozen_s = g.wait_counts(10)
+        end(g)
+        result[name.partition(".")[0]] = {"after_kill_s": round(killed_s, 2), "after_freeze_s": round(frozen_s, 2)}
+    return result
+
+
+def machine() -> dict:
+    model = next(
+        (line.split(":")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
+    )
+    packages = ("pyzmq", "msgspec", "numpy", "av", "onnxruntime", "opentelemetry-sdk")
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "cpu": model.strip(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in packages},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / ".bench" / "cpu.json")
+    out = parser.parse_args().out
+    folder = ROOT / ".bench"
+    folder.mkdir(exist_ok=True)
+    result = {**machine(), "command": "make bench"}
+    result["group"] = group(folder)
+    result["path"] = path(folder)
+    result["link"] = link()
+    result["tracing"] = tracing(folder, result["path"]["beside_the_work_ms"]["p50"])
+    result["recovery"] = recovery(folder)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n")
+    show(result)
+
+
+def show(result: dict) -> None:
+    print(f"{result['cores']} cores, {result['cpu']}, Python {result['python']}\n")
+    print(f"group     {result['group']['frames_per_s']} frames/s of 1080p, 9 images each")
+    for stage, ms in result["group"]["stages_ms"].items():
+        print(f"          {stage:<22}{ms['p50']:>9.2f} ms p50 {ms['p99']:>9.2f} p99")
+    for name, ms in (
+        ("path", result["path"]["beside_the_work_ms"]),
+        ("link", result["link"]["offer_lease_release_ms"]),
+    ):
+        print(f"{name:<10}{'a frame':<22}{ms['p50']:>9.3f} ms p50 {ms['p99']:>9.3f} p99")
+        for hop, h in result["path"]["hops_ms"].items() if name == "path" else ():
+            print(f"          {hop:<22}{h['p50']:>9.3f} ms p50 {h['p99']:>9.3f} p99")
+    for ratio, cost in result["tracing"].items():
+        print(
+            f"tracing   ratio {ratio:<16}{cost['us_per_frame']:>9.2f} us a frame, {cost['share_of_path']:.2%} of path"
+        )
+    for service, s in result["recovery"].items():
+        print(
+            f"recovery  {service:<22}{s['after_kill_s']:>9.2f} s after kill {s['after_freeze_s']:>6.2f} s after freeze"
+        )
+
+
+if __name__ == "__main__":
+    main()
