@@ -85,9 +85,9 @@ class Fusion(Section):
     idle_s: float = Field(10, gt=0, le=600)
     """A frame without deadline is given up when no result came and no ring held it for, s"""
     same_iou: float = Field(0.5, gt=0, le=1)
-    """Boxes overlapping by this intersection over union are one person"""
-    same_ios: float = Field(0.6, gt=0, le=1)
-    """Boxes overlapping by this share of the smaller one are one person"""
+    """Boxes of two views overlapping by this intersection over union are one person"""
+    same_ios: float = Field(0.7, gt=0, le=1)
+    """Boxes of two views overlapping by this share of the smaller one are one person"""
     new_score: float = Field(0.35, gt=0, lt=1)
     """Least score of a person where the frame before had none"""
     edge_px: float = Field(2, ge=0, le=64)

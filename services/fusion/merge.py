@@ -1,8 +1,9 @@
 """One list of persons from the boxes of all tiles and of the whole frame. Pure.
 
 1. A box cut by an inner tile edge gives way: the neighbour's overlap, or the whole frame, shows that person uncut.
-2. Best score first, a box goes when a better one covers it: by IoU, or by its share of the smaller box, which also
-   removes a torso inside a person. Between any two boxes, those of one tile included.
+2. Best score first, a box goes when a better one covers it: by intersection over union (IoU), or over the smaller box
+   (IoS). Between two views of a place that happens soon, their edges disagree. Within one view the network has told
+   overlapping people apart itself, so there only near copies go, and a torso inside a person.
 3. Two thresholds (hysteresis, as edge detectors and ByteTrack use them): a weak box counts only where the frame before
    had a person, so one frame's noise is no person, and a person does not flicker.
 """
@@ -11,21 +12,23 @@ import numpy as np
 
 from common.engine.heads import overlap
 
-SCORE, CUT = 4, 5  # columns behind x1, y1, x2, y2
+SCORE, CUT, VIEW = 4, 5, 6  # columns behind x1, y1, x2, y2; a view is a tile or the whole frame
+COPY_IOU, COPY_IOS = 0.7, 0.9  # within one view
 SAME_PLACE_IOU = 0.3  # with a person of the frame before: people move less than this between two frames
 
 
 def merge(rows: np.ndarray, same_iou: float, same_ios: float) -> np.ndarray:
     """float32 [n, 7] (see messages.Detections) -> float32 [k, 5], each person once, best first."""
     whole = rows[rows[:, CUT] == 0]
-    whole = whole[np.argsort(-whole[:, SCORE], kind="stable"), :5]
+    whole = whole[np.argsort(-whole[:, SCORE], kind="stable")]
     iou, ios = overlap(whole[:, :4], whole[:, :4])
-    same = (iou > same_iou) | (ios > same_ios)
+    one_view = whole[:, VIEW][:, None] == whole[:, VIEW][None, :]
+    same = np.where(one_view, (iou > COPY_IOU) | (ios > COPY_IOS), (iou > same_iou) | (ios > same_ios))
     alive = np.ones(len(whole), bool)
     for i in range(len(whole)):
         if alive[i]:
             alive[i + 1 :] &= ~same[i, i + 1 :]
-    return whole[alive]
+    return whole[alive, :5]
 
 
 def believe(persons: np.ndarray, before: np.ndarray, new_score: float) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Benchmarks on the CPU backend: `make bench`. Prints a table and writes .bench/cpu.json.
 
     group       frames/s, and milliseconds of every stage, of the demo's clip through all five processes, flat out
-    path        what a frame costs beside its work: 30 frames/s of 80 x 80 px through the real group, stages subtracted
+    path        what a frame costs beside its work, from offer to published count, through the real processes
     link        offer -> lease -> release between two processes, no work done
     tracing     what the five services spend on a frame's spans, by sampling ratio, and as a share of `path`
     recovery    seconds from a killed service's new start to ten complete counts, and after SIGSTOP for 5 s, SIGCONT
@@ -27,9 +27,10 @@ from pathlib import Path
 
 import numpy as np
 
+from common.downstream import Downstream
 from common.link import Timing
 from common.loop import Loop
-from common.messages import SCHEMA, Header, Hello
+from common.messages import SCHEMA, Header, Hello, Part, SurfaceLayout
 from common.settings import Settings
 from common.telemetry import Tracer
 from common.upstream import Upstream
@@ -78,26 +79,46 @@ def group(folder: Path) -> dict:
     return {"frames_per_s": round(fps, 2), "stages_ms": tally.summary()["stages_ms"]}
 
 
-def path(folder: Path) -> dict:
-    """Milliseconds of a frame that are no stage's work, and where they are; no queue anywhere at this rate."""
-    clip = squares.make_clip(folder / "small.mp4", sizes=((80, 80),))
-    model = squares.make_model(folder / "squares.onnx")
-    g = new_group(model, {"url": str(clip), "loop": True, "realtime": True})
-    g.start()
-    g.wait_counts(30)
-    g.messages.clear()
-    g.wait_counts(600, 60)
+def path(folder: Path, rounds: int = 600) -> dict:
+    """Milliseconds of a frame that are no stage's work, from offer to published count, and where they are.
+
+    This process is the decoder: it offers one 80 x 80 px frame and waits for its count, so no frame ever queues.
+    `idle`: the same with 33 ms between frames, when a core has to wake up for every hop.
+    """
+    g = new_group(squares.make_model(folder / "squares.onnx"), {"url": "none"})
+    g.start(*(name for name in SERVICES if not name.startswith("decoder")))
+    loop = Loop()
+    owner = Downstream(loop, g.run_dir, "surfaces", "cam", 3, Timing(), on_lost=print)
+    owner.open(SurfaceLayout(80, 80, 128, "bt709", False))
+    for seq in range(2 * rounds):
+        while (index := owner.acquire()) is None:
+            loop.tick(1)
+        now = loop.now_ns()
+        marks = {"decode": (now, now), "copy": (now, now)}
+        header = Header(
+            source="cam", seq=seq, pts_s=0, captured_ns=now, deadline_ns=0, width=80, height=80, marks=marks
+        )
+        owner.offer(index, header, [Part("frame")])
+        while len(g.of("counts")) <= seq:
+            loop.tick(1)
+        time.sleep(1 / 30 if seq >= rounds else 0)
     counts = g.of("counts")
+    owner.close()
+    loop.close()
     end(g)
+    return {"busy": _beside(counts[100:rounds]), "idle": _beside(counts[rounds + 10 :])}
+
+
+def _beside(counts: list[dict]) -> dict:
     hops: dict[str, list[float]] = {}
     beside = []
     for c in counts:
-        branch = "infer_tiles" if c["hops_ms"].keys() & {"infer_tiles>fusion"} else "infer_global"
-        work = sum(c["stages_ms"][s] for s in ("decode", "copy", "preprocess", branch, "fusion"))
-        beside.append(c["end_to_end_ms"] - work)
+        last = "infer_tiles" if "infer_tiles>fusion" in c["hops_ms"] else "infer_global"
+        beside.append(c["end_to_end_ms"] - sum(c["stages_ms"][s] for s in ("preprocess", last, "fusion")))
         for hop, ms in c["hops_ms"].items():
             hops.setdefault(hop, []).append(ms)
-    return {"beside_the_work_ms": spread(beside), "hops_ms": {hop: spread(ms) for hop, ms in hops.items()}}
+    kept = {hop: spread(ms) for hop, ms in hops.items() if "decode" not in hop}
+    return {"beside_the_work_ms": spread(beside), "hops_ms": kept}
 
 
 OWNER = """
@@ -215,7 +236,7 @@ def main() -> None:
     result["group"] = group(folder)
     result["path"] = path(folder)
     result["link"] = link()
-    result["tracing"] = tracing(folder, result["path"]["beside_the_work_ms"]["p50"])
+    result["tracing"] = tracing(folder, result["path"]["busy"]["beside_the_work_ms"]["p50"])
     result["recovery"] = recovery(folder)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=2) + "\n")
@@ -227,13 +248,13 @@ def show(result: dict) -> None:
     print(f"group     {result['group']['frames_per_s']} frames/s of 1080p, 9 images each")
     for stage, ms in result["group"]["stages_ms"].items():
         print(f"          {stage:<22}{ms['p50']:>9.2f} ms p50 {ms['p99']:>9.2f} p99")
-    for name, ms in (
-        ("path", result["path"]["beside_the_work_ms"]),
-        ("link", result["link"]["offer_lease_release_ms"]),
-    ):
-        print(f"{name:<10}{'a frame':<22}{ms['p50']:>9.3f} ms p50 {ms['p99']:>9.3f} p99")
-        for hop, h in result["path"]["hops_ms"].items() if name == "path" else ():
+    for state, part in result["path"].items():
+        ms = part["beside_the_work_ms"]
+        print(f"path      {f'a frame, {state} cores':<22}{ms['p50']:>9.3f} ms p50 {ms['p99']:>9.3f} p99")
+        for hop, h in part["hops_ms"].items():
             print(f"          {hop:<22}{h['p50']:>9.3f} ms p50 {h['p99']:>9.3f} p99")
+    ms = result["link"]["offer_lease_release_ms"]
+    print(f"link      {'offer, lease, release':<22}{ms['p50']:>9.3f} ms p50 {ms['p99']:>9.3f} p99")
     for ratio, cost in result["tracing"].items():
         print(
             f"tracing   ratio {ratio:<16}{cost['us_per_frame']:>9.2f} us a frame, {cost['share_of_path']:.2%} of path"

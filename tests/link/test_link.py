@@ -235,7 +235,7 @@ def test_a_restarted_owner_is_found_again_and_its_leftovers_are_swept(world, run
     """The owner is a process that is SIGKILLed while it owns memory; the next one of that name starts clean."""
     code = (
         "import sys, time; sys.path.insert(0, '.')\n"
-        "from tests.link.test_link import World, Path, show\n"
+        "from pathlib import Path\nfrom tests.link.test_link import World, show\n"
         f"w = World(Path({str(run_dir)!r})); o = w.owner(w.real_loop()); show(o, 0, 1)\n"
         "print('up', flush=True)\n"
         "while True: w.loops[0].tick(10)\n"
@@ -260,7 +260,7 @@ def test_a_restarted_owner_is_found_again_and_its_leftovers_are_swept(world, run
 def test_a_killed_consumer_gives_its_slot_back(world, run_dir):
     code = (
         "import sys; sys.path.insert(0, '.')\n"
-        "from tests.link.test_link import World, Path, waiting\n"
+        "from pathlib import Path\nfrom tests.link.test_link import World, waiting\n"
         f"w = World(Path({str(run_dir)!r})); c = w.consumer(loop=w.real_loop())\n"
         "while not waiting(c): w.loops[0].tick(10)\n"
         "print('got it', flush=True)\n"

@@ -1,0 +1,75 @@
+"""The error of the whole pipeline against truth, on what it was made for and on real footage."""
+
+import json
+import lzma
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy.demo.plaza import render_clip
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def yolo(footage, tmp_path_factory):
+    """A real YOLO26n, unpacked from the test material."""
+    path = tmp_path_factory.mktemp("models") / "yolo26n.onnx"
+    path.write_bytes(lzma.decompress((footage.parent / "models" / "yolo26n_coco_fp32.onnx.xz").read_bytes()))
+    return path
+
+
+def count_and_compare(run_dir, out, truth, *arguments):
+    """(summary of the run, error of its counts), both by the command line."""
+    cli = [sys.executable, "-m", "deploy.cli"]
+    command = [*cli, "run", *map(str, arguments), "--run-dir", str(run_dir), "--out", str(out), "--json"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    error = subprocess.run([*cli, "eval", str(out), str(truth), "--json"], cwd=ROOT, capture_output=True, check=True)
+    return json.loads(run.stdout.splitlines()[-1]), json.loads(error.stdout)
+
+
+def test_the_demos_model_on_a_held_out_plaza(run_dir, tmp_path):
+    """At most 5 % of the mean count; a part of the clip that `make demo` counts whole."""
+    clip, truth = tmp_path / "plaza.mp4", tmp_path / "plaza.csv"
+    render_clip(clip, truth, frames=60)
+    summary, error = count_and_compare(run_dir, tmp_path / "counts.jsonl", truth, clip)
+    assert (summary["counted"], summary["incomplete"], summary["dropped"]) == (60, 0, {})
+    people = len(truth.read_text().splitlines()) - 1
+    assert error["mae"] <= 0.05 * people / 60
+
+
+def test_yolo26_on_a_real_street(run_dir, tmp_path, footage, yolo):
+    """All 96 frames of the 1080p clip, 20 people each; its truth is loose: far people are not labelled."""
+    summary, error = count_and_compare(
+        run_dir, tmp_path / "c.jsonl", footage / "towncentre_1080p_gt.csv", footage / "towncentre_1080p.mp4", "--model", yolo
+    )
+    assert (summary["counted"], summary["incomplete"], summary["dropped"]) == (96, 0, {})
+    assert error["mae"] <= 1.3
+
+
+def test_yolo26_on_a_4k_crowd(run_dir, tmp_path, footage, yolo):
+    """24 frames of the mosaic, 81 people each: what a grid of tiles is for."""
+    clip = tmp_path / "first.mp4"
+    first_frames(footage / "towncentre_4k_mosaic_h264.mp4", clip, 24)
+    summary, error = count_and_compare(
+        run_dir, tmp_path / "c.jsonl", footage / "towncentre_4k_mosaic_gt.csv", clip, "--model", yolo
+    )
+    assert summary["counted"] == error["frames"]
+    assert error["frames"] >= 24
+    assert error["mae"] <= 4.0
+
+
+def first_frames(source, target, frames):
+    """Copies the first packets of a clip, without decoding them."""
+    import av
+
+    with av.open(str(source)) as whole, av.open(str(target), "w") as part:
+        stream = part.add_stream_from_template(whole.streams.video[0])
+        for number, packet in enumerate(whole.demux(video=0)):
+            if number == frames + 3 or packet.dts is None:  # a few more: the last ones may refer to what is cut off
+                return
+            packet.stream = stream
+            part.mux(packet)
