@@ -11,10 +11,11 @@ import typer
 
 from common import settings as settings_module
 from common.errors import Refused
-from common.settings import CONFIG_VARIABLE, PREFIX, Settings, Source
+from common.settings import CONFIG_VARIABLE
 from deploy import evaluate
-from deploy.display import JsonLines, display, summary_lines
-from deploy.subscribe import Follower, Tally, messages
+from deploy.display import display, summary_lines
+from deploy.foreground import configure, overrides, run_group
+from deploy.subscribe import messages
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Counts people in video."
@@ -51,101 +52,6 @@ def run(
     summary, code = run_group(settings, environment, as_json, out)
     print(json.dumps(summary) if as_json else "\n".join(summary_lines(summary)), flush=True)
     raise typer.Exit(code)
-
-
-def overrides(
-    sources: list[str],
-    model: Path | None,
-    workers: list[str],
-    backend: str | None,
-    realtime: bool,
-    loop: bool,
-    run_dir: Path | None,
-) -> dict[str, str]:
-    """The command's options as environment variables, the way every service reads them."""
-    from deploy.group import source_name
-
-    changes: dict[str, str] = {}
-    named: dict[str, dict] = {}
-    for argument in sources:
-        name, equals, url = argument.partition("=")
-        if not equals or not name.replace("-", "").replace("_", "").isalnum():
-            name, url = source_name(argument, set(named)), argument
-        if "://" not in url and not url.startswith("/dev/"):
-            url = str(Path(url).absolute())
-        named[name] = {"url": url, "realtime": realtime, "loop": loop}
-    if named:
-        changes["SOURCES"] = json.dumps(named)
-    if model:
-        changes["ENGINE__MODEL"] = str(model.absolute())
-    if backend:
-        changes["BACKEND"] = backend
-    if run_dir:
-        changes["RUN_DIR"] = str(run_dir.absolute())
-    for pair in workers:
-        service, _, count = pair.partition("=")
-        changes[f"WORKERS__{service.upper()}"] = count
-    return {PREFIX + key: value for key, value in changes.items()}
-
-
-def configure(config: Path | None, changes: dict[str, str]) -> tuple[Settings, dict[str, str]]:
-    """(validated settings, environment for the services); a --config file and options win over the environment."""
-    if config:
-        changes = {CONFIG_VARIABLE: str(config.absolute()), **changes}
-    os.environ.update(changes)
-    settings = settings_module.load()
-    if not settings.sources:
-        raise Refused("There is no source: name files or URLs, or a --config with a [sources.NAME] table.")
-    for name, source in settings.sources.items():
-        check_source(name, source)
-    return settings, dict(os.environ)
-
-
-def check_source(name: str, source: Source) -> None:
-    if "://" not in source.url and not Path(source.url).exists():
-        raise Refused(f"The source {name!r} is {source.url}, which does not exist.", 66)
-
-
-def run_group(
-    settings: Settings,
-    environment: dict[str, str],
-    as_json: bool,
-    out: Path | None,
-    truth: dict[int, int] | None = None,
-) -> tuple[dict, int]:
-    """Runs a group to its end, showing it; returns (summary, exit code)."""
-    from deploy.group import Group
-
-    screen, tally = display(as_json), Tally()
-    if not isinstance(screen, JsonLines):
-        environment = {PREFIX + "LOG_LEVEL": "warning", **environment}
-    group = Group(settings, environment, screen.say)
-    screen.say(f"counts on {settings.publish}")
-    lines = out.open("w") if out else None
-
-    def on_message(kind: str, name: str, content: dict) -> None:
-        tally.add(kind, name, content)
-        try:
-            screen.show(kind, name, content)
-        except BrokenPipeError:  # `run … | head`: nobody reads us any more
-            group.stop()
-        if lines and kind == "counts":
-            lines.write(json.dumps(content, separators=(",", ":")) + "\n")
-            lines.flush()
-        if tally.ended >= settings.sources.keys():
-            group.stop()
-
-    follower = Follower(settings.publish, ("counts", "dropped", "status"), on_message)
-    try:
-        group.run()
-    finally:
-        follower.close()
-        screen.close()
-        if lines:
-            lines.close()
-    summary = tally.summary(truth)
-    summary["restarts"] = group.restarts
-    return summary, group.exit_code
 
 
 @app.command()
@@ -211,7 +117,7 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Render a plaza full of people, count them with all five services, and compare with the truth."""
-    from deploy.demo.__main__ import run_demo
+    from deploy.demo.run import run_demo
 
     raise typer.Exit(run_demo(size, folder, as_json))
 

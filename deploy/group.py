@@ -140,6 +140,6 @@ class Group:
 def source_name(url: str, taken: set[str]) -> str:
     """A source name from a URL: letters, digits, - and _; unique among those taken."""
     stem = Path(url.split("?")[0].rstrip("/")).stem or "source"
-    name = "".join(c if c.isalnum() and c.isascii() else "-" for c in stem).strip("-")[:48] or "source"
+    name = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in stem).strip("-_")[:48] or "source"
     candidates = [name, *(f"{name}-{i}" for i in range(2, 1000))]
     return next(c for c in candidates if c not in taken)

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 from common.errors import Refused
-from common.settings import PREFIX
-from deploy.cli import configure, run_group
+from common.settings import PREFIX, default_run_dir
 from deploy.demo.plaza import render_clip
 from deploy.display import summary_lines
 from deploy.evaluate import read_truth
+from deploy.foreground import configure, run_group
 
 SIZES = {"1080p": (1920, 1080, 240), "4k": (3840, 2160, 48)}  # width, height, frames
 SEED = 1  # held out: the model was trained on seeds from 1000 on
@@ -41,6 +41,4 @@ def run_demo(size: str, folder: Path, as_json: bool) -> int:
 
 def _run_dir() -> Path:
     """One of its own, so that the demo disturbs no group that runs."""
-    from common.settings import default_run_dir
-
     return Path(default_run_dir() + "-demo")
