@@ -19,14 +19,17 @@ Results, on fusion's socket: Hello / Welcome / Beat / Bye as above, then Result(
 from typing import Annotated
 
 import msgspec
+import numpy as np
 from msgspec import Meta, Struct
 
 SCHEMA = 1
+ROW_BYTES = 7 * 4  # of one detection
 MAX_BYTES = 1 << 20  # of one message; libzmq refuses more, see link.py
 
 Name = Annotated[str, Meta(max_length=128)]
 Text = Annotated[str, Meta(max_length=1000)]
 Count = Annotated[int, Meta(ge=0)]
+Small = Annotated[int, Meta(ge=0, le=65_535)]  # sides in px, images, tiles, parts
 SourceName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
 
 
@@ -38,8 +41,8 @@ class Header(Struct, frozen=True, kw_only=True):
     pts_s: float  # presentation time in the source, seconds
     captured_ns: Count  # CLOCK_MONOTONIC when the frame's packet arrived in the decoder
     deadline_ns: Count  # CLOCK_MONOTONIC after which work on it is dropped; 0: none (lossless)
-    width: Count
-    height: Count
+    width: Small
+    height: Small
     traceparent: Annotated[str, Meta(max_length=64)] = ""  # W3C trace context; empty: this frame is not traced
     marks: dict[Name, tuple[Count, Count]] = {}  # stage -> CLOCK_MONOTONIC ns (begin, end)
 
@@ -48,10 +51,10 @@ class Part(Struct, frozen=True):
     """A named region of a slot, offered on its own: `count` images from image `first` on."""
 
     name: Name  # "frame" (surfaces), "global" or "tiles" (tensors)
-    index: Count = 0
-    first: Count = 0
-    count: Count = 1
-    of: Count = 1  # how many parts the frame has, all names together
+    index: Small = 0
+    first: Small = 0
+    count: Small = 1
+    of: Small = 1  # how many parts the frame has, all names together
 
     @property
     def key(self) -> tuple[str, int]:
@@ -61,8 +64,8 @@ class Part(Struct, frozen=True):
 class SurfaceLayout(Struct, frozen=True, tag="surface"):
     """NV12: `height` rows of luma, then ceil(height / 2) rows of interleaved U, V; every row `pitch` bytes apart."""
 
-    width: Count
-    height: Count
+    width: Small
+    height: Small
     pitch: Count
     matrix: Name  # "bt601" | "bt709" | "bt2020"
     full_range: bool
@@ -75,8 +78,8 @@ class SurfaceLayout(Struct, frozen=True, tag="surface"):
 class TensorLayout(Struct, frozen=True, tag="tensor"):
     """[images, 3, size_px, size_px] RGB in 0..1, C-contiguous: image 0 is the letterboxed frame, then its tiles."""
 
-    images: Count
-    size_px: Count
+    images: Small
+    size_px: Small
     dtype: Name  # "float32" | "float16"
     overlap: float
 
@@ -158,6 +161,13 @@ class Detections(Struct, frozen=True, tag="detections"):
     boxes: bytes  # float32 [n, 7], little-endian: x1, y1, x2, y2 (frame px), score, cut edges (bits), tile (-1: global)
     began_ns: Count
     ended_ns: Count
+
+    def rows(self) -> np.ndarray | None:
+        """The boxes as float32 [n, 7]; None when they are not that, or not finite."""
+        if len(self.boxes) % ROW_BYTES:
+            return None
+        rows = np.frombuffer(self.boxes, "<f4").reshape(-1, 7)
+        return rows if np.isfinite(rows).all() else None
 
 
 class Dropped(Struct, frozen=True, tag="dropped"):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from common.journal import Journal
-from common.messages import Detections, Dropped, Report, Status
+from common.messages import DROP_REASONS, Detections, Dropped, Report, Status
 from common.results import Receiver
 from common.runtime import Runtime, serve
 from services.fusion.join import Ended, Frame, Gap, Join, Settled
@@ -60,6 +60,9 @@ class Fusion:
             self.publisher.send("service", body.service, {"pid": body.pid, "counters": body.counters})
             for source, seq in body.holding:
                 self.join.held(source, seq, now)
+        elif not self.acceptable(body):
+            self.rt.count["results_refused"] += 1
+            self.receiver.settle([receipt])
         elif isinstance(body, Status):
             self.on_status(body, receipt, now)
         else:
@@ -67,6 +70,15 @@ class Fusion:
             if not self.join.add(body, receipt, now):
                 self.rt.count["results_late"] += 1
                 self.receiver.settle([receipt])
+
+    def acceptable(self, body: Detections | Dropped | Status) -> bool:
+        """False for a source that is not in the settings, boxes that are none, a reason that nobody gives."""
+        source = body.source if isinstance(body, Status) else body.header.source
+        if isinstance(body, Detections) and body.rows() is None:
+            return False
+        if isinstance(body, Dropped) and body.reason not in DROP_REASONS:
+            return False
+        return source in self.rt.settings.sources
 
     def on_status(self, body: Status, receipt: object, now: int) -> None:
         source = self.source(body.source)
@@ -100,7 +112,7 @@ class Fusion:
     def count(self, frame: Frame, reason: str) -> None:
         began_ns = self.rt.loop.now_ns()
         header, missing = frame.header, frame.missing(reason)
-        rows = np.vstack([np.frombuffer(a.boxes, "<f4").reshape(-1, 7) for a in frame.answers.values()])
+        rows = np.vstack([answer.rows() for answer in frame.answers.values()])
         source = self.source(header.source)
         persons = merge(rows, self.settings.same_iou, self.settings.same_ios)
         persons = believe(persons, source.persons, self.settings.new_score)
