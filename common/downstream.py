@@ -86,20 +86,24 @@ class Downstream:
         return [(c.header.source, c.header.seq) for i, c in self._content.items() if not self._ring.is_free(i)]
 
     def open(self, layout: Layout) -> None:
-        """Starts a new epoch whose slots have this layout. What was still offered in the old one is lost as stale.
+        """Starts a new epoch whose slots have this layout; what was still offered in the old one is lost as stale.
 
         Callers that must not lose it wait for `idle` first. Raises Refused when there is no memory for it.
         """
+        self.retire()
+        self._epoch, self.layout = secrets.token_hex(8), layout
+        self._memory = memory.kind(self._kind).Owned(self.run_dir, self.name, self._epoch, self.slots, layout.nbytes)
+        self._spec = RingSpec(self._kind, self._memory.handle, self.slots, layout.nbytes, layout)
+        self._link.invite()
+
+    def retire(self) -> None:
+        """Ends the epoch: consumers are welcome again when the next one is opened."""
         for index, key in list(self._ring.waiting()):
             self._withdraw(index, key, "stale")
         for peer in self._link.peers.values():
             self._lose(self._ring.forget(peer.identity))
         self._close_memory()
-        self._epoch = secrets.token_hex(8)
-        self._ring, self._content, self.layout = Ring(self.slots), {}, layout
-        self._memory = memory.kind(self._kind).Owned(self.run_dir, self.name, self._epoch, self.slots, layout.nbytes)
-        self._spec = RingSpec(self._kind, self._memory.handle, self.slots, layout.nbytes, layout)
-        self._link.invite()
+        self._ring, self._content, self.layout, self._spec = Ring(self.slots), {}, None, None
 
     def acquire(self, evict: Callable[[Header], bool] = lambda header: False) -> int | None:
         """A free slot to write into, or None.

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from common.engine import Engine
+from common.errors import Refused
 from common.messages import Detections, Header, Offer, Part, TensorLayout
 from common.runtime import Runtime
 from common.upstream import Attached, Upstream
@@ -36,6 +37,8 @@ class Inference:
             try:
                 persons = self._run(_images(slot, layout, part))
                 boxes = self._to_frame(layout, header, part, persons)
+            except Refused:  # said by a link while we ticked
+                raise
             except Exception:
                 return self._failed(offer)
         self._errors = 0

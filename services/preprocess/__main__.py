@@ -45,6 +45,8 @@ class Preprocess:
                 f"tensors here are {_words(self.wanted)}, {hello.service} wants {_words(hello.wants)}: "
                 "give all infer services models with the same input."
             )
+        if self.wanted not in (None, hello.wants):
+            self.tensors.retire()  # made for an engine that has gone
         self.wanted = hello.wants
         return None
 

@@ -56,7 +56,7 @@ def test_several_sources_and_resolutions_at_once(group, tmp_path, clip):
     g.start(
         "fusion.0", "infer_global.0", "infer_tiles.0", "preprocess.0", "decoder.cam", "decoder.small", "decoder.tiny"
     )
-    g.wait_for(lambda: sum(c["state"] == "ended" for c in g.of("status")) >= 3, "the end of all three")
+    g.wait_for(lambda: all(g.ended(name) for name in ("cam", "small", "tiny")), "the end of all three")
     for source, frames in (("cam", FRAMES), ("small", 40)):
         g.check_books(source)
         assert [c["count"] for c in g.of("counts", source)] == [expected(seq) for seq in range(frames)]
@@ -74,6 +74,24 @@ def test_other_inputs(group, clip, tmp_path, batch, dtype):
     model = make_model(tmp_path / "other.onnx", batch, dtype=dtype)
     counts = run_to_end(group({"cam": {"url": str(clip)}}, engine__model=str(model)))
     assert [c["count"] for c in counts] == [expected(seq) for seq in range(FRAMES)]
+
+
+def test_engines_restarted_with_another_model_get_tensors_of_its_size(group, clip, tmp_path):
+    """And while one of the old ones is there, a model with another input is refused in words."""
+    larger = make_model(tmp_path / "larger.onnx", size=160)
+    g = group({"cam": {"url": str(clip), "loop": True}})
+    g.start()
+    g.wait_counts(20)
+    g.environment["PEOPLECOUNTER_ENGINE__MODEL"] = str(larger)
+    g.start("infer_tiles.1")
+    assert g.wait_exit("infer_tiles.1") == 78
+    assert "float32 80 px, infer_tiles.1 wants float32 160 px" in g.tail()
+    for name in ("infer_tiles.0", "infer_global.0"):
+        g.signal(name, signal.SIGKILL)
+    g.start("infer_tiles.0", "infer_global.0")
+    g.wait_counts(20)
+    g.check_books()
+    assert all(c["count"] == expected(c["seq"]) for c in g.of("counts") if c["complete"])
 
 
 def test_two_tile_workers_share_the_work(group, clip):

@@ -74,8 +74,8 @@ class Group:
     def counted(self, complete: bool = False) -> int:
         return sum(content["complete"] or not complete for content in self.of("counts"))
 
-    def ended(self) -> bool:
-        return any(content["state"] == "ended" for content in self.of("status"))
+    def ended(self, source: str = "cam") -> bool:
+        return any(content["state"] == "ended" for content in self.of("status", source))
 
     def totals(self, source: str = "cam") -> dict:
         return next(c["totals"] for k, name, c in reversed(self.messages) if "totals" in c and name == source)
