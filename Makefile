@@ -27,4 +27,4 @@ bench: .venv/dev
 	@touch $@ .venv/demo
 
 clean:
-	rm -rf .venv .demo .bench build *.egg-info
+	rm -rf .venv .demo .bench .models .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -81,6 +81,11 @@ class Downstream:
         """True when no slot is being written, offered or read."""
         return self._ring.idle
 
+    @property
+    def drained(self) -> bool:
+        """The same, but for slots whose readers have gone silent: a new epoch is other memory and cannot hurt them."""
+        return self._ring.drained
+
     def holding(self) -> list[tuple[str, int]]:
         """(source, seq) of every frame that waits or is being read."""
         return [(c.header.source, c.header.seq) for i, c in self._content.items() if not self._ring.is_free(i)]
@@ -88,7 +93,7 @@ class Downstream:
     def open(self, layout: Layout) -> None:
         """Starts a new epoch whose slots have this layout; what was still offered in the old one is lost as stale.
 
-        Callers that must not lose it wait for `idle` first. Raises Refused when there is no memory for it.
+        Callers that must not lose it wait for `drained` first. Raises Refused when there is no memory for it.
         """
         self.retire()
         self._epoch, self.layout = secrets.token_hex(8), layout
@@ -193,7 +198,9 @@ class Downstream:
             self._ring.lease(index, key, peer.identity)
             peer.turn = next(self._turn)
             if not self._link.send(peer, Offer(content.header, ref, content.parts[key])):
-                self._lose(self._ring.forget(peer.identity))
+                self._ring.take_back(index, key)
+                peer.silent = True  # until it is heard again, or its process is known to be gone
+                self._on_silent(peer)
 
     def _next_peer(self, part: str) -> Peer | None:
         able = [

@@ -5,7 +5,7 @@ NO_INPUT = 66  # EX_NOINPUT: the source does not exist
 BAD_DATA = 65  # EX_DATAERR: the source is not a video we can decode
 SOFTWARE = 70  # EX_SOFTWARE: a bug or a broken device. A restart may help.
 
-FINAL = frozenset({0, CONFIG, NO_INPUT, BAD_DATA})  # a supervisor does not restart after these
+FINAL = frozenset({CONFIG, NO_INPUT, BAD_DATA})  # a restart would end the same way
 
 
 class Refused(Exception):

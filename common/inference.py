@@ -54,6 +54,8 @@ class Inference:
             if first:
                 self._rt.tick(0)
             persons += self._engine.run(images[first : first + self._engine.max_batch])
+        if not all(np.isfinite(found).all() for found in persons):
+            raise ValueError("the model's boxes are not finite")
         return persons
 
     def _failed(self, offer: Offer) -> None:

@@ -16,7 +16,7 @@ Control plane, on the socket of a ring's owner (ROUTER) and its consumers (DEALE
 Results, on fusion's socket: Hello / Welcome / Beat / Bye as above, then Result(number, body) --> and <-- Ack(numbers).
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
@@ -24,11 +24,13 @@ from msgspec import Meta, Struct
 
 SCHEMA = 1
 ROW_BYTES = 7 * 4  # of one detection
+MAX_BOXES = 1000  # of one image
 MAX_BYTES = 1 << 20  # of one message; libzmq refuses more, see link.py
 
 Name = Annotated[str, Meta(max_length=128)]
 Text = Annotated[str, Meta(max_length=1000)]
 Count = Annotated[int, Meta(ge=0)]
+Seq = Annotated[int, Meta(ge=0, lt=2**53)]  # an integer in any JSON reader
 Small = Annotated[int, Meta(ge=0, le=65_535)]  # sides in px, images, tiles, parts
 SourceName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
 
@@ -37,7 +39,7 @@ class Header(Struct, frozen=True, kw_only=True):
     """What is known of one frame, made by the decoder and carried by every message about it."""
 
     source: SourceName
-    seq: Count
+    seq: Seq
     pts_s: float  # presentation time in the source, seconds
     captured_ns: Count  # CLOCK_MONOTONIC when the frame's packet arrived in the decoder
     deadline_ns: Count  # CLOCK_MONOTONIC after which work on it is dropped; 0: none (lossless)
@@ -59,6 +61,11 @@ class Part(Struct, frozen=True):
     @property
     def key(self) -> tuple[str, int]:
         return self.name, self.index
+
+    @property
+    def known(self) -> bool:
+        """True for a part that a tensor slot can have."""
+        return self.key == ("global", 0) or (self.name == "tiles" and self.index < self.of - 1)
 
 
 class SurfaceLayout(Struct, frozen=True, tag="surface"):
@@ -101,8 +108,8 @@ class RingSpec(Struct, frozen=True):
 class Input(Struct, frozen=True):
     """What an engine wants to read; tensors of another kind are refused at Hello."""
 
-    size_px: Count
-    dtype: Name
+    size_px: Annotated[int, Meta(ge=32, le=4096)]
+    dtype: Literal["float32", "float16"]
 
 
 class Ref(Struct, frozen=True):
@@ -164,7 +171,7 @@ class Detections(Struct, frozen=True, tag="detections"):
 
     def rows(self) -> np.ndarray | None:
         """The boxes as float32 [n, 7]; None when they are not that, or not finite."""
-        if len(self.boxes) % ROW_BYTES:
+        if len(self.boxes) % ROW_BYTES or len(self.boxes) > MAX_BOXES * self.part.count * ROW_BYTES:
             return None
         rows = np.frombuffer(self.boxes, "<f4").reshape(-1, 7)
         return rows if np.isfinite(rows).all() else None
@@ -183,7 +190,7 @@ class Status(Struct, frozen=True, tag="status"):
 
     source: SourceName
     state: Name  # "online" | "reconnecting" | "ended"
-    frames: Count = 0
+    frames: Seq = 0
     detail: Text = ""
 
 
@@ -193,7 +200,7 @@ class Report(Struct, frozen=True, tag="report"):
     service: Name
     pid: int
     counters: dict[Name, int]
-    holding: list[tuple[SourceName, Count]] = []
+    holding: list[tuple[SourceName, Seq]] = []
 
 
 class Result(Struct, frozen=True, tag="result"):

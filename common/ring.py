@@ -42,6 +42,15 @@ class Ring:
         """True when every slot is free."""
         return all(slot.state == FREE for slot in self._slots)
 
+    @property
+    def drained(self) -> bool:
+        """True when nobody who is heard of still has to read anything: only quarantined parts are left, if any."""
+        return all(
+            slot.state == FREE
+            or (slot.state == OFFERED and not slot.waiting and slot.leased.keys() <= slot.quarantined)
+            for slot in self._slots
+        )
+
     def is_free(self, index: int) -> bool:
         return self._slots[index].state == FREE
 
@@ -94,6 +103,12 @@ class Ring:
         slot.quarantined.discard(part)
         self._settle(index)
         return True
+
+    def take_back(self, index: int, part: PartKey) -> None:
+        """A lease that never reached its holder: the part waits again."""
+        slot = self._slots[index]
+        del slot.leased[part]
+        slot.waiting.append(part)
 
     def withdraw(self, index: int, part: PartKey) -> None:
         """Takes back a part that nobody has leased."""

@@ -21,7 +21,8 @@ from common.settings import Settings
 from common.telemetry import Tracer
 
 SUPERVISOR_VARIABLE = "SUPERVISOR_PID_OF_PEOPLECOUNTER"  # set by `run`: the group ends with it, even if it is killed
-REPORT_NS = 1_000_000_000
+REPORT_NS = 500_000_000  # also how fresh fusion's knowledge is of what the rings hold
+LINGER_NS = 2_000_000_000
 PR_SET_PDEATHSIG = 1
 RUN_DIR_MAX = IPC_PATH_MAX - 40  # bytes; longer source names are refused by link.py
 
@@ -70,7 +71,14 @@ class Runtime:
             notify("WATCHDOG=1")
         if self.results and now >= self._report_ns:
             self._report_ns = now + REPORT_NS
+            self.tracer.account()
             self.results.report(self.holding())
+
+    def linger(self, done: Callable[[], bool]) -> None:
+        """Asked to end: keeps ticking until what was offered has been read, for LINGER_NS at most."""
+        end_ns = self.loop.now_ns() + LINGER_NS
+        while not done() and self.loop.now_ns() < end_ns:
+            self.tick()
 
     def late(self, header: Header) -> bool:
         """True when the frame's deadline has passed."""
@@ -91,7 +99,9 @@ class Runtime:
             close()
         if self.results:
             self.results.close()
-        self.tracer.close()
+        lost = self.tracer.close()
+        if lost:
+            self.log.warning("%d spans were not exported", lost)
         self.loop.close()
 
 

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from common.errors import NO_INPUT, Refused
@@ -23,9 +23,9 @@ class Section(BaseModel):
 
 class Source(Section):
     url: str
-    """File, RTSP or other URL, or device that FFmpeg opens"""
+    """File or URL that FFmpeg opens; http(s) is played like a file, RTSP and other streams are opened again"""
     realtime: bool = False
-    """Play a file at its own rate, dropping frames when late, as a camera would"""
+    """Play a file at its own rate, dropping frames when late, as a camera would; http cameras need it"""
     loop: bool = False
     """Start a file again when it ends"""
 
@@ -42,6 +42,12 @@ class Link(Section):
     """After how long without a beat a consumer gets no more work, ms"""
     credits: int = Field(2, ge=1, le=64)
     """Offers a consumer accepts before it has released the first"""
+
+    @model_validator(mode="after")
+    def _several_beats(self) -> "Link":
+        if self.silent_ms < 4 * self.beat_ms:
+            raise ValueError(f"silent_ms must be at least four beats, {4 * self.beat_ms} ms")
+        return self
 
 
 class Decoder(Section):

@@ -17,9 +17,11 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from common.errors import Refused
 from common.messages import Header
 from common.settings import Settings
 
+QUEUE = 4096  # spans waiting for export
 _propagator = TraceContextTextMapPropagator()
 _CLOCK_OFFSET_NS = time.time_ns() - time.monotonic_ns()
 
@@ -47,7 +49,7 @@ class Tracer:
         self._provider.add_span_processor(_Ended(counters))
         self._provider.add_span_processor(
             BatchSpanProcessor(
-                self._counting, max_queue_size=4096, schedule_delay_millis=500, export_timeout_millis=5000
+                self._counting, max_queue_size=QUEUE, schedule_delay_millis=500, export_timeout_millis=5000
             )
         )
         self._tracer = self._provider.get_tracer("peoplecounter")
@@ -79,12 +81,18 @@ class Tracer:
         span.end(end_ns + _CLOCK_OFFSET_NS)
         return span
 
-    def close(self) -> None:
-        """Exports what is left, for at most a few seconds, and counts what could not be."""
-        if self._ratio:
-            self._provider.shutdown()
-            lost = self._counters["spans_ended"] - self._counters["spans_exported"]
-            self._counters["spans_lost"] = max(self._counters["spans_lost"], lost)
+    def account(self) -> None:
+        """Counts as lost what ended, was not exported and cannot be waiting in the full queue any more."""
+        waiting = self._counters["spans_ended"] - self._counters["spans_exported"] - self._counters["spans_lost"]
+        if waiting > QUEUE:
+            self._counters["spans_lost"] += waiting - QUEUE
+
+    def close(self) -> int:
+        """Exports what is left, for at most a few seconds; returns how many spans were lost since the start."""
+        if not self._ratio:
+            return 0
+        self._provider.shutdown()
+        return self._counters["spans_ended"] - self._counters["spans_exported"]
 
 
 def _exporter(settings: Settings) -> SpanExporter | None:
@@ -102,7 +110,10 @@ class JsonLines(SpanExporter):
     """Appends one JSON object a span to a file that several processes may share."""
 
     def __init__(self, path: Path):
-        self._file = path.open("ab", buffering=0)
+        try:
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise Refused(f"The traces file {path} cannot be written: {error.strerror}; set telemetry.file.") from None
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         lines = [json.dumps(json.loads(span.to_json(indent=None)), separators=(",", ":")) + "\n" for span in spans]

@@ -15,7 +15,7 @@ from common.settings import CONFIG_VARIABLE
 from deploy import evaluate
 from deploy.display import display, summary_lines
 from deploy.foreground import configure, overrides, run_group
-from deploy.subscribe import messages
+from deploy.subscribe import POLL_S, messages
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Counts people in video."
@@ -23,6 +23,7 @@ app = typer.Typer(
 models = typer.Typer(no_args_is_help=True, help="Models to count with.")
 app.add_typer(models, name="models")
 
+SILENT_S = 3.0  # of silence until `watch` says so
 AsJson = Annotated[bool, typer.Option("--json", help="Print for machines: JSON, one object a line.")]
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
 
@@ -30,7 +31,7 @@ Config = Annotated[Path | None, typer.Option("--config", help="TOML file of sett
 @app.command()
 def run(
     source: Annotated[
-        list[str] | None, typer.Argument(help="Files or URLs, or NAME=URL; none: those of --config.")
+        list[str] | None, typer.Argument(help="Files or URLs, or NAME=URL; those of --config as well.")
     ] = None,
     model: Annotated[
         Path | None, typer.Option(help="ONNX detector. Default: the demo's, which knows only its plaza.")
@@ -50,7 +51,10 @@ def run(
     changes = overrides(source or [], model, workers or [], backend, realtime, loop, run_dir)
     settings, environment = configure(config, changes)
     summary, code = run_group(settings, environment, as_json, out)
-    print(json.dumps(summary) if as_json else "\n".join(summary_lines(summary)), flush=True)
+    if as_json:
+        print(json.dumps(summary), flush=True)
+    elif summary["frames"] or not code:
+        print("\n".join(["", *summary_lines(summary)]), flush=True)
     raise typer.Exit(code)
 
 
@@ -66,16 +70,16 @@ def watch(
     if config:
         os.environ[CONFIG_VARIABLE] = str(config)
     endpoint = endpoint or settings_module.load().publish
-    screen, waited = display(as_json), 0
+    screen, silent_s = display(as_json), 0.0
     try:
         for message in messages(endpoint, ("counts", "dropped", "status"), threading.Event()):
             if message is not None:
-                waited = -1
+                silent_s = 0.0
                 screen.show(*message)
-            elif waited >= 0:
-                waited += 1
-                if waited == 30:
-                    screen.say(f"Nothing is published on {endpoint} yet.")
+                continue
+            before_s, silent_s = silent_s, silent_s + POLL_S
+            if before_s < SILENT_S <= silent_s:  # a running group says something every second
+                screen.say(f"Nothing is published on {endpoint}: waiting for a group to run there.")
     except KeyboardInterrupt:
         pass
     finally:
@@ -92,6 +96,9 @@ def evaluate_command(
     """Compare counts with truth: mean absolute error, root mean square error, bias."""
     counted, true = evaluate.read_counts(counts), evaluate.read_truth(truth)
     result = evaluate.compare(counted, true)
+    if result["frames"] < max(len(counted), len(true)):
+        left = f"{len(counted)} counted, {len(true)} with a truth, {result['frames']} compared"
+        print(f"peoplecounter: not every frame is in both files: {left}.", file=sys.stderr)
     if frames:
         for frame in sorted(counted.keys() & true.keys()):
             row = {"frame": frame, "count": counted[frame], "truth": true[frame]}

@@ -78,16 +78,17 @@ class PlainLines:
         self._due_s: dict[str, float] = {}
 
     def show(self, kind: str, name: str, content: dict) -> None:
-        before = self._rows.rows.get(name, {}).get("state")
+        before = self._rows.rows.get(name, {}).get("state", "online")
         row = self._rows.update(kind, name, content)
         now = time.monotonic()
         if kind == "counts" and now >= self._due_s.get(name, 0):
             self._due_s[name] = now + LINE_EVERY_S
+            rate = f"{row['fps']:.1f} frames/s, " if row["fps"] else ""
             self.say(
-                f"{name}: frame {row['seq']}, {row['count']} people, {row['fps']:.1f} frames/s, "
-                f"{row['ms']:.0f} ms behind, dropped {dropped(row['totals'])}"
+                f"{name}: frame {row['seq']}, {row['count']} people, {rate}{row['ms']:.0f} ms behind, "
+                f"dropped {dropped(row['totals'])}"
             )
-        elif row["state"] != before and before is not None:
+        elif row["state"] != before:
             self.say(f"{name}: {row['state']}")
 
     def say(self, sentence: str) -> None:

@@ -51,7 +51,7 @@ def checks() -> list[tuple[str, str, bool, str]]:
     )
     for package, module in GPU_PACKAGES.items():
         there = _importable(module)
-        rows.append(("cuda", package, there, "installed" if there else "pip install 'peoplecounter[gpu]'"))
+        rows.append(("cuda", package, there, "installed" if there else "in the extra 'gpu'"))
     rows.append(("cuda", "cuda backend", False, "not in this version: everything runs on the CPU"))
     return rows
 
@@ -65,8 +65,9 @@ def report(as_json: bool) -> int:
         print(json.dumps({"able": able, "checks": listed}))
     else:
         for backend, what, fine, detail in rows:
-            print(f"{backend:<5} {'ok     ' if fine else 'missing'} {what:<24} {detail}")
-        print(f"\nThis machine can run: {', '.join(b for b, fine in able.items() if fine) or 'nothing yet'}.")
+            print(f"{backend:<5} {'ok     ' if fine else 'not ok '} {what:<24} {detail}")
+        names = ", ".join(b for b, fine in able.items() if fine)
+        print(f"\nThis machine can run: {names}." if names else "\nMend what is missing first.")
     return 0 if able["cpu"] else CONFIG
 
 

@@ -25,9 +25,11 @@ def read_truth(path: Path) -> dict[int, int]:
 def read_counts(path: Path) -> dict[int, int]:
     """Counted people of each seq, from the JSON lines of `run --out`."""
     counts: dict[int, int] = {}
+    sources: set[str] = set()
     try:
         for line in path.read_text().splitlines():
             record = json.loads(line)
+            sources.add(record["source"])
             counts[int(record["seq"])] = int(record["count"])
     except OSError as error:
         raise Refused(f"The counts {path} cannot be read: {error.strerror}.", NO_INPUT) from None
@@ -35,6 +37,8 @@ def read_counts(path: Path) -> dict[int, int]:
         raise Refused(
             f"Line {len(counts) + 1} of {path} is no count: expected the JSON lines of `run --out`.", BAD_DATA
         ) from None
+    if len(sources) > 1:
+        raise Refused(f"{path} holds counts of several sources, {', '.join(sorted(sources))}: compare one.", BAD_DATA)
     return counts
 
 

@@ -3,10 +3,12 @@
 import json
 import os
 from pathlib import Path
+from typing import TextIO
 
 from common import settings as settings_module
-from common.errors import NO_INPUT, Refused
-from common.settings import CONFIG_VARIABLE, PREFIX, Settings, Source
+from common.engine import load as load_engine
+from common.errors import NO_INPUT, SOFTWARE, Refused
+from common.settings import CONFIG_VARIABLE, PREFIX, Settings, Source, Workers
 from deploy.display import JsonLines, display
 from deploy.group import Group, source_name
 from deploy.subscribe import Follower, Tally
@@ -41,6 +43,8 @@ def overrides(
         changes["RUN_DIR"] = str(run_dir.absolute())
     for pair in workers:
         service, _, count = pair.partition("=")
+        if service not in Workers.model_fields or not count.isdigit():
+            raise Refused(f"--workers {pair} is not SERVICE=N with a SERVICE of {', '.join(Workers.model_fields)}.")
         changes[f"WORKERS__{service.upper()}"] = count
     return {PREFIX + key: value for key, value in changes.items()}
 
@@ -55,6 +59,7 @@ def configure(config: Path | None, changes: dict[str, str]) -> tuple[Settings, d
         raise Refused("There is no source: name files or URLs, or a --config with a [sources.NAME] table.")
     for name, source in settings.sources.items():
         check_source(name, source)
+    load_engine(settings, 1).close()  # so that a wrong model is said once, before anything is started
     return settings, dict(os.environ)
 
 
@@ -74,30 +79,38 @@ def run_group(
     screen, tally = display(as_json), Tally()
     if not isinstance(screen, JsonLines):
         environment = {PREFIX + "LOG_LEVEL": "warning", **environment}
+    lines = _open(out) if out else None
     group = Group(settings, environment, screen.say)
     screen.say(f"counts on {settings.publish}")
-    lines = out.open("w") if out else None
 
     def on_message(kind: str, name: str, content: dict) -> None:
         tally.add(kind, name, content)
-        try:
-            screen.show(kind, name, content)
-        except BrokenPipeError:  # `run … | head`: nobody reads us any more
-            group.stop()
+        screen.show(kind, name, content)
         if lines and kind == "counts":
             lines.write(json.dumps(content, separators=(",", ":")) + "\n")
             lines.flush()
         if tally.ended >= settings.sources.keys():
             group.stop()
 
-    follower = Follower(settings.publish, ("counts", "dropped", "status"), on_message)
+    follower = Follower(settings.publish, ("counts", "dropped", "status"), on_message, on_error=group.stop)
     try:
         group.run()
     finally:
         follower.close()
         screen.close()
-        if lines:
-            lines.close()
+    if isinstance(follower.error, BrokenPipeError):  # `run … | head`: nobody reads us any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    elif isinstance(follower.error, OSError):
+        raise Refused(f"Counts cannot be written to {out}: {follower.error.strerror}.", SOFTWARE)
+    elif follower.error:
+        raise follower.error
     summary = tally.summary(truth)
     summary["restarts"] = group.restarts
     return summary, group.exit_code
+
+
+def _open(out: Path) -> TextIO:
+    try:
+        return out.open("w")
+    except OSError as error:
+        raise Refused(f"Counts cannot be written to {out}: {error.strerror}.", NO_INPUT) from None

@@ -104,7 +104,7 @@ class Group:
     def _after_reap(self, watcher, exit_code: int, **_) -> bool:
         if self._stopping or watcher.is_stopping() or watcher.is_stopped():
             return True
-        if exit_code in FINAL:
+        if exit_code in FINAL or (exit_code == 0 and watcher.name.startswith("decoder.")):  # its source has ended
             self._ended.add(watcher.name)
             if exit_code:  # it said why on stderr, and a restart would not help
                 self.exit_code = exit_code

@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import zmq
 
+POLL_S = 0.1
 KEEP = 100_000  # frames whose times are kept for percentiles
 
 Message = tuple[str, str, dict]  # kind, source (or service), content
 
 
-def messages(
-    endpoint: str, kinds: tuple[str, ...], stop: threading.Event, poll_ms: int = 100
-) -> Iterator[Message | None]:
-    """Everything published until `stop`; None whenever nothing came for `poll_ms`."""
+def messages(endpoint: str, kinds: tuple[str, ...], stop: threading.Event) -> Iterator[Message | None]:
+    """Everything published until `stop`; None whenever nothing came for POLL_S."""
     context = zmq.Context()
     socket = context.socket(zmq.SUB)
     socket.setsockopt(zmq.RCVHWM, 0)
@@ -27,7 +26,7 @@ def messages(
     socket.connect(endpoint)
     try:
         while not stop.is_set():
-            if not socket.poll(poll_ms):
+            if not socket.poll(POLL_S * 1000):
                 yield None
                 continue
             topic, body = socket.recv_multipart()
@@ -79,19 +78,30 @@ class Tally:
 
 
 class Follower(threading.Thread):
-    """Hands every message to `on_message` in a thread of its own; `on_idle` is called when none came for a while."""
+    """Hands every message to `on_message` in a thread of its own, until that raises: then `error` is what it raised."""
 
-    def __init__(self, endpoint: str, kinds: tuple[str, ...], on_message: Callable[[str, str, dict], None]):
+    def __init__(
+        self,
+        endpoint: str,
+        kinds: tuple[str, ...],
+        on_message: Callable[[str, str, dict], None],
+        on_error: Callable[[], None] = lambda: None,
+    ):
         super().__init__(daemon=True, name="follower")
         self._done = threading.Event()
         self._args = endpoint, kinds, self._done
-        self._on_message = on_message
+        self._on_message, self._on_error = on_message, on_error
+        self.error: Exception | None = None
         self.start()
 
     def run(self) -> None:
-        for message in messages(*self._args):
-            if message is not None:
-                self._on_message(*message)
+        try:
+            for message in messages(*self._args):
+                if message is not None:
+                    self._on_message(*message)
+        except Exception as error:
+            self.error = error
+            self._on_error()
 
     def close(self) -> None:
         self._done.set()

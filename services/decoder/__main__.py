@@ -13,6 +13,7 @@ from common.runtime import Runtime, serve
 from services.decoder.sources import Changed, Damaged, Picture, Reader, copy_nv12, layout_of, redacted
 
 STATUS_NS = 1_000_000_000
+DETAIL_MAX = 500  # characters of a status
 
 
 class Place(msgspec.Struct):
@@ -46,7 +47,7 @@ class Decoder:
         self.journal = rt.closing(Journal(settings.run_dir / f"decoder.{rt.instance}.journal", Place))
         self.place = self.journal.read() or Place()
         self.reader = rt.closing(Reader(self.source, settings.decoder, self.place.pts))
-        rt.loop.watch(self.reader.wake_fd, lambda: None)
+        rt.loop.watch(self.reader.wake_fd, self.reader.woken)
         self.state, self.detail, self.status_ns, self.ended = "opening", "", 0, False
         self.told_end = False
         rt.loop.every_tick(self.tell)  # also while a frame waits for a slot
@@ -71,7 +72,9 @@ class Decoder:
         """One frame into a slot; a lossless one waits for it, a live one takes it from an older frame or is dropped."""
         rt, layout = self.rt, layout_of(picture.frame)
         self.make_room(layout)
-        index = self.acquire()  # before it has a seq: killed while it waits, the frame is decoded again
+        index = self.acquire()  # before it has a seq: ended while it waits, the frame is decoded again
+        if not rt.running:
+            return
         self.place.pts = picture.pts
         header = self.new_header(layout, picture.captured_ns, picture.pts_s)
         if index is None:
@@ -91,7 +94,7 @@ class Decoder:
     def make_room(self, layout: SurfaceLayout) -> None:
         """A ring for surfaces of this layout; a change waits until the old surfaces were read."""
         if layout != self.surfaces.layout:
-            while self.surfaces.layout and self.rt.running and not self.surfaces.idle:
+            while self.surfaces.layout and self.rt.running and not self.surfaces.drained:
                 self.rt.tick()
             self.rt.log.info("%dx%d, %s, %s range", layout.width, layout.height, layout.matrix, _range(layout))
             self.surfaces.open(layout)
@@ -113,7 +116,7 @@ class Decoder:
     def change(self, event: Changed) -> None:
         if event.state != self.state:
             self.rt.log.info("%s is %s%s", redacted(self.source.url), event.state, event.detail and f": {event.detail}")
-        self.state, self.detail, self.ended = event.state, event.detail, event.state == "ended"
+        self.state, self.detail, self.ended = event.state, event.detail[:DETAIL_MAX], event.state == "ended"
         self.status_ns = 0
 
     def tell(self, now_ns: int) -> None:
@@ -136,8 +139,11 @@ def run(rt: Runtime) -> None:
                 decoder.skip(event)
             else:
                 decoder.change(event)
-    while rt.running and not (decoder.told_end and decoder.surfaces.idle and rt.results.settled):
+            if not rt.running:
+                break
+    while rt.running and not (decoder.told_end and decoder.surfaces.drained and rt.results.settled):
         rt.tick()  # the last frames are still being read, the last results not yet settled
+    rt.linger(lambda: decoder.surfaces.drained)
 
 
 def _range(layout: SurfaceLayout) -> str:

@@ -22,7 +22,7 @@ PITCH_PX = 64  # rows of a surface start at multiples of this, as they do on a G
 HD_ROWS = 720  # from here on an unspecified colour matrix is taken as BT.709, below as BT.601
 MATRICES = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020", 10: "bt2020"}  # AVColorSpace
 FULL_RANGE = 2  # AVColorRange
-LATE_S = 1.0  # a real-time file this late starts its clock anew instead of hurrying
+JUMP_S = 1.0  # a real-time file that is this late, or jumps, starts its clock anew
 PLANAR = {"yuv420p": False, "yuvj420p": True, "nv12": False}  # formats copied as they are -> full range by name
 
 
@@ -86,7 +86,8 @@ def play(source: Source, settings: Decoder, after_pts: int | None, wait: Callabl
 
 
 def is_network(url: str) -> bool:
-    return bool(re.match(r"[a-z0-9+]+://", url)) and not url.startswith("file://")
+    """True for streams that are opened again when they break; http(s) is played like a file."""
+    return Source(url=url).live
 
 
 def _network(source: Source, settings: Decoder, wait: Callable[[float], bool]) -> Iterator[Event]:
@@ -116,11 +117,13 @@ def _once(source: Source, settings: Decoder, after_pts: int | None, wait: Callab
             container.seek(after_pts, stream=stream, backward=True)
         pace = _Pace() if source.realtime and not is_network(source.url) else None
         captured: dict[int | None, int] = {}
+        count = 0
         for packet in _packets(container, stream, source.url):
             if isinstance(packet, Damaged):
                 yield packet
                 continue
-            if pace and packet.dts is not None and wait(pace.seconds_until(float(packet.dts * packet.time_base))):
+            count += 1
+            if pace and packet.size and wait(pace.seconds_until(_time_s(packet, stream, count))):
                 return
             captured[packet.pts] = now_ns = time.monotonic_ns()
             try:
@@ -143,6 +146,13 @@ def _once(source: Source, settings: Decoder, after_pts: int | None, wait: Callab
                 return
 
 
+def _time_s(packet: av.Packet, stream: av.VideoStream, count: int) -> float:
+    """When a packet is due, s; by the frame rate where a raw stream has no timestamps."""
+    if packet.dts is not None:
+        return float(packet.dts * packet.time_base)
+    return float(count / (stream.average_rate or stream.guessed_rate or 25))
+
+
 def _packets(container: av.container.InputContainer, stream: av.VideoStream, url: str) -> Iterator[av.Packet | Damaged]:
     packets = container.demux(stream)
     while True:
@@ -158,9 +168,9 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream, url
 
 
 def _open(url: str, settings: Decoder) -> av.container.InputContainer:
-    network = is_network(url)
+    remote = "://" in url and not url.startswith("file://")
     options = {"rtsp_transport": "tcp"} if url.startswith("rtsp") else {}
-    timeout = (settings.open_timeout_s, settings.read_timeout_s) if network else None
+    timeout = (settings.open_timeout_s, settings.read_timeout_s) if remote else None
     try:
         return av.open(url, options=options, timeout=timeout)
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
@@ -195,7 +205,7 @@ class _Pace:
     def seconds_until(self, at_s: float) -> float:
         """How long to wait for the packet at this time of the file, s."""
         now_s = time.monotonic()
-        if self._origin_s is None or now_s - (self._origin_s + at_s) > LATE_S:
+        if self._origin_s is None or abs(now_s - (self._origin_s + at_s)) > JUMP_S:
             self._origin_s = now_s - at_s
         return max(0.0, self._origin_s + at_s - now_s)
 
@@ -212,12 +222,12 @@ class Reader:
         )
         self._thread.start()
 
+    def woken(self) -> None:
+        """Makes wake_fd wait for the next event; call it whenever wake_fd is readable."""
+        os.eventfd_read(self.wake_fd)
+
     def take(self) -> Iterator[Event]:
         """What has happened so far; raises what ended the thread."""
-        try:
-            os.eventfd_read(self.wake_fd)
-        except BlockingIOError:
-            return
         while True:
             try:
                 event = self._events.get_nowait()

@@ -51,7 +51,7 @@ class Fusion:
             journal = self.rt.closing(Journal(self.rt.settings.run_dir / f"fusion.{name}.journal", Totals))
             now = self.rt.loop.now_ns()
             self.sources[name] = Source(journal, journal.read() or Totals(), frame_ns=now)
-            self.join.resume(name, self.sources[name].totals.next_seq, now)
+            self.join.resume(name, self.sources[name].totals.next_seq)
         return self.sources[name]
 
     def on_result(self, body: Detections | Dropped | Status | Report, receipt: object) -> None:
@@ -60,7 +60,7 @@ class Fusion:
             self.publisher.send("service", body.service, {"pid": body.pid, "counters": body.counters})
             for source, seq in body.holding:
                 self.join.held(source, seq, now)
-        elif not self.acceptable(body):
+        elif not self.acceptable(body, receipt[0].hello.service):
             self.rt.count["results_refused"] += 1
             self.receiver.settle([receipt])
         elif isinstance(body, Status):
@@ -71,14 +71,13 @@ class Fusion:
                 self.rt.count["results_late"] += 1
                 self.receiver.settle([receipt])
 
-    def acceptable(self, body: Detections | Dropped | Status) -> bool:
-        """False for a source that is not in the settings, boxes that are none, a reason that nobody gives."""
-        source = body.source if isinstance(body, Status) else body.header.source
-        if isinstance(body, Detections) and body.rows() is None:
+    def acceptable(self, body: Detections | Dropped | Status, sender: str) -> bool:
+        """False for a source that is not in the settings, boxes or parts that are none, a reason nobody gives."""
+        if isinstance(body, Status):
+            return body.source in self.rt.settings.sources and sender == f"decoder.{body.source}"
+        if body.header.source not in self.rt.settings.sources or (body.part is not None and not body.part.known):
             return False
-        if isinstance(body, Dropped) and body.reason not in DROP_REASONS:
-            return False
-        return source in self.rt.settings.sources
+        return body.rows() is not None if isinstance(body, Detections) else body.reason in DROP_REASONS
 
     def on_status(self, body: Status, receipt: object, now: int) -> None:
         source = self.source(body.source)
@@ -114,8 +113,12 @@ class Fusion:
         header, missing = frame.header, frame.missing(reason)
         rows = np.vstack([answer.rows() for answer in frame.answers.values()])
         source = self.source(header.source)
-        persons = merge(rows, self.settings.same_iou, self.settings.same_ios)
-        persons = believe(persons, source.persons, self.settings.new_score)
+        try:
+            persons = merge(rows, self.settings.same_iou, self.settings.same_ios)
+            persons = believe(persons, source.persons, self.settings.new_score)
+        except Exception:
+            self.rt.log.exception("merging failed on %s %d", header.source, header.seq)
+            return self.drop(header.source, header.seq, "engine_error")
         if not missing:
             source.persons = persons
         source.totals.next_seq = header.seq + 1

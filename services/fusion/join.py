@@ -5,9 +5,8 @@ with a reason. A frame is settled when
 
 1. every part of it was answered or dropped, or the whole of it was dropped;
 2. its deadline has passed (live sources);
-3. more than `reorder_frames` later frames are complete: more than all rings together hold, so it was lost with a
-   process;
-4. for `idle_ns` nothing was heard of its source, nor did any ring still hold a frame of it (the last before a crash).
+3. it was lost with a process: no ring has held it and no part of it was answered for `idle_ns`; for a fifth of that
+   when more than `reorder_frames` later ones are complete already. A slow worker's frame is held, so it is waited for.
 
 A seq nobody ever mentions, because it was lost with its decoder, is settled with the next one that is known.
 """
@@ -17,6 +16,8 @@ from dataclasses import dataclass, field
 
 from common.messages import Detections, Dropped, Header, Status
 from common.ring import PartKey
+
+OVERTAKEN = 5  # an overtaken frame is given up this many times sooner
 
 
 @dataclass
@@ -29,6 +30,8 @@ class Frame:
     parts: int | None = None  # how many it has; None: not yet known
     dropped: str | None = None  # why the whole of it was
     receipts: list[object] = field(default_factory=list)
+    first_ns: int = 0  # when something was first heard of it
+    heard_ns: int = 0  # when it was last answered, or held by a ring
 
     @property
     def complete(self) -> bool:
@@ -73,9 +76,10 @@ class Ended:
 @dataclass
 class _Lane:
     next_seq: int
-    heard_ns: int
     frames: dict[int, Frame] = field(default_factory=dict)
+    held_ns: dict[int, int] = field(default_factory=dict)  # seq nothing else is known of -> when a ring last held it
     end: int | None = None
+    end_ns: int = 0
     end_receipts: list[object] = field(default_factory=list)
 
 
@@ -86,9 +90,9 @@ class Join:
         self._reorder, self._idle_ns = reorder_frames, idle_ns
         self._lanes: dict[str, _Lane] = {}
 
-    def resume(self, source: str, next_seq: int, now_ns: int) -> None:
+    def resume(self, source: str, next_seq: int) -> None:
         """Frames of this source before `next_seq` were settled by an earlier run."""
-        self._lanes[source] = _Lane(next_seq, now_ns)
+        self._lanes[source] = _Lane(next_seq)
 
     def knows(self, source: str) -> bool:
         return source in self._lanes
@@ -97,10 +101,10 @@ class Join:
         """Takes one result of a source that was resumed; False when it is late or repeated: acknowledge it now."""
         header = body.header
         lane = self._lanes[header.source]
-        lane.heard_ns = now_ns
         if header.seq < lane.next_seq:
             return False
-        frame = lane.frames.setdefault(header.seq, Frame(header))
+        frame = lane.frames.setdefault(header.seq, Frame(header, first_ns=now_ns))
+        frame.heard_ns = now_ns
         part = body.part
         if part is not None:
             frame.parts = part.of
@@ -119,13 +123,17 @@ class Join:
     def held(self, source: str, seq: int, now_ns: int) -> None:
         """A ring still holds this frame: it may be slow, but it is not lost."""
         lane = self._lanes.get(source)
-        if lane and seq >= lane.next_seq:
-            lane.heard_ns = now_ns
+        if lane is None or seq < lane.next_seq:
+            return
+        if seq in lane.frames:
+            lane.frames[seq].heard_ns = now_ns
+        else:
+            lane.held_ns[seq] = now_ns
 
     def end(self, status: Status, receipt: object, now_ns: int) -> None:
         """The source has ended: no seq of `status.frames` or above will come."""
         lane = self._lanes[status.source]
-        lane.heard_ns, lane.end = now_ns, status.frames
+        lane.end, lane.end_ns = status.frames, now_ns
         lane.end_receipts.append(receipt)
 
     def settle(self, now_ns: int) -> Iterator[Settled | Gap | Ended]:
@@ -144,24 +152,30 @@ class Join:
             return None
         frame = lane.frames.get(known)
         if known > lane.next_seq:
-            if not self._overdue(lane, frame, now_ns):
+            since = frame.first_ns if frame else lane.end_ns
+            heard_ns = max([since, *(ns for seq, ns in lane.held_ns.items() if seq < known)])
+            if not self._overdue(lane, frame, heard_ns, now_ns):
                 return None
             due = Gap(source, lane.next_seq, known - lane.next_seq)
-            lane.next_seq = known
+            self._advance(lane, known)
             return due
-        if frame.complete or self._overdue(lane, frame, now_ns):
+        if frame.complete or self._overdue(lane, frame, frame.heard_ns, now_ns):
             del lane.frames[known]
-            lane.next_seq = known + 1
+            self._advance(lane, known + 1)
             return Settled(frame, self._blame(frame, now_ns))
         return None
 
-    def _overdue(self, lane: _Lane, frame: Frame | None, now_ns: int) -> bool:
+    def _overdue(self, lane: _Lane, frame: Frame | None, heard_ns: int, now_ns: int) -> bool:
         """True when what comes before the end of `frame` is waited for in vain (None: the source has ended)."""
         if frame is not None and frame.header.deadline_ns and now_ns > frame.header.deadline_ns:
             return True
-        if sum(f.complete and bool(f.answers) for f in lane.frames.values()) > self._reorder:
-            return True
-        return now_ns - lane.heard_ns > self._idle_ns
+        overtaken = sum(f.complete and bool(f.answers) for f in lane.frames.values()) > self._reorder
+        return now_ns - heard_ns > (self._idle_ns // OVERTAKEN if overtaken else self._idle_ns)
+
+    @staticmethod
+    def _advance(lane: _Lane, next_seq: int) -> None:
+        lane.next_seq = next_seq
+        lane.held_ns = {seq: ns for seq, ns in lane.held_ns.items() if seq >= next_seq}
 
     @staticmethod
     def _blame(frame: Frame, now_ns: int) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from common.engine.heads import overlap
 
 SCORE, CUT, VIEW = 4, 5, 6  # columns behind x1, y1, x2, y2; a view is a tile or the whole frame
+MOST = 3000  # boxes are compared with each other, the best if there are more: memory grows with the square
 COPY_IOU, COPY_IOS = 0.7, 0.9  # within one view
 SAME_PLACE_IOU = 0.3  # with a person of the frame before: people move less than this between two frames
 
@@ -20,7 +21,7 @@ SAME_PLACE_IOU = 0.3  # with a person of the frame before: people move less than
 def merge(rows: np.ndarray, same_iou: float, same_ios: float) -> np.ndarray:
     """float32 [n, 7] (see messages.Detections) -> float32 [k, 5], each person once, best first."""
     whole = rows[rows[:, CUT] == 0]
-    whole = whole[np.argsort(-whole[:, SCORE], kind="stable")]
+    whole = whole[np.argsort(-whole[:, SCORE], kind="stable")][:MOST]
     iou, ios = overlap(whole[:, :4], whole[:, :4])
     one_view = whole[:, VIEW][:, None] == whole[:, VIEW][None, :]
     same = np.where(one_view, (iou > COPY_IOU) | (ios > COPY_IOS), (iou > same_iou) | (ios > same_ios))

@@ -45,8 +45,9 @@ class Publisher:
     def __init__(self, context: zmq.Context, endpoint: str):
         self._socket = context.socket(zmq.PUB)
         self._socket.setsockopt(zmq.LINGER, 500)
-        if endpoint.startswith("ipc://"):
-            Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)  # we hold the lock of results.fusion
+        self._path = Path(endpoint.removeprefix("ipc://")) if endpoint.startswith("ipc://") else None
+        if self._path:
+            self._path.unlink(missing_ok=True)  # we hold the lock of results.fusion
         try:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
@@ -57,6 +58,8 @@ class Publisher:
 
     def close(self) -> None:
         self._socket.close()
+        if self._path:
+            self._path.unlink(missing_ok=True)
 
 
 def timings(

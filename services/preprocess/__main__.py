@@ -56,7 +56,7 @@ class Preprocess:
         have = self.tensors.layout
         if have and have.images >= needed.images and (have.size_px, have.dtype) == (needed.size_px, needed.dtype):
             return
-        while have and self.rt.running and not self.tensors.idle:
+        while have and self.rt.running and not self.tensors.drained:
             self.rt.tick()
         self.tensors.open(needed)
 
@@ -85,7 +85,7 @@ class Preprocess:
             self.make_room(layout)
             index = self.acquire(header)
             if index is None:
-                return rt.drop(header, "deadline")
+                return rt.drop(header, "deadline" if rt.running else "stale")
             if owner.epoch != offer.ref.epoch:  # the surfaces' owner restarted while we waited
                 self.tensors.abandon(index)
                 return rt.drop(header, "stale")
@@ -124,6 +124,9 @@ def run(rt: Runtime) -> None:
             continue  # no engine yet: surfaces wait in their ring
         for owner, offer in preprocess.surfaces.offers():
             preprocess.process(owner, offer)
+            if not rt.running:
+                break
+    rt.linger(lambda: preprocess.tensors.drained)
 
 
 def _words(wanted: Input) -> str:

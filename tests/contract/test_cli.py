@@ -67,7 +67,9 @@ def test_run_in_plain_lines_names_endpoint_and_summary(run_dir, clip, model):
         (["run", "CLIP", "--model", __file__], 78, "cannot be loaded"),
         (["run", "CLIP", "--backend", "gpu"], 78, "'backend' is 'gpu'"),
         (["run", "CLIP", "--backend", "cuda"], 78, "cuda backend"),
-        (["run", "CLIP", "--workers", "infer_tile=2"], 78, "PEOPLECOUNTER_WORKERS__INFER_TILES"),
+        (["run", "CLIP", "--workers", "infer_tile=2"], 78, "SERVICE of preprocess, infer_global, infer_tiles"),
+        (["run", "CLIP", "--out", "/nowhere/counts.jsonl"], 66, "cannot be written"),
+        (["run", "CLIP", "--out", "/dev/full"], 70, "cannot be written"),
         (["run", "CLIP", "--config", "/nowhere.toml"], 66, "/nowhere.toml does not exist"),
         (["eval", "/nowhere", "/nowhere"], 66, "cannot be read"),
         (["eval", __file__, __file__], 65, "is no count"),
@@ -148,6 +150,18 @@ def test_run_restarts_a_service_that_dies_and_says_so(running):
         if line["totals"]["incomplete"] or line["totals"]["dropped"]:
             break
     assert any(json.loads(running.stdout.readline())["complete"] for _ in range(300))
+
+
+def test_run_starts_again_what_somebody_else_ended(running):
+    """SIGTERM to a worker is no end of the group: only a decoder may be done."""
+    for name in (b"services.preprocess", b"services.infer_tiles"):
+        pid = next(p for p in children(running.pid) if name in Path(f"/proc/{p}/cmdline").read_bytes())
+        os.kill(pid, signal.SIGTERM)
+        assert any("ended with exit code 0: restarted" in running.stderr.readline() for _ in range(40))
+    seq = json.loads(running.stdout.readline())["seq"]
+    assert any(
+        c["seq"] > seq + 30 and c["complete"] for c in (json.loads(running.stdout.readline()) for _ in range(600))
+    )
 
 
 def test_watch_shows_a_running_group(running, run_dir):

@@ -23,6 +23,10 @@ FORGED = [
     detections(b"\0" * 27),
     detections(np.full(7, np.nan, "<f4").tobytes()),
     detections(b"", source="nobody"),
+    Detections(header(), Part("zzz", 0, 0, 1, 1), b"", 0, 0),
+    Detections(header(), Part("tiles", 7, 0, 1, 2), b"", 0, 0),
+    detections(np.zeros(7 * 1001, "<f4").tobytes()),
+    Status("cam", "ended", 0),
     Dropped(header(), "because"),
     Status("nobody", "ended", 3),
 ]
