@@ -21,6 +21,7 @@ from common.loop import Loop
 from common.messages import MAX_BYTES, SCHEMA, Beat, Bye, Hello, Message, Refuse, Welcome, decode, encode
 
 MAX_PEERS = 64
+BURST = 500  # messages handled before the loop gets its turn: a flood on one socket must not starve the others
 IPC_PATH_MAX = 107  # bytes: sun_path of a unix socket
 
 
@@ -137,7 +138,7 @@ class Listen:
             return False
 
     def _receive(self) -> None:
-        while True:
+        for _ in range(BURST):
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:

@@ -74,6 +74,8 @@ class Decoder:
         self.make_room(layout)
         index = self.acquire()  # before it has a seq: ended while it waits, the frame is decoded again
         if not rt.running:
+            if index is not None:
+                self.surfaces.abandon(index)
             return
         self.place.pts = picture.pts
         header = self.new_header(layout, picture.captured_ns, picture.pts_s)

@@ -94,9 +94,6 @@ class Join:
         """Frames of this source before `next_seq` were settled by an earlier run."""
         self._lanes[source] = _Lane(next_seq)
 
-    def knows(self, source: str) -> bool:
-        return source in self._lanes
-
     def add(self, body: Detections | Dropped, receipt: object, now_ns: int) -> bool:
         """Takes one result of a source that was resumed; False when it is late or repeated: acknowledge it now."""
         header = body.header
