@@ -20,7 +20,7 @@ class Loop:
         self._last_ns = clock_ns()
         self._poller = zmq.Poller()
         self._handlers: dict[object, Callable[[], None]] = {}
-        self._housekeepers: list[Callable[[int], None]] = []
+        self._housekeepers: dict[Callable[[int], None], None] = {}  # in order, and found by hash
 
     def watch(self, readable: zmq.Socket | int, handler: Callable[[], None]) -> None:
         """Calls `handler()` in tick() whenever the socket or file descriptor is readable."""
@@ -33,11 +33,11 @@ class Loop:
 
     def every_tick(self, housekeeper: Callable[[int], None]) -> None:
         """Calls `housekeeper(now_ns)` at the end of every tick."""
-        self._housekeepers.append(housekeeper)
+        self._housekeepers[housekeeper] = None
 
     def leave(self, housekeeper: Callable[[int], None]) -> None:
         """Stops calling a housekeeper."""
-        self._housekeepers.remove(housekeeper)
+        del self._housekeepers[housekeeper]
 
     def tick(self, timeout_ms: int = 50) -> None:
         """Waits at most `timeout_ms` for something to read, handles it, and keeps house."""
