@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-import numpy as np
-
 from common import memory
 from common.link import Listen, Peer, Timing
 from common.loop import Loop
@@ -24,6 +22,7 @@ from common.messages import (
     RingSpec,
     SurfaceLayout,
     TensorLayout,
+    Unmapped,
     Welcome,
 )
 from common.ring import PartKey, Ring
@@ -35,6 +34,15 @@ Layout = SurfaceLayout | TensorLayout
 class _Content:
     header: Header
     parts: dict[PartKey, Part]
+
+
+@dataclass
+class _Retired:
+    """The memory of a past epoch: freed when its last reader has unmapped it, or is gone."""
+
+    memory: object
+    epoch: str
+    readers: set[bytes]
 
 
 class Downstream:
@@ -56,11 +64,13 @@ class Downstream:
         timing: Timing,
         on_lost: Callable[[Header, Part, str], None],
         admit: Callable[[Hello], Refuse | None] = lambda hello: None,
-        memory_kind: str = "shm",
+        work: object | None = None,
     ):
         self.loop, self.run_dir, self.name, self.slots = loop, run_dir, f"{ring}.{instance}", slots
         self.layout: Layout | None = None
-        self._on_lost, self._admit, self._kind = on_lost, admit, memory_kind
+        self._on_lost, self._admit = on_lost, admit
+        self._work = work or memory.kind("shm").Work(loop)
+        self._old: list[_Retired] = []
         self._ring = Ring(slots)
         self._content: dict[int, _Content] = {}
         self._memory = None
@@ -97,8 +107,11 @@ class Downstream:
         """
         self.retire()
         self._epoch, self.layout = secrets.token_hex(8), layout
-        self._memory = memory.kind(self._kind).Owned(self.run_dir, self.name, self._epoch, self.slots, layout.nbytes)
-        self._spec = RingSpec(self._kind, self._memory.handle, self.slots, layout.nbytes, layout)
+        kind = self._work.kind
+        self._memory = memory.kind(kind).Owned(
+            self._work, self.run_dir, self.name, self._epoch, self.slots, layout.nbytes
+        )
+        self._spec = RingSpec(kind, self._memory.handle, self.slots, layout.nbytes, layout)
         self._link.invite()
 
     def retire(self) -> None:
@@ -107,7 +120,11 @@ class Downstream:
             self._withdraw(index, key, "stale")
         for peer in self._link.peers.values():
             self._lose(self._ring.forget(peer.identity))
-        self._close_memory()
+        if self._memory is not None:
+            readers = {peer.identity for peer in self._link.peers.values() if peer.welcomed}
+            self._old.append(_Retired(self._memory, self._epoch, readers))
+            self._memory = None
+        self._free()
         self._ring, self._content, self.layout, self._spec = Ring(self.slots), {}, None, None
 
     def acquire(self, evict: Callable[[Header], bool] = lambda header: False) -> int | None:
@@ -124,8 +141,8 @@ class Downstream:
                 index = self._ring.acquire()
         return index
 
-    def slot(self, index: int) -> np.ndarray:
-        """The slot's bytes, uint8, writable."""
+    def slot(self, index: int):
+        """The slot: uint8 [slot_bytes], writable, in shared memory; a Block on a GPU."""
         return self._memory.slot(index)
 
     def abandon(self, index: int) -> None:
@@ -133,7 +150,7 @@ class Downstream:
         self._ring.abandon(index)
 
     def offer(self, index: int, header: Header, parts: Iterable[Part]) -> None:
-        """Offers the parts of a written slot."""
+        """Offers the parts of a slot that was written, or will be by the work queued so far."""
         self._memory.ready(index)
         by_key = {part.key: part for part in parts}
         self._content[index] = _Content(header, by_key)
@@ -143,12 +160,16 @@ class Downstream:
     def close(self) -> None:
         self.loop.leave(self._keep_house)
         self._link.close()
-        self._close_memory()
-
-    def _close_memory(self) -> None:
+        for retired in self._old:
+            retired.memory.close()
         if self._memory is not None:
             self._memory.close()
-            self._memory = None
+
+    def _free(self) -> None:
+        """Frees the memory of past epochs that nobody maps any more."""
+        for retired in [old for old in self._old if not old.readers]:
+            self._old.remove(retired)
+            retired.memory.close()
 
     def _welcome(self, hello: Hello) -> Welcome | Refuse | None:
         refusal = self._admit(hello)
@@ -157,6 +178,11 @@ class Downstream:
         return Welcome(self._epoch, os.getpid(), self._spec) if self._spec else None
 
     def _on_message(self, peer: Peer, message: Message) -> None:
+        if isinstance(message, Unmapped):
+            for old in self._old:
+                if old.epoch == message.epoch:
+                    old.readers.discard(peer.identity)
+            return self._free()
         if not isinstance(message, Release):
             self.loop.counters["messages_unexpected"] += 1
             return
@@ -170,6 +196,9 @@ class Downstream:
 
     def _on_gone(self, peer: Peer) -> None:
         self._lose(self._ring.forget(peer.identity))
+        for old in self._old:
+            old.readers.discard(peer.identity)
+        self._free()
         self._dispatch()
 
     def _lose(self, leases: list[tuple[int, PartKey]]) -> None:

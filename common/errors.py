@@ -18,3 +18,10 @@ class Refused(Exception):
 
 class SourceError(Refused):
     """A source that cannot be opened or decoded: missing (NO_INPUT) or not a video (BAD_DATA)."""
+
+
+class GpuLost(Refused):
+    """The GPU failed or does not answer; nothing of this process' CUDA context can be used, not even to clean up."""
+
+    def __init__(self, sentence: str):
+        super().__init__(sentence, SOFTWARE)

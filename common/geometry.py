@@ -66,15 +66,16 @@ class TileGrid:
         return self.columns * self.rows
 
     def _count(self, length: int) -> int:
-        return ceil(max(0, length - self.size_px) / self._stride) + 1
+        return ceil(max(0, length - self.size_px) / self.stride) + 1
 
     @property
-    def _stride(self) -> int:
+    def stride(self) -> int:
+        """Px from one tile's origin to the next, but for the last."""
         return max(1, round(self.size_px * (1 - self.overlap)))
 
     def _starts(self, length: int) -> list[int]:
         last = max(0, length - self.size_px)
-        return [min(i * self._stride, last) for i in range(self._count(length))]
+        return [min(i * self.stride, last) for i in range(self._count(length))]
 
     def origins(self) -> list[tuple[int, int]]:
         """(x, y) in px of every tile's top-left corner, row by row."""
@@ -86,30 +87,21 @@ class TileGrid:
         cuts = [round(i * len(self) / count) for i in range(count + 1)]
         return [(first, end - first) for first, end in pairwise(cuts)]
 
-    def to_frame(self, tile: int, boxes: np.ndarray, edge_px: float) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes [n, 4] in one tile's pixels -> (float32 [n, 4] in frame pixels, uint8 [n] bits of inner edges touched).
+    def to_frame(self, tiles: np.ndarray, boxes: np.ndarray, edge_px: float) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes [n, 4], each in the pixels of its tile [n] -> (float32 [n, 4] in frame pixels, uint8 [n] bits of the
+        inner edges touched).
 
         An edge is inner when the frame goes on behind it. A box touches it when it ends within `edge_px` of it.
         """
-        x, y = self.origins()[tile]
+        x, y = np.array(self.origins(), np.float32)[tiles].T
         size = self.size_px
-        inner = (
-            LEFT * (x > 0),
-            TOP * (y > 0),
-            RIGHT * (x + size < self.width),
-            BOTTOM * (y + size < self.height),
-        )
-        near = (
-            boxes[:, 0] <= edge_px,
-            boxes[:, 1] <= edge_px,
-            boxes[:, 2] >= size - edge_px,
-            boxes[:, 3] >= size - edge_px,
-        )
-        cut = np.zeros(len(boxes), np.uint8)
-        for bit, touches in zip(inner, near):
-            cut |= np.uint8(bit) * touches.astype(np.uint8)
-        moved = boxes.astype(np.float32) + np.array([x, y, x, y], np.float32)
-        return np.clip(moved, 0, np.array([self.width, self.height] * 2, np.float32)), cut
+        cut = LEFT * ((x > 0) & (boxes[:, 0] <= edge_px))
+        cut |= TOP * ((y > 0) & (boxes[:, 1] <= edge_px))
+        cut |= RIGHT * ((x + size < self.width) & (boxes[:, 2] >= size - edge_px))
+        cut |= BOTTOM * ((y + size < self.height) & (boxes[:, 3] >= size - edge_px))
+        moved = boxes.astype(np.float32) + np.stack([x, y, x, y], axis=1)
+        inside = np.clip(moved, 0, np.array([self.width, self.height] * 2, np.float32))
+        return inside, cut.astype(np.uint8)
 
 
 @cache

@@ -8,6 +8,7 @@ that does not decode is counted and ignored. A peer that misses its beats is sil
 import contextlib
 import os
 import secrets
+import select
 from collections.abc import Callable
 from dataclasses import dataclass
 from fcntl import LOCK_EX, LOCK_NB, flock
@@ -246,8 +247,15 @@ class Dial:
         loop.watch(self._socket, self._receive)
         loop.every_tick(self._keep_house)
 
+    @property
+    def owner_ended(self) -> bool:
+        """True when the process that gave the Welcome has ended, whether or not we have been told."""
+        return self._pidfd is None or bool(select.select([self._pidfd], [], [], 0)[0])
+
     def send(self, message: Message) -> bool:
         """False when the owner is not there or takes nothing now."""
+        if self._socket.closed:
+            return False
         try:
             self._socket.send(encode(message), zmq.NOBLOCK)
             return True

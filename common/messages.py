@@ -10,6 +10,7 @@ Control plane, on the socket of a ring's owner (ROUTER) and its consumers (DEALE
                                      <--    Welcome(epoch, pid, ring) | Refuse(reason)
                                      <--    Offer(header, ref, part)
     Release(ref, part)               -->
+    Unmapped(epoch)                  -->    the memory of an epoch that has ended may be freed
     Beat                            <-->    Beat
     Bye                              -->
 
@@ -76,6 +77,7 @@ class SurfaceLayout(Struct, frozen=True, tag="surface"):
     pitch: Count
     matrix: Name  # "bt601" | "bt709" | "bt2020"
     full_range: bool
+    sample_bytes: Annotated[int, Meta(ge=1, le=2)] = 1  # 2: P016, the upper 8 of 16 bits are used
 
     @property
     def nbytes(self) -> int:
@@ -99,7 +101,7 @@ class RingSpec(Struct, frozen=True):
     """All a consumer needs to map a ring: sent once, in Welcome."""
 
     memory: Name  # "shm" | "cuda"
-    handle: bytes  # shm: the file's name in the run directory; cuda: the 64-byte IPC handle
+    handle: bytes  # shm: the file's name in the run directory; cuda: GPU uuid, IPC memory handle, IPC event handles
     slots: Count
     slot_bytes: Count
     layout: SurfaceLayout | TensorLayout
@@ -152,6 +154,12 @@ class Release(Struct, frozen=True, tag="release"):
     index: Count
 
 
+class Unmapped(Struct, frozen=True, tag="unmapped"):
+    """This consumer has let go of an epoch's memory."""
+
+    epoch: Name
+
+
 class Beat(Struct, frozen=True, tag="beat"):
     pass
 
@@ -166,8 +174,9 @@ class Detections(Struct, frozen=True, tag="detections"):
     header: Header
     part: Part
     boxes: bytes  # float32 [n, 7], little-endian: x1, y1, x2, y2 (frame px), score, cut edges (bits), tile (-1: global)
-    began_ns: Count
-    ended_ns: Count
+    began_ns: Count  # CLOCK_MONOTONIC: inference was queued
+    ended_ns: Count  # its boxes were here
+    gpu_ns: Count = 0  # how long a GPU was busy with it in between; 0: there is none
 
     def rows(self) -> np.ndarray | None:
         """The boxes as float32 [n, 7]; None when they are not that, or not finite."""
@@ -214,7 +223,7 @@ class Ack(Struct, frozen=True, tag="ack"):
     numbers: list[Count]
 
 
-Message = Hello | Welcome | Refuse | Offer | Release | Beat | Bye | Result | Ack
+Message = Hello | Welcome | Refuse | Offer | Release | Unmapped | Beat | Bye | Result | Ack
 DROP_REASONS = ("no_slot", "no_credit", "deadline", "stale", "decode_error", "engine_error")
 
 _encoder = msgspec.msgpack.Encoder()

@@ -8,10 +8,12 @@ import sys
 import time
 from collections.abc import Callable
 from ctypes import CDLL
+from functools import cached_property
 from pathlib import Path
 
+from common import backend, memory
 from common import settings as settings_module
-from common.errors import SOFTWARE, Refused
+from common.errors import SOFTWARE, GpuLost, Refused
 from common.link import IPC_PATH_MAX, Timing
 from common.loop import Loop
 from common.messages import SCHEMA, Dropped, Header, Hello, Input, Part
@@ -47,6 +49,12 @@ class Runtime:
         self._report_ns = 0
         self._watchdog_ns = int(os.environ.get("WATCHDOG_USEC", 0)) * 1000 // 3
         self._fed_ns = 0
+
+    @cached_property
+    def work(self):
+        """The queue of this process' work on slots, see common.memory; on a GPU it makes the context."""
+        kind = memory.kind(memory.KINDS[backend.resolve(self.settings)])
+        return self.closing(kind.Work(self.loop))
 
     def hello(self, part: str = "", credits: int = 0, wants: Input | None = None) -> Hello:
         """How this process introduces itself on a link."""
@@ -147,6 +155,8 @@ def serve(service: str, loop: Callable[[Runtime], None]) -> None:
     try:
         loop(runtime)
         code = 0
+    except GpuLost as lost:  # cleaning up would call into it, and might never return
+        os._exit(_end(name, lost))
     except Refused as refusal:
         code = _end(name, refusal)
     except Exception:

@@ -74,7 +74,7 @@ class Preprocess(Section):
 
 class Engine(Section):
     model: str = ""
-    """ONNX file; empty: the demo's model, which knows only the demo's plaza"""
+    """ONNX file, or TensorRT plan for cuda; empty: the demo's model, which knows only the demo's plaza"""
     threads: int = Field(0, ge=0, le=256)
     """ONNX Runtime threads of each infer process; 0: share the cores between them"""
     score: float = Field(0.2, gt=0, lt=1)
@@ -143,7 +143,9 @@ class Settings(BaseSettings):
     run_dir: Annotated[Path, AfterValidator(Path.absolute)] = Field(default_factory=lambda: Path(default_run_dir()))
     """Private directory of sockets, locks and shared memory: put it on a tmpfs"""
     backend: Literal["auto", "cpu", "cuda"] = "auto"
-    """What decodes and infers; auto: cuda where everything for it is there"""
+    """What decodes and infers; auto: cuda for a TensorRT plan, where everything for it is there"""
+    mps: Literal["auto", "off"] = "auto"
+    """Whether `run` starts a private MPS daemon for a cuda group; auto: where it is installed and none runs yet"""
     deadline_ms: int = Field(2_000, ge=10, le=60_000)
     """A live frame older than this is dropped, ms"""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -2,15 +2,13 @@
 
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
 from common import memory
+from common.errors import Refused
 from common.link import Dial, Timing
 from common.loop import Loop
-from common.messages import Hello, Message, Offer, Release, Welcome
+from common.messages import Hello, Message, Offer, Release, Unmapped, Welcome
 
 SCAN_NS = 250_000_000  # how often the run directory is searched for new owners
 
@@ -18,8 +16,8 @@ SCAN_NS = 250_000_000  # how often the run directory is searched for new owners
 class Attached:
     """One owner's ring as this process sees it: a link, a mapping of the current epoch, offers not yet taken."""
 
-    def __init__(self, loop: Loop, run_dir: Path, path: Path, hello: Hello, timing: Timing):
-        self._loop, self._run_dir = loop, run_dir
+    def __init__(self, loop: Loop, run_dir: Path, path: Path, hello: Hello, timing: Timing, work):
+        self._loop, self._run_dir, self._work = loop, run_dir, work
         self.mapped = None
         self.layout = None
         self.epoch = ""
@@ -27,11 +25,21 @@ class Attached:
         self.link = Dial(loop, path, hello, timing, self._on_welcome, self._on_message, self._on_lost)
 
     def _on_welcome(self, welcome: Welcome) -> None:
+        ring, kind = welcome.ring, self._work.kind
+        if ring.memory != kind:
+            raise Refused(
+                f"{self.link.path.stem} is in {ring.memory} memory, this process works in {kind}: "
+                "set the same backend for all services."
+            )
         try:
-            self.mapped = memory.kind(welcome.ring.memory).Mapped(self._run_dir, welcome.ring)
+            self.mapped = memory.kind(kind).Mapped(self._work, self._run_dir, ring)
         except FileNotFoundError:
             return  # replaced meanwhile: the next Welcome is on its way
-        self.epoch, self.layout = welcome.epoch, welcome.ring.layout
+        except Refused:
+            if self.link.owner_ended:
+                return  # its handle died with it: its successor will answer the next hello
+            raise
+        self.epoch, self.layout = welcome.epoch, ring.layout
 
     def _on_message(self, message: Message) -> None:
         if isinstance(message, Offer) and self.mapped is not None and message.ref.epoch == self.epoch:
@@ -42,16 +50,46 @@ class Attached:
     def _on_lost(self) -> None:
         self._loop.counters["offers_stale"] += len(self.offers)
         self.offers.clear()
-        if self.mapped is not None:
-            self.mapped.close()
-        self.mapped, self.epoch = None, ""
+        mapped, epoch, self.mapped, self.epoch = self.mapped, self.epoch, None, ""
+        if mapped is not None:
+            mapped.close(lambda: self.link.send(Unmapped(epoch)))
+
+
+class Lease:
+    """One part of a slot, held until release(). A lease of an epoch that has ended is `stale`: do not read on.
+
+    `with lease as slot:` releases at the end, for readers whose work is done by then.
+    """
+
+    def __init__(self, owner: Attached, offer: Offer):
+        self._owner, self._offer, self._held = owner, offer, True
+        self.layout = owner.layout
+        owner.mapped.wait(offer.ref.slot)
+        self.slot = owner.mapped.slot(offer.ref.slot)
+
+    @property
+    def stale(self) -> bool:
+        return self._owner.epoch != self._offer.ref.epoch
+
+    def __enter__(self):
+        return self.slot
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Lets the owner use the slot again; only the first call does something."""
+        held, self._held = self._held, False
+        if held and not self.stale:
+            self._owner.link.send(Release(self._offer.ref, self._offer.part.name, self._offer.part.index))
 
 
 class Upstream:
     """Consumes one part of every ring named `<ring>.*` in the run directory, whoever owns it, whenever it appears."""
 
-    def __init__(self, loop: Loop, run_dir: Path, ring: str, hello: Hello, timing: Timing):
+    def __init__(self, loop: Loop, run_dir: Path, ring: str, hello: Hello, timing: Timing, work=None):
         self._loop, self._run_dir, self._ring, self._hello, self._timing = loop, run_dir, ring, hello, timing
+        self._work = work or memory.kind("shm").Work(loop)
         self._owners: dict[Path, Attached] = {}
         self._turn = 0
         self._scan_ns = 0
@@ -72,21 +110,12 @@ class Upstream:
         while (taken := self.take()) is not None:
             yield taken
 
-    @contextmanager
-    def lease(self, owner: Attached, offer: Offer) -> Iterator[np.ndarray | None]:
-        """The slot's bytes, uint8, read-only; None when its epoch has ended. Released when the block is left."""
-        mapped = owner.mapped if owner.epoch == offer.ref.epoch else None
-        if mapped is None:
+    def lease(self, owner: Attached, offer: Offer) -> Lease | None:
+        """The offered part; None when its epoch has ended. Release it when the work that reads it has finished."""
+        if owner.mapped is None or owner.epoch != offer.ref.epoch:
             self._loop.counters["offers_stale"] += 1
-            yield None
-            return
-        try:
-            mapped.wait(offer.ref.slot)
-            yield mapped.slot(offer.ref.slot)
-            mapped.done(offer.ref.slot)
-        finally:
-            if owner.epoch == offer.ref.epoch:
-                owner.link.send(Release(offer.ref, offer.part.name, offer.part.index))
+            return None
+        return Lease(owner, offer)
 
     def close(self) -> None:
         self._loop.leave(self._scan)
@@ -100,7 +129,7 @@ class Upstream:
         self._scan_ns = now_ns + SCAN_NS
         there = set(self._run_dir.glob(f"{self._ring}.*.sock"))
         for path in there - self._owners.keys():
-            self._owners[path] = Attached(self._loop, self._run_dir, path, self._hello, self._timing)
+            self._owners[path] = Attached(self._loop, self._run_dir, path, self._hello, self._timing, self._work)
         for path in self._owners.keys() - there:
             if self._owners[path].link.welcome is None:
                 self._owners.pop(path).link.close()

@@ -1,8 +1,6 @@
 """What this machine can run, and what is missing for the rest."""
 
-import ctypes.util
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -10,17 +8,11 @@ import shutil
 import sys
 from pathlib import Path
 
+from common import backend
 from common.engine.onnxruntime import DEMO_MODEL
 from common.errors import CONFIG
 from common.settings import default_run_dir, load
 
-GPU_PACKAGES = {
-    "torch": "torch",
-    "triton": "triton",
-    "cuda-python": "cuda.bindings",
-    "PyNvVideoCodec": "PyNvVideoCodec",
-    "tensorrt": "tensorrt",
-}
 NEEDED_MB = 700  # shared memory of one 4K source at the default settings
 
 
@@ -45,14 +37,14 @@ def checks() -> list[tuple[str, str, bool, str]]:
         ("cpu", "ONNX Runtime", True, importlib.metadata.version("onnxruntime")),
         ("cpu", "demo model", DEMO_MODEL.is_file(), str(DEMO_MODEL)),
     ]
-    driver = ctypes.util.find_library("cuda") is not None
-    rows.append(
-        ("cuda", "NVIDIA driver", driver, "found" if driver else "no libcuda: this machine has no NVIDIA driver")
-    )
-    for package, module in GPU_PACKAGES.items():
-        there = _importable(module)
-        rows.append(("cuda", package, there, "installed" if there else "in the extra 'gpu'"))
-    rows.append(("cuda", "cuda backend", False, "not in this version: everything runs on the CPU"))
+    rows += [("cuda", what, fine, detail) for what, fine, detail in backend.cuda_checks()]
+    if all(fine for _, fine, _ in backend.cuda_checks()):
+        triton = backend.importable("triton")
+        rows += [
+            ("cuda", "Triton", True, "installed" if triton else "missing: torch does its work, several times slower"),
+            ("cuda", "NVDEC decodes", *_nvdec()),
+            ("cuda", "MPS", True, _mps()),
+        ]
     return rows
 
 
@@ -88,15 +80,28 @@ def _decoders() -> tuple[bool, str]:
     return {"h264", "hevc"} <= set(wanted), f"PyAV {av.__version__}: {', '.join(wanted)}"
 
 
+def _nvdec() -> tuple[bool, str]:
+    """What the GPU decodes: "h264 8 bit up to 4096x4096 …"; false when not even H.264."""
+    from services.decoder import nvdec
+
+    able = []
+    for codec in nvdec.CODECS:
+        caps = {bits: nvdec.capabilities(codec, bits) for bits in (8, 10)}
+        bits = [str(b) for b, c in caps.items() if c.get("is_supported")]
+        if bits:
+            able.append(f"{codec} {'/'.join(bits)} bit to {caps[8]['max_width']}x{caps[8]['max_height']}")
+    return any(text.startswith("h264") for text in able), ", ".join(able) or "nothing"
+
+
+def _mps() -> str:
+    """Processes on one GPU overlap only under MPS."""
+    if pipe := backend.mps_pipe():
+        return f"a daemon runs in {pipe}"
+    return "'run' starts a private one" if backend.mps_binary() else f"no {backend.MPS_CONTROL}: processes take turns"
+
+
 def _filesystem(path: Path) -> str:
     """The type of the file system a path is on, from /proc/mounts."""
     mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
     holding = [(len(point), kind) for point, kind in mounts if path.is_relative_to(point)]
     return max(holding, default=(0, "unknown"))[1]
-
-
-def _importable(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False

@@ -5,10 +5,11 @@ import os
 from pathlib import Path
 from typing import TextIO
 
+from common import engine
 from common import settings as settings_module
-from common.engine import load as load_engine
 from common.errors import NO_INPUT, SOFTWARE, Refused
 from common.settings import CONFIG_VARIABLE, PREFIX, Settings, Source, Workers
+from deploy import mps
 from deploy.display import JsonLines, display
 from deploy.group import Group, source_name
 from deploy.subscribe import Follower, Tally
@@ -59,7 +60,7 @@ def configure(config: Path | None, changes: dict[str, str]) -> tuple[Settings, d
         raise Refused("There is no source: name files or URLs, or a --config with a [sources.NAME] table.")
     for name, source in settings.sources.items():
         check_source(name, source)
-    load_engine(settings, 1).close()  # so that a wrong model is said once, before anything is started
+    engine.check(settings)  # so that a wrong model is said once, before anything is started
     return settings, dict(os.environ)
 
 
@@ -80,7 +81,12 @@ def run_group(
     if not isinstance(screen, JsonLines):
         environment = {PREFIX + "LOG_LEVEL": "warning", **environment}
     lines = _open(out) if out else None
-    group = Group(settings, environment, screen.say)
+    with mps.daemon(settings) as found:
+        group = Group(settings, {**environment, **found}, screen.say)
+        return _follow(settings, group, screen, tally, lines, out, truth)
+
+
+def _follow(settings, group, screen, tally, lines, out, truth) -> tuple[dict, int]:
     screen.say(f"counts on {settings.publish}")
 
     def on_message(kind: str, name: str, content: dict) -> None:

@@ -24,21 +24,27 @@ class Head:
     dense_classes: int
     person_class: int
 
-    def persons(self, output: np.ndarray, score: float) -> list[np.ndarray]:
-        """First output [B, …] -> for each image float32 [k, 5]: x1, y1, x2, y2 (input px), score; best first."""
-        return [self._dense(o, score) if self.dense_classes else self._rows(o, score) for o in output]
+    def persons(self, output: np.ndarray, score: float) -> np.ndarray:
+        """First output [B, …] -> float32 [k, 6]: image, x1, y1, x2, y2 (input px), score; by image, best first."""
+        if self.dense_classes:
+            output = _padded([self._dense(image, score) for image in output])
+        return self.of_rows(output, score)
 
-    def _rows(self, rows: np.ndarray, score: float) -> np.ndarray:
-        keep = (rows[:, 4] >= score) & (np.rint(rows[:, 5]) == self.person_class)
-        found = rows[keep, :5].astype(np.float32)
-        return found[np.argsort(-found[:, 4], kind="stable")]
+    def of_rows(self, output: np.ndarray, score: float) -> np.ndarray:
+        """The same of rows [B, n, 6 or more], suppressed already."""
+        keep = (output[..., 4] >= score) & (np.rint(output[..., 5]) == self.person_class)
+        image = np.nonzero(keep)[0].astype(np.float32)[:, None]
+        found = np.hstack([image, output[keep][:, :5].astype(np.float32)])
+        return found[np.lexsort((-found[:, 5], found[:, 0]))]
 
     def _dense(self, output: np.ndarray, score: float) -> np.ndarray:
+        """One image's dense output [4 + C (+ 32), anchors] -> the rows [k, 6] that a suppressed head would give."""
         scores = output[4 + self.person_class]
         keep = scores >= score
         x, y, w, h = output[:4, keep].astype(np.float32)
         found = np.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2, scores[keep].astype(np.float32)], axis=1)
-        return suppress(found[np.argsort(-found[:, 4], kind="stable")], DENSE_IOU)
+        found = suppress(found[np.argsort(-found[:, 4], kind="stable")], DENSE_IOU)
+        return np.hstack([found, np.full((len(found), 1), self.person_class, np.float32)])
 
 
 def head(shapes: Sequence[Sequence[int | str | None]], person_class: int) -> Head:
@@ -56,6 +62,14 @@ def head(shapes: Sequence[Sequence[int | str | None]], person_class: int) -> Hea
         f"The model gives {said}, which is no detector's output known here: expected [B, n, 6] rows or "
         f"[B, 4 + classes, anchors] (with masks: + {MASKS}) that contain class {person_class}."
     )
+
+
+def _padded(rows: list[np.ndarray]) -> np.ndarray:
+    """Lists of rows [k, 6] of several images -> [B, most k, 6]; what is added has no score."""
+    out = np.zeros((len(rows), max(len(r) for r in rows), 6), np.float32)
+    for image, found in zip(out, rows):
+        image[: len(found)] = found
+    return out
 
 
 def suppress(boxes: np.ndarray, iou: float) -> np.ndarray:

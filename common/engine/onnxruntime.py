@@ -1,6 +1,7 @@
 """ONNX Runtime on the CPU: the engine that needs no GPU."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import onnxruntime
 
 from common.engine.heads import head
 from common.errors import NO_INPUT, Refused
-from common.messages import Input
+from common.messages import Input, TensorLayout
 from common.settings import Engine as EngineSettings
 
 DEMO_MODEL = Path(__file__).parents[2] / "deploy" / "demo" / "plaza.onnx"
@@ -40,7 +41,13 @@ class OnnxEngine:
     def warm_up(self) -> None:
         self.run(np.zeros((1, 3, self.input.size_px, self.input.size_px), self.input.dtype))
 
-    def run(self, images: np.ndarray) -> list[np.ndarray]:
+    def start(self, slot: np.ndarray, layout: TensorLayout, first: int, count: int) -> Callable:
+        images = slot.view(layout.dtype).reshape(layout.images, 3, layout.size_px, layout.size_px)
+        persons = self.run(images[first : first + count])
+        return lambda: (persons, 0)
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """Images [1, 3, S, S] -> persons, see protocol."""
         (output,) = self._session.run(self._outputs, {self._name: images})
         return self._head.persons(output, self._score)
 

@@ -1,37 +1,68 @@
 """What every engine can do, and which one a backend uses."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from common.errors import Refused
-from common.messages import Input
+from common import backend
+from common.errors import NO_INPUT, Refused
+from common.messages import Input, TensorLayout
 from common.settings import Settings
+
+# float32 [k, 6], by image, best first: image, x1, y1, x2, y2 (input px), score
+Persons = np.ndarray
 
 
 class Engine(Protocol):
     """A loaded model that finds persons in square RGB images."""
 
     input: Input  # what it reads: [n, 3, size_px, size_px] of this dtype
-    max_batch: int  # most images for one call of run()
+    max_batch: int  # most images for one call of start()
 
     def warm_up(self) -> None:
         """Runs once on nothing in particular, so that the first real frame is not slower than the rest."""
 
-    def run(self, images: np.ndarray) -> list[np.ndarray]:
-        """For each of up to `max_batch` images: float32 [k, 5] x1, y1, x2, y2 (input px), score of its persons."""
+    def start(self, slot, layout: TensorLayout, first: int, count: int) -> Callable[[], tuple[Persons, int]]:
+        """Queues the inference of up to `max_batch` images of a tensor slot, which is read in place.
+
+        Call what it returns when the queued work has finished: the persons (image counts from 0), and the
+        nanoseconds that a GPU spent on them (0 without a GPU).
+        """
 
     def close(self) -> None:
         """Frees what the engine holds."""
 
 
-def load(settings: Settings, processes: int) -> Engine:
-    """The engine of this backend; raises Refused for a missing, unreadable or unsuitable model.
+def load(settings: Settings, processes: int, work) -> Engine:
+    """The engine of this process' backend; raises Refused for a missing, unreadable or unsuitable model.
 
-    `processes` is how many infer processes share this machine's cores.
+    `processes` is how many infer processes share this machine's cores; `work` is the queue of common.memory.
     """
-    if settings.backend == "cuda":
-        raise Refused("The cuda backend is not in this version: set backend = 'cpu' or 'auto'.")
+    if work.kind == "cuda":
+        from common.engine.tensorrt import TensorRTEngine
+
+        return TensorRTEngine(settings.engine, work)
     from common.engine.onnxruntime import OnnxEngine
 
     return OnnxEngine(settings.engine, processes)
+
+
+def check(settings: Settings) -> None:
+    """Refuses a model that cannot be loaded, before anything is started; a plan is only looked at from outside."""
+    if backend.resolve(settings) == "cpu":
+        from common.engine.onnxruntime import OnnxEngine
+
+        return OnnxEngine(settings.engine).close()
+    plan_path(settings.engine.model)
+
+
+def plan_path(model: str) -> Path:
+    """The plan named by engine.model; raises Refused for a file that is missing or is none."""
+    path = Path(model)
+    if not model or not path.is_file():
+        raise Refused(f"The model {model or '(none)'} does not exist: name a TensorRT plan in engine.model.", NO_INPUT)
+    if not backend.is_plan(path):
+        raise Refused(f"The model {path} is no TensorRT plan, which the cuda backend needs: build one from the ONNX.")
+    return path

@@ -1,9 +1,13 @@
-"""What a slot is made of. Each kind of memory is a module with the same two classes:
+"""What a slot is made of. Each kind of memory is a module with the same three classes:
 
-`Owned(run_dir, name, slots, slot_bytes)` allocates; `Mapped(run_dir, spec)` maps what the owner's Welcome describes.
-Both give `slot(index)`, the slot's bytes. `Owned.ready(index)` says that the slot's content may be read from now on;
-`Mapped.wait(index)` makes the reader's later work wait for that; `Mapped.done(index)` returns when the reader's work
-on the slot has finished. In shared memory all three are immediate, on a GPU they are events on a stream.
+`Work(loop)` is the queue of this process' work on slots; `then(callback)` calls back, from the loop, when all that was
+queued so far has finished. `Owned(work, run_dir, name, epoch, slots, slot_bytes)` allocates a ring; `ready(index)` says
+that the slot's content may be read once the work queued so far has finished. `Mapped(work, run_dir, spec)` maps what an
+owner's Welcome describes; `wait(index)` makes the work queued from now on wait for that content. Both give
+`slot(index)`, the slot itself.
+
+In shared memory work is finished when its code is. On a GPU it is queued on a stream, and nobody waits for it but the
+GPU itself: a slot is offered while it is still being written, and released when the reader's last kernel has ended.
 """
 
 from importlib import import_module
@@ -11,11 +15,11 @@ from types import ModuleType
 
 from common.errors import Refused
 
-KINDS = {"cpu": "shm"}  # backend -> kind of memory
+KINDS = {"cpu": "shm", "cuda": "cuda"}  # backend -> kind of memory
 
 
 def kind(name: str) -> ModuleType:
     """The module that implements one kind of memory; raises Refused for a kind this installation does not have."""
     if name not in KINDS.values():
-        raise Refused(f"Memory of kind {name!r} is not supported here: both ends must run the same backend.")
+        raise Refused(f"Memory of kind {name!r} is not known here: run the same version of peoplecounter everywhere.")
     return import_module(f"common.memory.{name}")

@@ -8,15 +8,33 @@ import errno
 import mmap
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import SOFTWARE, Refused
+from common.loop import Loop
 from common.messages import RingSpec
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[0-9a-f]+\.shm")
 PAGE = mmap.PAGESIZE
+
+
+class Work:
+    """Work on shared memory is finished when its code is."""
+
+    kind = "shm"
+
+    def __init__(self, loop: Loop):
+        """Nothing to prepare."""
+
+    def then(self, callback: Callable[[], None]) -> None:
+        """Calls back at once."""
+        callback()
+
+    def close(self) -> None:
+        """Nothing to give back."""
 
 
 class _Slots:
@@ -36,7 +54,7 @@ class _Slots:
 class Owned(_Slots):
     """Creates `<name>.<epoch>.shm`, all of it backed by memory now: no SIGBUS later. Raises Refused when it is full."""
 
-    def __init__(self, run_dir: Path, name: str, epoch: str, slots: int, slot_bytes: int):
+    def __init__(self, work: Work, run_dir: Path, name: str, epoch: str, slots: int, slot_bytes: int):
         for stale in run_dir.glob(f"{name}.*.shm"):
             stale.unlink(missing_ok=True)
         self._path = run_dir / f"{name}.{epoch}.shm"
@@ -68,7 +86,7 @@ class Owned(_Slots):
 class Mapped(_Slots):
     """Maps an owner's ring read-only. Raises FileNotFoundError when the owner has replaced it meanwhile."""
 
-    def __init__(self, run_dir: Path, spec: RingSpec):
+    def __init__(self, work: Work, run_dir: Path, spec: RingSpec):
         name = spec.handle.decode(errors="replace")
         if not _NAME.fullmatch(name):
             raise Refused(f"The ring handle {name!r} is not a shared memory name.")
@@ -84,5 +102,7 @@ class Mapped(_Slots):
     def wait(self, index: int) -> None:
         """Nothing to wait for: the owner wrote the slot before it offered it."""
 
-    def done(self, index: int) -> None:
-        """Nothing to wait for: the reader's work is over when its code is."""
+    def close(self, then: Callable[[], None] = lambda: None) -> None:
+        """Unmaps the ring, then calls `then`."""
+        super().close()
+        then()

@@ -3,6 +3,9 @@
 file, RTSP, … --> PyAV --> surfaces ring, part "frame"
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import msgspec
 
 from common.downstream import Downstream
@@ -10,7 +13,7 @@ from common.errors import Refused
 from common.journal import Journal
 from common.messages import Header, Part, Status, SurfaceLayout
 from common.runtime import Runtime, serve
-from services.decoder.sources import Changed, Damaged, Picture, Reader, copy_nv12, layout_of, redacted
+from services.decoder.sources import Changed, Damaged, Picture, Reader, redacted
 
 STATUS_NS = 1_000_000_000
 DETAIL_MAX = 500  # characters of a status
@@ -41,12 +44,13 @@ class Decoder:
                 settings.decoder.slots,
                 rt.timing,
                 on_lost=lambda header, part, reason: rt.drop(header, reason),
+                work=rt.work,
             )
         )
         rt.holding = self.surfaces.holding
         self.journal = rt.closing(Journal(settings.run_dir / f"decoder.{rt.instance}.journal", Place))
         self.place = self.journal.read() or Place()
-        self.reader = rt.closing(Reader(self.source, settings.decoder, self.place.pts))
+        self.reader = rt.closing(Reader(self.source, settings.decoder, self.place.pts, *_codec(rt.work)))
         rt.loop.watch(self.reader.wake_fd, self.reader.woken)
         self.state, self.detail, self.status_ns, self.ended = "opening", "", 0, False
         self.told_end = False
@@ -70,7 +74,7 @@ class Decoder:
 
     def show(self, picture: Picture) -> None:
         """One frame into a slot; a lossless one waits for it, a live one takes it from an older frame or is dropped."""
-        rt, layout = self.rt, layout_of(picture.frame)
+        rt, layout = self.rt, picture.surface.layout
         self.make_room(layout)
         index = self.acquire()  # before it has a seq: ended while it waits, the frame is decoded again
         if not rt.running:
@@ -82,7 +86,7 @@ class Decoder:
         if index is None:
             return rt.drop(header, "no_slot")
         copy_ns = rt.loop.now_ns()
-        copy_nv12(picture.frame, layout, self.surfaces.slot(index))
+        picture.surface.write(self.surfaces.slot(index))
         end_ns = rt.loop.now_ns()
         header = msgspec.structs.replace(
             header, marks={"decode": (picture.decode_ns, picture.decoded_ns), "copy": (copy_ns, end_ns)}
@@ -146,6 +150,15 @@ def run(rt: Runtime) -> None:
     while rt.running and not (decoder.told_end and decoder.surfaces.drained and rt.results.settled):
         rt.tick()  # the last frames are still being read, the last results not yet settled
     rt.linger(lambda: decoder.surfaces.drained)
+
+
+def _codec(work) -> tuple[Callable | None, bool]:
+    """(what decodes, whether its pictures are only lent): FFmpeg into shared memory, NVDEC into a GPU's."""
+    if work.kind == "shm":
+        return None, False
+    from services.decoder.nvdec import OnGpu
+
+    return partial(OnGpu, cuda_stream=work.stream), True
 
 
 def _range(layout: SurfaceLayout) -> str:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import av
 import numpy as np
@@ -31,12 +32,31 @@ class Picture:
     """One decoded frame. `captured_ns`: when its packet arrived; `decode_ns`, `decoded_ns`: begin and end of the call
     that gave it (CLOCK_MONOTONIC)."""
 
-    frame: av.VideoFrame
+    surface: "Surface"
     pts: int | None
     pts_s: float
     captured_ns: int
     decode_ns: int
     decoded_ns: int
+
+
+class Surface(Protocol):
+    """Decoded pixels that still belong to the decoder."""
+
+    layout: SurfaceLayout  # of the slot they fit into
+
+    def write(self, slot) -> None:
+        """Copies them into a slot of the surfaces ring, or queues that."""
+
+
+class Codec(Protocol):
+    """What decodes one opening of a source: the FFmpeg of this file, or NVDEC (nvdec.py)."""
+
+    def decode(self, packet: av.Packet) -> list:
+        """The frames that a packet (or the end, an empty one) gives; each has pts, time and is_corrupt."""
+
+    def surface(self, frame) -> Surface:
+        """A frame's pixels."""
 
 
 @dataclass(frozen=True)
@@ -62,19 +82,27 @@ def redacted(url: str) -> str:
     return re.sub(r"//[^/@]*@", "//", url)
 
 
-def play(source: Source, settings: Decoder, after_pts: int | None, wait: Callable[[float], bool]) -> Iterator[Event]:
+def play(
+    source: Source,
+    settings: Decoder,
+    after_pts: int | None,
+    wait: Callable[[float], bool],
+    codec: Callable[[av.VideoStream, bool], Codec] | None = None,
+) -> Iterator[Event]:
     """Everything that happens to a source, in order, until it has ended or `wait(seconds)` says to stop.
 
     A file ends (or starts again, with `loop`); a network stream is opened again for ever. `after_pts`: resume a file
-    behind that presentation time. Raises SourceError for a file that is missing, is not a video or has no frame.
+    behind that presentation time. `codec(stream, live)` decodes; the default is FFmpeg. Raises SourceError for a file
+    that is missing, is not a video or has no frame.
     """
+    codec = codec or OnCpu
     if is_network(source.url):
-        yield from _network(source, settings, wait)
+        yield from _network(source, settings, wait, codec)
         return
     while True:
         seen = False
         yield Changed("online")
-        for event in _once(source, settings, after_pts, wait):
+        for event in _once(source, settings, after_pts, wait, codec):
             seen = seen or isinstance(event, Picture)
             yield event
         if not seen and after_pts is None:
@@ -90,12 +118,12 @@ def is_network(url: str) -> bool:
     return Source(url=url).live
 
 
-def _network(source: Source, settings: Decoder, wait: Callable[[float], bool]) -> Iterator[Event]:
+def _network(source: Source, settings: Decoder, wait: Callable, codec: Callable) -> Iterator[Event]:
     failures = 0
     while True:
         detail, online = "the stream ended", False
         try:
-            for event in _once(source, settings, None, wait):
+            for event in _once(source, settings, None, wait, codec):
                 if isinstance(event, Picture) and not online:
                     yield Changed("online")
                     online, failures = True, 0
@@ -108,11 +136,13 @@ def _network(source: Source, settings: Decoder, wait: Callable[[float], bool]) -
         failures = min(failures + 1, 30)
 
 
-def _once(source: Source, settings: Decoder, after_pts: int | None, wait: Callable[[float], bool]) -> Iterator[Event]:
+def _once(
+    source: Source, settings: Decoder, after_pts: int | None, wait: Callable[[float], bool], codec: Callable
+) -> Iterator[Event]:
     """One opening of a source, to its end."""
     with _open(source.url, settings) as container:
         stream = _video(container, source.url)
-        stream.thread_type = "SLICE" if source.live else "AUTO"  # frame threads would hold frames back
+        decoder = codec(stream, source.live)
         if after_pts is not None:
             container.seek(after_pts, stream=stream, backward=True)
         pace = _Pace() if source.realtime and not is_network(source.url) else None
@@ -127,8 +157,8 @@ def _once(source: Source, settings: Decoder, after_pts: int | None, wait: Callab
                 return
             captured[packet.pts] = now_ns = time.monotonic_ns()
             try:
-                frames = packet.decode()
-            except av.error.FFmpegError as error:
+                frames = decoder.decode(packet)
+            except (av.error.FFmpegError, DecodeError) as error:
                 captured.pop(packet.pts, None)
                 yield Damaged(_why(error))
                 continue
@@ -141,7 +171,7 @@ def _once(source: Source, settings: Decoder, after_pts: int | None, wait: Callab
                     yield Damaged("the frame refers to lost data")
                 else:
                     captured_ns = captured.pop(frame.pts, now_ns)
-                    yield Picture(frame, frame.pts, frame.time or 0.0, captured_ns, now_ns, decoded_ns)
+                    yield Picture(decoder.surface(frame), frame.pts, frame.time or 0.0, captured_ns, now_ns, decoded_ns)
             if wait(0):
                 return
 
@@ -211,14 +241,24 @@ class _Pace:
 
 
 class Reader:
-    """Runs `play` in a thread. `wake_fd` is readable when take() has something; a full queue holds the thread back."""
+    """Runs `play` in a thread. `wake_fd` is readable when take() has something; a full queue holds the thread back.
 
-    def __init__(self, source: Source, settings: Decoder, after_pts: int | None):
+    `lent`: a picture's pixels are the decoder's, so the thread goes on only when the picture was handled.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        settings: Decoder,
+        after_pts: int | None,
+        codec: Callable | None = None,
+        lent: bool = False,
+    ):
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._events: queue.Queue[Event | Exception] = queue.Queue(maxsize=2)
-        self._stop = threading.Event()
+        self._stop, self._lent, self._handled = threading.Event(), lent, threading.Semaphore(0)
         self._thread = threading.Thread(
-            target=self._run, args=(source, settings, after_pts), daemon=True, name="reader"
+            target=self._run, args=(source, settings, after_pts, codec), daemon=True, name="reader"
         )
         self._thread.start()
 
@@ -236,15 +276,17 @@ class Reader:
             if isinstance(event, Exception):
                 raise event
             yield event
+            if self._lent and isinstance(event, Picture):
+                self._handled.release()
 
     def close(self) -> None:
         """Stops the thread; one that hangs in FFmpeg is left to die with the process."""
         self._stop.set()
         self._thread.join(timeout=1)
 
-    def _run(self, source: Source, settings: Decoder, after_pts: int | None) -> None:
+    def _run(self, source: Source, settings: Decoder, after_pts: int | None, codec: Callable | None) -> None:
         try:
-            for event in play(source, settings, after_pts, self._stop.wait):
+            for event in play(source, settings, after_pts, self._stop.wait, codec):
                 self._put(event)
         except Exception as error:
             self._put(error)
@@ -256,7 +298,37 @@ class Reader:
             except queue.Full:
                 continue
             os.eventfd_write(self.wake_fd, 1)
-            return
+            break
+        if self._lent and isinstance(event, Picture):
+            while not self._stop.is_set() and not self._handled.acquire(timeout=0.1):
+                pass
+
+
+class DecodeError(Exception):
+    """A packet that a hardware decoder could not decode."""
+
+
+class OnCpu:
+    """FFmpeg's own decoders."""
+
+    def __init__(self, stream: av.VideoStream, live: bool):
+        stream.thread_type = "SLICE" if live else "AUTO"  # frame threads would hold frames back
+
+    def decode(self, packet: av.Packet) -> list[av.VideoFrame]:
+        return packet.decode()
+
+    def surface(self, frame: av.VideoFrame) -> "AvSurface":
+        return AvSurface(frame)
+
+
+class AvSurface:
+    """A frame of FFmpeg's."""
+
+    def __init__(self, frame: av.VideoFrame):
+        self.frame, self.layout = frame, layout_of(frame)
+
+    def write(self, slot: np.ndarray) -> None:
+        copy_nv12(self.frame, self.layout, slot)
 
 
 def layout_of(frame: av.VideoFrame) -> SurfaceLayout:

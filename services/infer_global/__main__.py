@@ -14,11 +14,11 @@ from common.upstream import Upstream
 
 
 def run(rt: Runtime) -> None:
-    settings = rt.settings
-    engine = rt.closing(engines.load(settings, settings.workers.infer_global + settings.workers.infer_tiles))
+    settings, workers = rt.settings, rt.settings.workers
+    engine = rt.closing(engines.load(settings, workers.infer_global + workers.infer_tiles, rt.work))
     engine.warm_up()
     hello = rt.hello("global", settings.link.credits, engine.input)
-    tensors = rt.closing(Upstream(rt.loop, settings.run_dir, "tensors", hello, rt.timing))
+    tensors = rt.closing(Upstream(rt.loop, settings.run_dir, "tensors", hello, rt.timing, rt.work))
     inference = Inference(rt, engine, tensors, to_frame)
     rt.ready()
     while rt.running:
@@ -27,12 +27,11 @@ def run(rt: Runtime) -> None:
             inference.answer(owner, offer)
 
 
-def to_frame(layout: TensorLayout, header: Header, part: Part, persons: list[np.ndarray]) -> np.ndarray:
+def to_frame(layout: TensorLayout, header: Header, part: Part, persons: np.ndarray) -> np.ndarray:
     """Persons in the letterboxed image -> float32 [n, 7] in frame pixels; nothing cuts them, they have no tile."""
-    (found,) = persons
-    boxes = Letterbox(header.width, header.height, layout.size_px).to_frame(found[:, :4])
-    whole = np.tile(np.array([0, -1], np.float32), (len(found), 1))
-    return np.hstack([boxes, found[:, 4:5], whole])
+    boxes = Letterbox(header.width, header.height, layout.size_px).to_frame(persons[:, 1:5])
+    whole = np.tile(np.array([0, -1], np.float32), (len(persons), 1))
+    return np.hstack([boxes, persons[:, 5:6], whole])
 
 
 if __name__ == "__main__":

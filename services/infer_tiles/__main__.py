@@ -16,11 +16,11 @@ from common.upstream import Upstream
 
 
 def run(rt: Runtime) -> None:
-    settings = rt.settings
-    engine = rt.closing(engines.load(settings, settings.workers.infer_global + settings.workers.infer_tiles))
+    settings, workers = rt.settings, rt.settings.workers
+    engine = rt.closing(engines.load(settings, workers.infer_global + workers.infer_tiles, rt.work))
     engine.warm_up()
     hello = rt.hello("tiles", settings.link.credits, engine.input)
-    tensors = rt.closing(Upstream(rt.loop, settings.run_dir, "tensors", hello, rt.timing))
+    tensors = rt.closing(Upstream(rt.loop, settings.run_dir, "tensors", hello, rt.timing, rt.work))
     inference = Inference(rt, engine, tensors, partial(to_frame, edge_px=settings.fusion.edge_px))
     rt.ready()
     while rt.running:
@@ -29,15 +29,12 @@ def run(rt: Runtime) -> None:
             inference.answer(owner, offer)
 
 
-def to_frame(layout: TensorLayout, header: Header, part: Part, persons: list[np.ndarray], edge_px: float) -> np.ndarray:
+def to_frame(layout: TensorLayout, header: Header, part: Part, persons: np.ndarray, edge_px: float) -> np.ndarray:
     """Persons in each tile -> float32 [n, 7] in frame pixels, with their tile and which of its inner edges cut them."""
     grid = TileGrid(header.width, header.height, layout.size_px, layout.overlap)
-    rows = [np.zeros((0, 7), np.float32)]
-    for tile, found in enumerate(persons, part.first - 1):  # image 0 is the letterboxed frame
-        boxes, cut = grid.to_frame(tile, found[:, :4], edge_px)
-        where = np.full((len(found), 1), tile, np.float32)
-        rows.append(np.hstack([boxes, found[:, 4:5], cut[:, None].astype(np.float32), where]))
-    return np.vstack(rows)
+    tiles = persons[:, 0].astype(np.intp) + part.first - 1  # image 0 of the slot is the letterboxed frame
+    boxes, cut = grid.to_frame(tiles, persons[:, 1:5], edge_px)
+    return np.hstack([boxes, persons[:, 5:6], cut[:, None].astype(np.float32), tiles[:, None].astype(np.float32)])
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ surfaces rings (one per source) --> one kernel --> tensors ring: part "global", 
 import msgspec
 
 from common.downstream import Downstream
+from common.errors import Refused
 from common.geometry import TileGrid
 from common.messages import Header, Hello, Input, Offer, Part, Refuse, SurfaceLayout, TensorLayout
 from common.runtime import Runtime, serve
-from common.upstream import Attached, Upstream
+from common.upstream import Attached, Lease, Upstream
 from services.preprocess import kernels
 
 
@@ -18,7 +19,7 @@ class Preprocess:
 
     def __init__(self, rt: Runtime):
         settings = rt.settings
-        self.rt, self.wanted = rt, None
+        self.rt, self.wanted, self.kernel = rt, None, kernels.load(rt.work)
         self.tensors = rt.closing(
             Downstream(
                 rt.loop,
@@ -29,11 +30,12 @@ class Preprocess:
                 rt.timing,
                 on_lost=rt.drop_part,
                 admit=self.admit,
+                work=rt.work,
             )
         )
         rt.holding = self.tensors.holding
         hello = rt.hello("frame", settings.link.credits)
-        self.surfaces = rt.closing(Upstream(rt.loop, settings.run_dir, "surfaces", hello, rt.timing))
+        self.surfaces = rt.closing(Upstream(rt.loop, settings.run_dir, "surfaces", hello, rt.timing, rt.work))
 
     def admit(self, hello: Hello) -> Refuse | None:
         """The first engine decides what tensors are; others must want the same while it is there."""
@@ -78,30 +80,36 @@ class Preprocess:
     def process(self, owner: Attached, offer: Offer) -> None:
         """One surface: kernel, then offer; every way out either offers the frame or says why not."""
         rt, header = self.rt, offer.header
-        with self.surfaces.lease(owner, offer) as surface:
-            if surface is None:
-                return rt.drop(header, "stale")
-            layout = owner.layout
-            self.make_room(layout)
-            index = self.acquire(header)
-            if index is None:
-                return rt.drop(header, "deadline" if rt.running else "stale")
-            if owner.epoch != offer.ref.epoch:  # the surfaces' owner restarted while we waited
-                self.tensors.abandon(index)
-                return rt.drop(header, "stale")
-            began_ns = rt.loop.now_ns()
-            try:
-                tensor = self.tensors.layout
-                out = self.tensors.slot(index).view(tensor.dtype)
-                out = out.reshape(tensor.images, 3, tensor.size_px, tensor.size_px)
-                kernels.fused(surface, layout, tensor, out)
-            except Exception:
-                rt.log.exception("kernel failed on %s %d", header.source, header.seq)
-                self.tensors.abandon(index)
-                return rt.drop(header, "engine_error")
-            ended_ns = rt.loop.now_ns()
-            header = msgspec.structs.replace(header, marks={**header.marks, "preprocess": (began_ns, ended_ns)})
-            self.tensors.offer(index, header, self.parts(header))  # before the release: engines wait for it
+        lease = self.surfaces.lease(owner, offer)
+        if lease is None:
+            return rt.drop(header, "stale")
+        try:
+            self.fill(lease, header)
+        finally:
+            rt.work.then(lease.release)
+
+    def fill(self, lease: Lease, header: Header) -> None:
+        """The frame's tensors into a slot, which is offered while a GPU may still be writing it."""
+        rt = self.rt
+        self.make_room(lease.layout)
+        index = self.acquire(header)
+        if index is None:
+            return rt.drop(header, "deadline" if rt.running else "stale")
+        if lease.stale:  # the surfaces' owner restarted while we waited
+            self.tensors.abandon(index)
+            return rt.drop(header, "stale")
+        began_ns = rt.loop.now_ns()
+        try:
+            self.kernel(lease.slot, lease.layout, self.tensors.layout, self.tensors.slot(index))
+        except Refused:  # a GPU that is lost
+            raise
+        except Exception:
+            rt.log.exception("kernel failed on %s %d", header.source, header.seq)
+            self.tensors.abandon(index)
+            return rt.drop(header, "engine_error")
+        ended_ns = rt.loop.now_ns()
+        header = msgspec.structs.replace(header, marks={**header.marks, "preprocess": (began_ns, ended_ns)})
+        self.tensors.offer(index, header, self.parts(header))  # before the release: engines wait for it
         rt.count["frames_preprocessed"] += 1
         rt.tracer.record("preprocess", header, began_ns, ended_ns)
 

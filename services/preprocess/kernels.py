@@ -1,6 +1,7 @@
-"""NV12 surface -> RGB tensor of the letterboxed frame and every tile: what the values are, and a fast way to them.
+"""NV12 surface -> RGB tensor of the letterboxed frame and every tile: what the values are, and fast ways to them.
 
-`reference` defines the values, in float64 and without cleverness; `fused` gives them within 1/255, much faster.
+`reference` defines the values, in float64 and without cleverness; `fused` gives them within 1/255, much faster, and so
+does the one launch of kernels_triton.py on a GPU (kernels_torch.py where Triton is missing). `load` picks.
 
 - Colour: R, G, B = clip(matrix @ (Y, U, V) - offset) in 0..1; matrix and range are the stream's. A luma sample takes
   the chroma sample whose 2x2 block it lies in, so chroma needs no siting convention.
@@ -10,6 +11,8 @@
   frame anyway. Enlarging is bilinear. Both are centre-aligned: output pixel i covers [i, i + 1) / scale of the source.
 """
 
+import logging
+from collections.abc import Callable
 from functools import lru_cache
 from math import ceil, floor
 
@@ -36,6 +39,7 @@ def colour_matrix(matrix: str, full_range: bool) -> tuple[np.ndarray, np.ndarray
 def planes(surface: np.ndarray, layout: SurfaceLayout) -> tuple[np.ndarray, np.ndarray]:
     """uint8 slot -> views of its luma [height, width] and chroma [ceil(height/2), ceil(width/2), 2]."""
     rows = surface[: layout.nbytes].reshape(-1, layout.pitch)
+    rows = rows[:, layout.sample_bytes - 1 :: layout.sample_bytes]
     half = (layout.width + 1) // 2
     luma, chroma = rows[: layout.height, : layout.width], rows[layout.height :, : 2 * half]
     return luma, chroma.reshape(chroma.shape[0], half, 2)
@@ -64,6 +68,44 @@ def taps(source: int, target: int, halved: bool) -> tuple[np.ndarray, np.ndarray
     for i, (index, weight) in enumerate(rows):
         indices[i, : len(index)], weights[i, : len(weight)] = index, weight
     return indices, weights
+
+
+# (surface slot, its layout, layout of the tensor slot, the tensor slot): queues or does the work of one frame
+Kernel = Callable[[object, SurfaceLayout, TensorLayout, object], None]
+
+
+def load(work) -> Kernel:
+    """The kernel for slots of this kind of memory, see common.memory."""
+    if work.kind == "shm":
+        return _on_cpu
+    try:
+        from services.preprocess.kernels_triton import launch
+    except ModuleNotFoundError:
+        logging.getLogger("preprocess").warning("Triton is not installed: torch does its work, several times slower")
+        from services.preprocess.kernels_torch import launch
+    return _on_gpu(launch, work)
+
+
+def _on_cpu(surface: np.ndarray, layout: SurfaceLayout, tensor: TensorLayout, slot: np.ndarray) -> None:
+    out = slot.view(tensor.dtype).reshape(tensor.images, 3, tensor.size_px, tensor.size_px)
+    fused(surface, layout, tensor, out)
+
+
+def _on_gpu(launch: Callable, work) -> Kernel:
+    import torch
+
+    stream = torch.cuda.ExternalStream(work.stream)
+
+    @lru_cache(maxsize=64)
+    def view(block, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.as_tensor(block, device="cuda").view(getattr(torch, dtype)).reshape(shape)
+
+    def kernel(surface, layout: SurfaceLayout, tensor: TensorLayout, slot) -> None:
+        with torch.cuda.stream(stream):
+            out = view(slot, tensor.dtype, (tensor.images, 3, tensor.size_px, tensor.size_px))
+            launch(view(surface, "uint8", (surface.nbytes,)), layout, tensor, out)
+
+    return kernel
 
 
 def reference(surface: np.ndarray, layout: SurfaceLayout, tensor: TensorLayout) -> np.ndarray:

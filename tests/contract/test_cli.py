@@ -66,7 +66,11 @@ def test_run_in_plain_lines_names_endpoint_and_summary(run_dir, clip, model):
         (["run", "CLIP", "--model", "/nowhere.onnx"], 66, "/nowhere.onnx does not exist"),
         (["run", "CLIP", "--model", __file__], 78, "cannot be loaded"),
         (["run", "CLIP", "--backend", "gpu"], 78, "'backend' is 'gpu'"),
-        (["run", "CLIP", "--backend", "cuda"], 78, "cuda backend"),
+        (
+            ["run", "CLIP", "--backend", "cuda"],
+            78,
+            "The cuda backend cannot run here (NVIDIA GPU: no driver or no device)",
+        ),
         (["run", "CLIP", "--workers", "infer_tile=2"], 78, "SERVICE of preprocess, infer_global, infer_tiles"),
         (["run", "CLIP", "--out", "/nowhere/counts.jsonl"], 66, "cannot be written"),
         (["run", "CLIP", "--out", "/dev/full"], 70, "cannot be written"),

@@ -91,7 +91,7 @@ def test_codecs(tmp_path, codec, options):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(seq), "rgb24")))
         container.mux(stream.encode())
     shown = pictures(watch(path))
-    bright = [round(float((nv12(p.frame)[1] > 128).mean()) * 221) for p in shown]
+    bright = [round(float((nv12(p.surface.frame)[1] > 128).mean()) * 221) for p in shown]
     assert bright == [expected(seq) for seq in range(20)]
 
 
@@ -180,9 +180,9 @@ def test_credentials_are_never_shown():
 
 
 def _opened(url):
-    from services.decoder.sources import _once
+    from services.decoder.sources import OnCpu, _once
 
-    return _once(Source(url=url), QUICK, None, lambda seconds: False)
+    return _once(Source(url=url), QUICK, None, lambda seconds: False, OnCpu)
 
 
 class Camera:

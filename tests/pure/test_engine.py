@@ -69,8 +69,9 @@ def dense_output(channels=84):
     ],
 )
 def test_every_layout_gives_the_same_persons(shapes, output):
-    (found,) = head(shapes, 0).persons(output, 0.25)
-    np.testing.assert_allclose(found, PERSON, rtol=1e-6)
+    found = head(shapes, 0).persons(np.vstack([output, output]), 0.25)
+    np.testing.assert_allclose(found[:, 1:], np.vstack([PERSON, PERSON]), rtol=1e-6)
+    assert found[:, 0].tolist() == [0] * len(PERSON) + [1] * len(PERSON)
 
 
 def test_suppress_keeps_the_best_and_the_far():
@@ -141,5 +142,5 @@ def test_the_engine_says_what_it_reads_and_finds_what_is_there(tmp_path):
     images = np.zeros((1, 3, SIZE, SIZE), np.float32)
     images[0, :, 16:32, 32:48] = 1
     engine.warm_up()
-    (found,) = engine.run(images)
-    np.testing.assert_allclose(found, [[35, 19, 45, 29, 1]], rtol=1e-6)
+    found = engine.run(images)
+    np.testing.assert_allclose(found, [[0, 35, 19, 45, 29, 1]], rtol=1e-6)

@@ -63,9 +63,8 @@ def test_letterbox_fits_is_centred_and_inverts(width, height, size):
 
 def test_only_inner_edges_cut():
     grid = TileGrid(1920, 1080, 640)
-    whole_tile = np.array([[0, 0, 640, 640]], np.float32)
-    cuts = [int(grid.to_frame(tile, whole_tile, 2)[1][0]) for tile in range(len(grid))]
-    assert cuts == [
+    whole_tiles = np.tile(np.array([[0, 0, 640, 640]], np.float32), (len(grid), 1))
+    assert grid.to_frame(np.arange(len(grid)), whole_tiles, 2)[1].tolist() == [
         RIGHT | BOTTOM, LEFT | RIGHT | BOTTOM, LEFT | RIGHT | BOTTOM, LEFT | BOTTOM,
         RIGHT | TOP, LEFT | RIGHT | TOP, LEFT | RIGHT | TOP, LEFT | TOP,
     ]  # fmt: skip
@@ -73,6 +72,6 @@ def test_only_inner_edges_cut():
 
 def test_a_box_that_ends_before_the_edge_is_not_cut():
     grid = TileGrid(1920, 1080, 640)
-    boxes, cut = grid.to_frame(1, np.array([[10, 10, 637, 637], [10, 10, 639, 637]], np.float32), 2)
+    boxes, cut = grid.to_frame(np.array([1, 1]), np.array([[10, 10, 637, 637], [10, 10, 639, 637]], np.float32), 2)
     assert cut.tolist() == [0, RIGHT]
     assert boxes[0].tolist() == [522, 10, 1149, 637]

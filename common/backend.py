@@ -1,0 +1,96 @@
+"""Which backend a group runs on, and what this machine lacks for the other one."""
+
+import ctypes
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from common.errors import Refused
+from common.settings import Settings
+
+PLAN_MAGIC = b"ftrt"  # how a serialized TensorRT engine begins
+TENSORRT = ("tensorrt", "tensorrt_lean", "tensorrt_dispatch")  # full, lean, dispatch runtime: what is there is used
+MPS_CONTROL = "nvidia-cuda-mps-control"
+PACKAGES = {"cuda-python": "cuda.bindings", "PyNvVideoCodec": "PyNvVideoCodec", "torch": "torch"}
+
+
+def resolve(settings: Settings) -> str:
+    """ "cpu" or "cuda"; `auto` is cuda when the model is a plan. Raises Refused, in words, for what cannot run here."""
+    plan = is_plan(Path(settings.engine.model)) if settings.engine.model else False
+    if settings.backend == "cpu" or not (plan or settings.backend == "cuda"):
+        return "cpu"
+    missing = next((f"{what}: {detail}" for what, fine, detail in cuda_checks() if not fine), None)
+    if missing and settings.backend == "cuda":
+        raise Refused(f"The cuda backend cannot run here ({missing}): see 'peoplecounter doctor', or use 'cpu'.")
+    if missing:
+        raise Refused(f"The model {settings.engine.model} is a TensorRT plan, which cannot run here ({missing}).")
+    return "cuda"
+
+
+def is_plan(path: Path) -> bool:
+    """True for a serialized TensorRT engine."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(PLAN_MAGIC)) == PLAN_MAGIC
+    except OSError:
+        return False
+
+
+@cache
+def cuda_checks() -> tuple[tuple[str, bool, str], ...]:
+    """(what, is it there, detail) of everything the cuda backend needs."""
+    return tuple(_cuda_checks())
+
+
+def _cuda_checks() -> Iterator[tuple[str, bool, str]]:
+    gpu = _gpu()
+    yield "NVIDIA GPU", gpu is not None, gpu or "no driver or no device"
+    nvdec = _library("libnvcuvid.so.1") is not None
+    yield "NVDEC", nvdec, "libnvcuvid" if nvdec else "no libnvcuvid: give the container the video capability"
+    for package, module in PACKAGES.items():
+        there = importable(module)
+        yield package, there, "installed" if there else "in the extra 'gpu'"
+    runtime = tensorrt_module()
+    yield "TensorRT", runtime is not None, runtime or "in the extra 'gpu': the full, lean or dispatch runtime"
+
+
+def tensorrt_module() -> str | None:
+    """The module of the TensorRT runtime that is installed: a meta package, or the bindings alone."""
+    return next((m for name in TENSORRT for m in (name, f"{name}_bindings") if importable(m)), None)
+
+
+def importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def mps_pipe() -> Path | None:
+    """The pipe directory of the MPS daemon that CUDA programs started here would use; None when none runs."""
+    pipe = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"))
+    return pipe if (pipe / "control").exists() else None
+
+
+def mps_binary() -> str | None:
+    return shutil.which(MPS_CONTROL)
+
+
+def _gpu() -> str | None:
+    """The first GPU's name, or None; makes no context."""
+    driver = _library("libcuda.so.1")
+    name, device = ctypes.create_string_buffer(100), ctypes.c_int()
+    if driver is None or driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    driver.cuDeviceGetName(name, len(name), device)
+    return name.value.decode()
+
+
+def _library(name: str) -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(name)
+    except OSError:
+        return None

@@ -1,0 +1,110 @@
+"""The little of CUDA that memory, engine and decoder share: one device, errors as sentences, pinned host memory.
+
+Raw cuda.bindings, no torch: a process that only copies or only infers stays small and starts fast.
+"""
+
+import ctypes
+import time
+
+import numpy as np
+from cuda.bindings import driver
+from cuda.bindings import runtime as cudart
+
+from common.errors import GpuLost, Refused
+
+HANDLE_BYTES = 64  # of a CUDA IPC memory or event handle
+UUID_BYTES = 16
+STUCK_S = 3.0  # queued work takes milliseconds; after this the GPU, or the event of a dead owner, will not answer
+STUCK = "The GPU does not finish what this process gave it: the process ends and must be started again."
+_HARMLESS = {  # errors that leave the context usable; after any other one this process must end
+    cudart.cudaError_t.cudaErrorInvalidValue,
+    cudart.cudaError_t.cudaErrorMemoryAllocation,
+    cudart.cudaError_t.cudaErrorInvalidResourceHandle,
+    cudart.cudaError_t.cudaErrorInvalidDevice,
+    cudart.cudaError_t.cudaErrorDeviceUninitialized,
+    cudart.cudaError_t.cudaErrorNotSupported,
+    cudart.cudaError_t.cudaErrorNotPermitted,
+    cudart.cudaError_t.cudaErrorMapBufferObjectFailed,
+    cudart.cudaError_t.cudaErrorAlreadyMapped,
+    cudart.cudaError_t.cudaErrorStreamCaptureUnsupported,
+    cudart.cudaError_t.cudaErrorStreamCaptureInvalidated,
+}
+_NO_DEVICE = {
+    cudart.cudaError_t.cudaErrorNoDevice,
+    cudart.cudaError_t.cudaErrorInsufficientDriver,
+    cudart.cudaError_t.cudaErrorSystemDriverMismatch,
+    cudart.cudaError_t.cudaErrorInitializationError,
+    cudart.cudaError_t.cudaErrorDevicesUnavailable,
+}
+
+
+class CudaError(Exception):
+    """A call that failed and left the device usable; `.code` is its cudaError_t."""
+
+    def __init__(self, code: cudart.cudaError_t):
+        super().__init__(f"{code.name}: {cudart.cudaGetErrorString(code)[1].decode()}")
+        self.code = code
+
+
+def check(result: tuple):
+    """The value(s) of a cuda.bindings call; raises CudaError, or GpuLost when the device cannot be used any more."""
+    code, *values = result
+    if code != cudart.cudaError_t.cudaSuccess:
+        if code in _NO_DEVICE:
+            raise Refused(f"There is no usable NVIDIA GPU ({code.name}): set backend = 'cpu'.")
+        if code in _HARMLESS:
+            cudart.cudaGetLastError()  # or the next launch would report it again
+            raise CudaError(code)
+        raise GpuLost(f"The GPU failed ({code.name}): this process ends and must be started again.")
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def start() -> None:
+    """Makes the first visible GPU current in this thread; raises Refused, in words, when there is none."""
+    check(cudart.cudaSetDevice(0))
+    check(cudart.cudaFree(0))  # creates the context now, not in the first frame
+
+
+def device() -> cudart.cudaDeviceProp:
+    """Properties of the GPU in use: name, major, minor, uuid, totalGlobalMem …"""
+    return check(cudart.cudaGetDeviceProperties(0))
+
+
+def finish(stream: int) -> None:
+    """Waits until the stream has done all that was queued; raises GpuLost when it does not within STUCK_S."""
+    until = time.monotonic() + STUCK_S
+    while (code := cudart.cudaStreamQuery(stream))[0] == cudart.cudaError_t.cudaErrorNotReady:
+        if time.monotonic() > until:
+            raise GpuLost(STUCK)
+        time.sleep(0.0002)
+    check(code)
+
+
+def uuid() -> bytes:
+    """The 16 bytes that name the GPU in use."""
+    return bytes(device().uuid.bytes)[:UUID_BYTES]
+
+
+def context() -> int:
+    """The primary CUcontext of this thread as an integer, for libraries that ask for it."""
+    _, current = driver.cuCtxGetCurrent()
+    return int(current)
+
+
+def bytes_of(handle: cudart.cudaIpcMemHandle_t | cudart.cudaIpcEventHandle_t) -> bytes:
+    """The 64 bytes of an IPC handle."""
+    return ctypes.string_at(handle.getPtr(), HANDLE_BYTES)
+
+
+def fill(handle, data: bytes):
+    """Writes 64 bytes into an empty IPC handle and returns it."""
+    ctypes.memmove(handle.getPtr(), data, HANDLE_BYTES)
+    return handle
+
+
+def pinned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Page-locked host memory as an array, for copies that do not wait; freed with the process."""
+    dtype = np.dtype(dtype)
+    nbytes = int(np.prod(shape)) * dtype.itemsize
+    address = check(cudart.cudaHostAlloc(nbytes, cudart.cudaHostAllocDefault))
+    return np.frombuffer((ctypes.c_byte * nbytes).from_address(address), dtype).reshape(shape)

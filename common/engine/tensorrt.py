@@ -1,0 +1,258 @@
+"""TensorRT: a plan that reads tensor slots in place, its launches captured as CUDA graphs.
+
+Whichever runtime is installed will do: full, lean or dispatch; the latter two run version-compatible plans only. One
+execution context and one stream, so batches follow each other and may share the buffers that the graphs have baked in.
+"""
+
+import importlib
+import logging
+from collections import Counter, deque
+from collections.abc import Callable
+
+import numpy as np
+
+from common import backend
+from common.cuda import CudaError, check, cudart, device, finish, pinned
+from common.engine.heads import head
+from common.engine.protocol import Persons, plan_path
+from common.errors import Refused
+from common.messages import Input, TensorLayout
+from common.settings import Engine as EngineSettings
+
+GRAPHS = 64  # (address, images) combinations that get a graph; others are launched without
+ROW = 6  # columns of a box row that are read back; masks behind them stay on the GPU
+BOX_DTYPES = ("float32", "float16")
+TO_HOST = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
+
+
+def runtime_module():
+    """The TensorRT runtime that is installed here; raises Refused when there is none."""
+    name = backend.tensorrt_module()
+    if name is None:
+        raise Refused("TensorRT is not installed: install the extra 'gpu', or use backend = 'cpu'.")
+    return importlib.import_module(name)
+
+
+class TensorRTEngine:
+    """A detector in a plan file. `start` queues; what it returns reads the boxes once the stream has got there.
+
+    Raises Refused for a plan that is missing, was made for another TensorRT or GPU, or is no person detector.
+    """
+
+    def __init__(self, settings: EngineSettings, work, graphs: bool = True, counters: Counter | None = None):
+        self._trt, self._stream, self._graphs_wanted = runtime_module(), work.stream, graphs
+        self.counters: Counter[str] = Counter() if counters is None else counters
+        path = plan_path(settings.model)
+        self._logger = _logger(self._trt)
+        runtime = self._trt.Runtime(self._logger)
+        runtime.engine_host_code_allowed = True  # a version-compatible plan brings its own lean runtime
+        self._runtime, self._engine = runtime, runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            raise Refused(
+                f"The plan {path} does not load in TensorRT {self._trt.__version__} on {device().name.decode()}: "
+                f"{self._logger.said or 'no reason given'}. Build it for this GPU and version."
+            )
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise Refused(f"The plan {path} gets no execution context: {self._logger.said or 'no room on the GPU'}.")
+        self._name, self.input, self.max_batch, self._warm_batch = self._read_input(path)
+        self._outputs, shapes = self._bind_outputs(path)
+        self._head = head(shapes, settings.person_class)
+        self._score = settings.score
+        self._dense = self._make_dense() if self._head.dense_classes else None
+        first = self._outputs[0]
+        self._source = self._dense.rows if self._dense else first.address
+        self._rows, self._columns, self._dtype = (
+            (self._dense.most, ROW, "float32") if self._dense else (first.shape[1], first.shape[2], first.dtype)
+        )
+        self._results: deque[_Result] = deque()  # not in use
+        self._graphs: dict[tuple[int, int], object] = {}  # insertion order is age
+
+    def warm_up(self) -> None:
+        """One batch of zeros, so that kernels are loaded; later shapes need no more than their first launch."""
+        nbytes = self._warm_batch * 3 * self.input.size_px**2 * np.dtype(self.input.dtype).itemsize
+        address = check(cudart.cudaMalloc(nbytes))
+        check(cudart.cudaMemsetAsync(address, 0, nbytes, self._stream))
+        for images in {1, self._warm_batch}:
+            self._enqueue(address, images)
+        finish(self._stream)
+        check(cudart.cudaFree(address))
+
+    def start(self, slot, layout: TensorLayout, first: int, count: int) -> Callable[[], tuple[Persons, int]]:
+        image_bytes = 3 * layout.size_px**2 * np.dtype(layout.dtype).itemsize
+        address = slot.address + first * image_bytes
+        result = self._results.pop() if self._results else _Result(self)
+        check(cudart.cudaEventRecord(result.begin, self._stream))
+        graph = self._graph(address, count)
+        if graph is None:
+            self.counters["batches_plain"] += 1
+            self._enqueue(address, count)
+        else:
+            self.counters["batches_graph"] += 1
+            check(cudart.cudaGraphLaunch(graph, self._stream))
+        if self._dense:
+            self._dense.run(count)
+        check(cudart.cudaEventRecord(result.end, self._stream))
+        itemsize = np.dtype(self._dtype).itemsize
+        check(
+            cudart.cudaMemcpy2DAsync(
+                result.rows.ctypes.data, ROW * itemsize, self._source, self._columns * itemsize,
+                ROW * itemsize, count * self._rows, TO_HOST, self._stream,
+            )
+        )  # fmt: skip
+
+        def collect() -> tuple[Persons, int]:
+            persons = self._head.of_rows(result.rows[:count], self._score)
+            gpu_ns = int(check(cudart.cudaEventElapsedTime(result.begin, result.end)) * 1e6)
+            self._results.append(result)
+            return persons, gpu_ns
+
+        return collect
+
+    def outputs(self, count: int) -> list[np.ndarray]:
+        """Copies of the raw outputs of the last batch, for tests: waits for the stream."""
+        finish(self._stream)
+        copies = []
+        for out in self._outputs:
+            copy = np.empty((count, *out.shape[1:]), out.dtype)
+            check(cudart.cudaMemcpy(copy.ctypes.data, out.address, copy.nbytes, TO_HOST))
+            copies.append(copy)
+        return copies
+
+    def close(self) -> None:
+        """Frees graphs and buffers; the engine goes with its last reference."""
+        finish(self._stream)
+        for graph in self._graphs.values():
+            if graph is not None:
+                check(cudart.cudaGraphExecDestroy(graph))
+        self._graphs.clear()
+        for out in self._outputs:
+            check(cudart.cudaFree(out.address))
+        self._context = self._engine = self._runtime = None
+
+    def _enqueue(self, address: int, images: int) -> None:
+        context, size = self._context, self.input.size_px
+        if tuple(context.get_tensor_shape(self._name)) != (images, 3, size, size):
+            context.set_input_shape(self._name, (images, 3, size, size))
+        context.set_tensor_address(self._name, address)
+        if not context.execute_async_v3(self._stream):
+            raise RuntimeError(f"TensorRT did not start a batch of {images}: {self._logger.said}")
+
+    def _graph(self, address: int, images: int):
+        """The captured launch of this batch, captured now if it is new; None when it is to be launched plainly."""
+        key = (address, images)
+        if not self._graphs_wanted:
+            return None
+        if key not in self._graphs:
+            if len(self._graphs) >= GRAPHS:
+                old = self._graphs.pop(next(iter(self._graphs)))
+                if old is not None:
+                    finish(self._stream)  # it may still be running
+                    check(cudart.cudaGraphExecDestroy(old))
+            self._graphs[key] = self._capture(address, images)
+        return self._graphs[key]
+
+    def _capture(self, address: int, images: int):
+        """A graph of one batch, or None where TensorRT cannot be captured (said once)."""
+        self._enqueue(address, images)  # a new shape sets itself up outside of the capture
+        finish(self._stream)
+        mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        check(cudart.cudaStreamBeginCapture(self._stream, mode))
+        started = self._context.execute_async_v3(self._stream)
+        try:
+            graph = check(cudart.cudaStreamEndCapture(self._stream))
+            if not started:
+                raise RuntimeError(self._logger.said)
+            captured = check(cudart.cudaGraphInstantiate(graph, 0))
+            check(cudart.cudaGraphDestroy(graph))
+        except (CudaError, RuntimeError) as error:
+            logging.getLogger("tensorrt").warning("no CUDA graph of %d images, launched plainly: %s", images, error)
+            return None
+        self.counters["graphs_captured"] += 1
+        return captured
+
+    def _read_input(self, path) -> tuple[str, Input, int, int]:
+        """(name, what it reads, most images, usual images) of the one input."""
+        engine, mode = self._engine, self._trt.TensorIOMode.INPUT
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        inputs = [name for name in names if engine.get_tensor_mode(name) == mode]
+        shape = tuple(engine.get_tensor_shape(inputs[0])) if inputs else ()
+        dtype = _dtype(self._trt, engine, inputs[0]) if inputs else None
+        if len(inputs) != 1 or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or dtype not in BOX_DTYPES:
+            raise Refused(
+                f"The plan {path} reads {', '.join(inputs) or 'nothing'} {dtype} {list(shape)}: expected one float32 "
+                "or float16 input [B, 3, S, S]."
+            )
+        if shape[0] > 0:
+            usual = most = shape[0]
+            if most > 1:
+                raise Refused(f"The plan {path} has a fixed batch of {most}: build it with a batch of 1 or a free one.")
+        else:
+            _, usual, most = (dims[0] for dims in engine.get_tensor_profile_shape(inputs[0], 0))
+        return inputs[0], Input(shape[2], dtype), most, usual
+
+    def _bind_outputs(self, path) -> tuple[list["_Output"], list[list[int | None]]]:
+        """Device buffers for the largest batch, boxes first, and the shapes that tell the head."""
+        engine, context, size = self._engine, self._context, self.input.size_px
+        context.set_input_shape(self._name, (self.max_batch, 3, size, size))
+        outputs, shapes = [], []
+        for i in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(i)
+            if name == self._name:
+                continue
+            shape, dtype = tuple(context.get_tensor_shape(name)), _dtype(self._trt, engine, name)
+            if dtype is None:
+                raise Refused(f"The plan {path} gives {name} in a type that is not read here.")
+            nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            outputs.append(_Output(name, check(cudart.cudaMalloc(nbytes)), shape, dtype))
+            context.set_tensor_address(name, outputs[-1].address)
+        outputs.sort(key=lambda out: len(out.shape))  # boxes [B, n, …] before mask prototypes [B, 32, h, w]
+        shapes = [[None, *out.shape[1:]] for out in outputs]
+        if outputs and outputs[0].dtype not in BOX_DTYPES:
+            raise Refused(f"The plan {path} gives boxes in {outputs[0].dtype}, expected float32 or float16.")
+        return outputs, shapes
+
+    def _make_dense(self):
+        from common.engine.dense import DenseOnGpu  # torch and Triton, for heads that need NMS
+
+        first = self._outputs[0]
+        return DenseOnGpu(first.address, first.shape, first.dtype, self._head, self._score, self._stream)
+
+
+class _Output:
+    """One output tensor's device memory."""
+
+    def __init__(self, name: str, address: int, shape: tuple[int, ...], dtype: str):
+        self.name, self.address, self.shape, self.dtype = name, int(address), shape, dtype
+
+
+class _Result:
+    """What one batch in flight needs for itself: page-locked rows, and events around its time on the GPU."""
+
+    def __init__(self, engine: TensorRTEngine):
+        self.rows = pinned((engine.max_batch, engine._rows, ROW), engine._dtype)
+        self.begin, self.end = check(cudart.cudaEventCreate()), check(cudart.cudaEventCreate())
+
+
+def _dtype(trt, engine, name: str) -> str | None:
+    kinds = {trt.DataType.FLOAT: "float32", trt.DataType.HALF: "float16"}
+    kinds |= {trt.DataType.INT32: "int32", trt.DataType.INT8: "int8", trt.DataType.UINT8: "uint8"}
+    return kinds.get(engine.get_tensor_dtype(name))
+
+
+def _logger(trt):
+    """A TensorRT logger that hands on what is bad and remembers the last of it."""
+    log = logging.getLogger("tensorrt")
+
+    class Logger(trt.ILogger):
+        said = ""
+
+        def __init__(self):
+            trt.ILogger.__init__(self)
+
+        def log(self, severity, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.said = self.said or message.strip().rstrip(".")
+            log.log(logging.INFO if severity == trt.ILogger.ERROR else logging.DEBUG, "%s", message)
+
+    return Logger()

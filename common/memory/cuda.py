@@ -1,0 +1,167 @@
+"""GPU memory shared between processes: one cudaMalloc, exported once, and one interprocess event a slot.
+
+The owner records a slot's event behind the work that writes it and offers at once; a reader's stream waits on that
+event, the reader's host does not. A reader frees nothing before its own stream is through: a mapping that has ended is
+closed in order, behind the work that still reads it. The owner frees last (Downstream sees to that).
+"""
+
+import contextlib
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import cuda
+from common.cuda import HANDLE_BYTES, UUID_BYTES, CudaError, check, cudart
+from common.errors import SOFTWARE, GpuLost, Refused
+from common.loop import Loop
+from common.messages import RingSpec
+
+ALIGN = 512  # bytes: where slots begin
+BLOCK = 2 << 20  # bytes: smaller allocations share a block, and a handle names the whole of it
+
+
+@dataclass(frozen=True)
+class Block:
+    """A slot in GPU memory: an address for TensorRT and CUDA, an array interface for torch and Triton; no copies."""
+
+    address: int
+    nbytes: int
+
+    @property
+    def __cuda_array_interface__(self) -> dict:
+        return {"shape": (self.nbytes,), "typestr": "|u1", "data": (self.address, False), "version": 3, "strides": None}
+
+
+class Work:
+    """One stream of high priority. A thread waits for the GPU, so that the loop wakes when work has finished."""
+
+    kind = "cuda"
+
+    def __init__(self, loop: Loop):
+        cuda.start()
+        _, highest = check(cudart.cudaDeviceGetStreamPriorityRange())
+        self._stream = check(cudart.cudaStreamCreateWithPriority(cudart.cudaStreamNonBlocking, highest))
+        self.stream = int(self._stream)
+        self._loop = loop
+        self._pending: deque[tuple[object, Callable[[], None], int]] = deque()  # event, callback, queued when
+        self._spare: list[object] = []
+        self._waits: queue.SimpleQueue = queue.SimpleQueue()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        loop.watch(self._wake_fd, self._woken)
+        loop.every_tick(self._collect)
+        threading.Thread(target=self._wait, daemon=True, name="gpu").start()
+
+    def then(self, callback: Callable[[], None]) -> None:
+        """Calls back from the loop when everything queued on the stream so far has finished."""
+        flags = cudart.cudaEventBlockingSync | cudart.cudaEventDisableTiming
+        event = self._spare.pop() if self._spare else check(cudart.cudaEventCreateWithFlags(flags))
+        check(cudart.cudaEventRecord(event, self._stream))
+        self._pending.append((event, callback, self._loop.now_ns()))
+        self._waits.put(event)
+
+    def close(self) -> None:
+        """Waits for what is queued; the stream goes with the process."""
+        cuda.finish(self.stream)
+        self._waits.put(None)
+
+    def _wait(self) -> None:
+        check(cudart.cudaSetDevice(0))
+        for event in iter(self._waits.get, None):
+            cudart.cudaEventSynchronize(event)  # an error is found, and told, by _collect
+            os.eventfd_write(self._wake_fd, 1)
+
+    def _woken(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake_fd)
+        self._collect(self._loop.now_ns())
+
+    def _collect(self, now_ns: int) -> None:
+        while self._pending:
+            event, callback, queued_ns = self._pending[0]
+            code = cudart.cudaEventQuery(event)
+            if code[0] == cudart.cudaError_t.cudaErrorNotReady:
+                if now_ns - max(queued_ns, self._loop.woke_ns) > cuda.STUCK_S * 1e9:
+                    raise GpuLost(cuda.STUCK)
+                return
+            check(code)
+            self._pending.popleft()
+            self._spare.append(event)
+            callback()
+
+
+class _Slots:
+    _step: int
+    _nbytes: int
+    _base: int
+
+    def slot(self, index: int) -> Block:
+        """The slot's block of GPU memory."""
+        return Block(self._base + index * self._step, self._nbytes)
+
+
+class Owned(_Slots):
+    """Allocates a ring on the GPU and exports it. Raises Refused when there is no room for it."""
+
+    def __init__(self, work: Work, run_dir: Path, name: str, epoch: str, slots: int, slot_bytes: int):
+        self._work, self._nbytes, self._step = work, slot_bytes, -(-slot_bytes // ALIGN) * ALIGN
+        total = -(-slots * self._step // BLOCK) * BLOCK
+        try:
+            self._base = check(cudart.cudaMalloc(total))
+        except CudaError:
+            raise Refused(f"No room for {total >> 20} MB on the GPU: take fewer slots.", SOFTWARE) from None
+        flags = cudart.cudaEventDisableTiming | cudart.cudaEventInterprocess
+        self._events = [check(cudart.cudaEventCreateWithFlags(flags)) for _ in range(slots)]
+        exported = [cuda.bytes_of(check(cudart.cudaIpcGetEventHandle(event))) for event in self._events]
+        self.handle = cuda.uuid() + cuda.bytes_of(check(cudart.cudaIpcGetMemHandle(self._base))) + b"".join(exported)
+
+    def ready(self, index: int) -> None:
+        """The slot's content is there when the work queued so far has finished."""
+        check(cudart.cudaEventRecord(self._events[index], self._work.stream))
+
+    def close(self) -> None:
+        """Frees the ring; readers must have closed their mappings, or be gone."""
+        cuda.finish(self._work.stream)
+        for event in self._events:
+            check(cudart.cudaEventDestroy(event))
+        check(cudart.cudaFree(self._base))
+
+
+class Mapped(_Slots):
+    """Maps another process' ring. Raises Refused for one on another GPU, of this very process, or of another kind."""
+
+    def __init__(self, work: Work, run_dir: Path, spec: RingSpec):
+        if len(spec.handle) != UUID_BYTES + HANDLE_BYTES * (1 + spec.slots):
+            raise Refused(f"The ring handle has {len(spec.handle)} bytes, which is no CUDA ring of {spec.slots} slots.")
+        if spec.handle[:UUID_BYTES] != cuda.uuid():
+            raise Refused("The ring is on another GPU: give all processes of a group the same CUDA_VISIBLE_DEVICES.")
+        self._work, self._nbytes, self._step = work, spec.slot_bytes, -(-spec.slot_bytes // ALIGN) * ALIGN
+        memory, *events = (spec.handle[i : i + HANDLE_BYTES] for i in range(UUID_BYTES, len(spec.handle), HANDLE_BYTES))
+        try:
+            handle = cuda.fill(cudart.cudaIpcMemHandle_t(), memory)
+            self._base = check(cudart.cudaIpcOpenMemHandle(handle, cudart.cudaIpcMemLazyEnablePeerAccess))
+            handles = [cuda.fill(cudart.cudaIpcEventHandle_t(), event) for event in events]
+            self._events = [check(cudart.cudaIpcOpenEventHandle(handle)) for handle in handles]
+        except CudaError as error:
+            raise Refused(
+                f"The ring cannot be mapped ({error.code.name}): its owner must be another process, which is alive and "
+                "shares this one's PID and IPC namespaces."
+            ) from None
+
+    def wait(self, index: int) -> None:
+        """What is queued from now on begins when the owner has written the slot."""
+        check(cudart.cudaStreamWaitEvent(self._work.stream, self._events[index], 0))
+
+    def close(self, then: Callable[[], None] = lambda: None) -> None:
+        """Unmaps the ring behind the work that still reads it, then calls `then`."""
+
+        def unmap() -> None:
+            for event in self._events:
+                check(cudart.cudaEventDestroy(event))
+            check(cudart.cudaIpcCloseMemHandle(self._base))
+            then()
+
+        self._work.then(unmap)

@@ -1,0 +1,101 @@
+"""The other process of the memory tests: it owns a CUDA ring and does what standard input says, a line at a time.
+
+show VALUE      writes VALUE into every byte of a slot and offers it
+latched VALUE   the same, but the writing waits on the GPU until `open`
+open            lets it go on
+epoch           opens a new ring of the same layout
+images SEED     fills a slot with random images of that seed and offers it in two parts, like preprocess
+end             closes everything in order
+"""
+
+import select
+import sys
+from pathlib import Path
+
+import numpy as np
+from cuda.bindings import driver
+
+from common.cuda import check, cudart
+from common.downstream import Downstream
+from common.link import Timing
+from common.loop import Loop
+from common.memory.cuda import Work
+from common.messages import Header, Part, SurfaceLayout, TensorLayout
+
+TO_DEVICE = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+PIXELS = SurfaceLayout(640, 360, 640, "bt709", False)
+IMAGES = TensorLayout(33, 640, "float32", 0.2)
+
+
+def random_images(seed: int, images: int) -> np.ndarray:
+    """float32 [images, 3, 640, 640]"""
+    return np.random.default_rng(seed).random((images, 3, 640, 640), np.float32)
+
+
+class Owner:
+    def __init__(self, run_dir: Path, layout: SurfaceLayout | TensorLayout):
+        self.loop = Loop()
+        self.work = Work(self.loop)
+        self.ring = Downstream(
+            self.loop, run_dir, "surfaces", "cam", 3, Timing(), on_lost=lambda *_: None, work=self.work
+        )
+        self.ring.open(layout)
+        self.gate = int(check(cudart.cudaMalloc(4)))
+        self.other = check(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
+        self.seq = 0
+
+    def show(self, value: int, latched: bool = False) -> None:
+        index = self.acquire()
+        if latched:
+            check(cudart.cudaMemset(self.gate, 0, 4))
+            at_least = driver.CUstreamWaitValue_flags.CU_STREAM_WAIT_VALUE_GEQ
+            (code,) = driver.cuStreamWaitValue32(self.work.stream, self.gate, 1, at_least)
+            assert code == driver.CUresult.CUDA_SUCCESS, code
+        slot = self.ring.slot(index)
+        check(cudart.cudaMemsetAsync(slot.address, value, slot.nbytes, self.work.stream))
+        self.offer(index, [Part("frame")])
+
+    def images(self, seed: int) -> None:
+        index, data = self.acquire(), random_images(seed, IMAGES.images)
+        slot = self.ring.slot(index)
+        check(cudart.cudaMemcpy(slot.address, data.ctypes.data, data.nbytes, TO_DEVICE))
+        self.offer(index, [Part("frame", 0, 0, 1, 3), Part("frame", 1, 1, 16, 3), Part("frame", 2, 17, 16, 3)])
+
+    def acquire(self) -> int:
+        while (index := self.ring.acquire()) is None:
+            self.loop.tick(5)
+        return index
+
+    def offer(self, index: int, parts: list[Part]) -> None:
+        header = Header(source="cam", seq=self.seq, pts_s=0, captured_ns=0, deadline_ns=0, width=640, height=360)
+        self.ring.offer(index, header, parts)
+        self.seq += 1
+
+    def open_gate(self) -> None:
+        check(cudart.cudaMemsetAsync(self.gate, 1, 4, self.other))
+
+
+def main() -> None:
+    owner = Owner(Path(sys.argv[1]), IMAGES if sys.argv[2:] == ["images"] else PIXELS)
+    print("up", flush=True)
+    while True:
+        owner.loop.tick(2)
+        if not select.select([sys.stdin], [], [], 0)[0]:
+            continue
+        command, *values = sys.stdin.readline().split() or ["end"]
+        if command in ("show", "latched"):
+            owner.show(int(values[0]), command == "latched")
+        elif command == "open":
+            owner.open_gate()
+        elif command == "epoch":
+            owner.ring.open(owner.ring.layout)
+        elif command == "images":
+            owner.images(int(values[0]))
+        else:
+            break
+    owner.ring.close()
+    owner.loop.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Dense heads on the GPU give the persons that heads.py gives on the CPU; elsewhere in Triton's interpreter."""
+
+import numpy as np
+import pytest
+
+from common.engine.heads import head
+from tests.gpu.conftest import GPU
+
+torch = pytest.importorskip("torch", reason="torch is installed for Python 3.11 only, see the extra 'dev'")
+pytest.importorskip("triton")
+from common.engine.dense import rows  # noqa: E402
+
+DEVICE = "cuda" if GPU else "cpu"
+
+
+@pytest.mark.parametrize(
+    "channels, anchors, dtype", [(84, 400, "float16"), (84, 400, "float32"), (116, 2100, "float32")]
+)
+def test_the_same_persons_as_on_the_cpu(channels, anchors, dtype):
+    random = np.random.default_rng(3)
+    output = random.random((3, channels, anchors)).astype(dtype)
+    output[:, :2] *= 200  # centres close enough to overlap
+    output[:, 2:4] = 20 + 40 * output[:, 2:4]
+    output[:, 4] = random.permuted(np.tile(np.linspace(0, 1, anchors) ** 3, (3, 1)), axis=1)  # no two alike, few high
+    output[2, 4] = 0  # and in the last image none
+    shapes = [["B", channels, anchors]] + ([["B", 32, 160, 160]] if channels == 116 else [])
+    one = head(shapes, 0)
+    found = rows(torch.from_numpy(output).to(DEVICE), one, 0.3, most=512).cpu().numpy()
+    expected = one.persons(output.astype(np.float32), 0.3)
+    assert len(expected) > 20
+    np.testing.assert_allclose(one.of_rows(found, 0.3), expected, atol=0.1 if dtype == "float16" else 1e-4)
+
+
+def test_a_head_that_gives_fewer_anchors_than_rows():
+    output = np.zeros((1, 84, 4), np.float32)
+    output[0, :5, 2] = 50, 50, 10, 20, 0.9
+    found = rows(torch.from_numpy(output).to(DEVICE), _head(), 0.3, most=64)
+    np.testing.assert_allclose(_head().of_rows(found.cpu().numpy(), 0.3), [[0, 45, 40, 55, 60, 0.9]])
+
+
+def _head():
+    return head([["B", 84, "anchors"]], 0)

@@ -1,0 +1,122 @@
+"""TensorRT: graphs change nothing, memory of another process changes nothing, bad plans are sentences."""
+
+import numpy as np
+import pytest
+
+from common.errors import CONFIG, NO_INPUT, Refused
+from common.settings import Engine
+from tests.gpu.test_memory import Owner, Reader
+
+pytestmark = pytest.mark.gpu
+PARTS = [(0, 1), (1, 16), (17, 16), (3, 5), (0, 17), (1, 16), (0, 32)]  # first image, count
+
+
+@pytest.fixture
+def reader(run_dir):
+    one = Reader(run_dir)
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def make(plan, reader):
+    from common.engine.tensorrt import TensorRTEngine
+
+    engines = []
+
+    def make(**options):
+        engines.append(TensorRTEngine(Engine(model=str(plan)), reader.work, **options))
+        engines[-1].warm_up()
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+def upload(images):
+    """A slot of this process' own with these images."""
+    from common.cuda import check, cudart
+    from common.memory.cuda import Block
+
+    address = int(check(cudart.cudaMalloc(images.nbytes)))
+    kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+    check(cudart.cudaMemcpy(address, images.ctypes.data, images.nbytes, kind))
+    return Block(address, images.nbytes)
+
+
+def test_graphs_are_bit_identical_to_plain_launches(make):
+    from tests.gpu.owner import IMAGES, random_images
+
+    slots = [upload(random_images(seed, IMAGES.images)) for seed in range(3)]
+    plain, graphs = make(graphs=False), make()
+    for _ in range(3):  # captured, then replayed, in changing order
+        for slot in slots:
+            for first, count in PARTS:
+                outputs = []
+                for engine in (plain, graphs):
+                    engine.start(slot, IMAGES, first, count)
+                    outputs.append(engine.outputs(count))
+                for a, b in zip(*outputs):
+                    np.testing.assert_array_equal(a, b)
+    assert graphs.counters["graphs_captured"] == len(slots) * len(set(PARTS))
+    assert graphs.counters["batches_plain"] == 0 and plain.counters["batches_graph"] == 0
+
+
+def test_images_in_another_process_memory_give_the_same_bits(make, reader, run_dir):
+    from tests.gpu.owner import IMAGES, random_images
+
+    engine = make()
+    owner = Owner(run_dir, "images")
+    try:
+        for seed in range(4):
+            own = upload(random_images(seed, IMAGES.images))
+            owner.tell("images", seed)
+            for _ in range(3):
+                taken = reader.take()
+                part = taken[1].part
+                lease, done = reader.upstream.lease(*taken), []
+                collect = engine.start(lease.slot, lease.layout, part.first, part.count)
+                reader.work.then(lambda d=done, lease=lease: d.append(lease.release()))
+                reader.until(lambda d=done: d, "the inference")
+                remote, persons = engine.outputs(part.count), collect()[0]
+                again = engine.start(own, IMAGES, part.first, part.count)
+                for a, b in zip(remote, engine.outputs(part.count)):
+                    np.testing.assert_array_equal(a, b)
+                np.testing.assert_array_equal(persons, again()[0])
+    finally:
+        owner.kill()
+
+
+def test_more_graphs_than_are_kept_still_give_results(make, monkeypatch):
+    from common.engine import tensorrt
+    from tests.gpu.owner import IMAGES, random_images
+
+    monkeypatch.setattr(tensorrt, "GRAPHS", 3)
+    slot = upload(random_images(1, IMAGES.images))
+    engine, plain = make(), make(graphs=False)
+    for first in [*range(8), *range(8)]:
+        engine.start(slot, IMAGES, first, 2)
+        plain.start(slot, IMAGES, first, 2)
+        np.testing.assert_array_equal(engine.outputs(2)[0], plain.outputs(2)[0])
+    assert len(engine._graphs) == 3
+
+
+def test_bad_plans_are_refused_in_a_sentence(plan, reader, tmp_path):
+    from common.engine.tensorrt import TensorRTEngine
+
+    data = plan.read_bytes()
+    bad = {"cut": data[: len(data) // 2], "header": data[:64], "newer": data[:24] + b"\xff\x09" + data[26:]}
+    for name, content in bad.items():
+        path = tmp_path / f"{name}.plan"
+        path.write_bytes(content)
+        with pytest.raises(Refused, match="does not load in TensorRT") as refusal:
+            TensorRTEngine(Engine(model=str(path)), reader.work)
+        print(f"{name}: {refusal.value}")
+        assert refusal.value.code == CONFIG and "\n" not in str(refusal.value)
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x09")
+    with pytest.raises(Refused, match="no TensorRT plan"):
+        TensorRTEngine(Engine(model=str(tmp_path / "model.onnx")), reader.work)
+    with pytest.raises(Refused, match="does not exist") as refusal:
+        TensorRTEngine(Engine(model=str(tmp_path / "none.plan")), reader.work)
+    assert refusal.value.code == NO_INPUT

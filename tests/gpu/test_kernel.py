@@ -1,0 +1,74 @@
+"""The fused kernel gives the reference's values: natively on a GPU, elsewhere in Triton's interpreter."""
+
+import numpy as np
+import pytest
+
+from common.geometry import TileGrid
+from common.messages import SurfaceLayout, TensorLayout
+from services.preprocess.kernels import reference
+from tests.gpu.conftest import GPU
+
+torch = pytest.importorskip("torch", reason="torch is installed for Python 3.11 only, see the extra 'dev'")
+pytest.importorskip("triton")
+from services.preprocess import kernels_torch, kernels_triton  # noqa: E402
+
+DEVICE = "cuda" if GPU else "cpu"
+SIZE = 64
+SHAPES = [  # width, height, extra pitch
+    (64, 64, 0), (1, 1, 0), (150, 110, 0), (151, 111, 9), (33, 200, 31), (640, 30, 64), (257, 129, 3), (63, 65, 1)
+]  # fmt: skip
+
+
+def surface(width, height, extra_pitch, matrix, full, sample_bytes, seed=0):
+    pitch = 2 * ((width + 1) // 2) * sample_bytes + extra_pitch * sample_bytes
+    layout = SurfaceLayout(width, height, pitch, matrix, full, sample_bytes)
+    return layout, np.random.default_rng(seed).integers(0, 256, layout.nbytes, np.uint8)
+
+
+def run(launch, layout, pixels, tensor):
+    out = torch.full((tensor.images, 3, tensor.size_px, tensor.size_px), float("nan"), device=DEVICE)
+    out = out.to(getattr(torch, tensor.dtype))
+    launch(torch.from_numpy(pixels).to(DEVICE), layout, tensor, out)
+    return out.cpu().numpy()
+
+
+def tensor_of(layout, dtype, size=SIZE):
+    return TensorLayout(1 + len(TileGrid(layout.width, layout.height, size)), size, dtype, 0.2)
+
+
+def assert_equal(out, expected):
+    """Within a hundredth of 1/255 in float32; in float16 within one ulp of that."""
+    if out.dtype == np.float32:
+        assert np.abs(out - expected).max() <= 0.01 / 255  # NaN, what was not written, is not
+    else:
+        ulp = np.spacing(expected.astype(np.float16)).astype(float)
+        assert (np.abs(out.astype(float) - expected) <= ulp + 1e-6).all()  # sums of float32 are good to 1e-6
+
+
+@pytest.mark.parametrize("launch", [kernels_triton.launch, kernels_torch.launch], ids=["triton", "torch"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("width, height, extra", SHAPES)
+def test_random_frames_of_odd_sizes_and_pitches(launch, dtype, width, height, extra):
+    for seed, (matrix, full, sample_bytes) in enumerate(
+        [("bt709", False, 1), ("bt601", True, 1), ("bt2020", False, 2)]
+    ):
+        layout, pixels = surface(width, height, extra, matrix, full, sample_bytes, seed)
+        tensor = tensor_of(layout, dtype)
+        assert_equal(run(launch, layout, pixels, tensor), reference(pixels, layout, tensor))
+
+
+def test_a_kernel_that_is_half_a_pixel_off_would_be_seen():
+    layout, pixels = surface(150, 110, 0, "bt709", False, 1)
+    tensor = tensor_of(layout, "float32")
+    shifted = np.roll(pixels.reshape(-1, layout.pitch), 1, axis=1).reshape(-1)
+    with pytest.raises(AssertionError):
+        assert_equal(run(kernels_triton.launch, layout, shifted, tensor), reference(pixels, layout, tensor))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("width, height", [(3840, 2160), (1920, 1080), (1366, 768), (4096, 2160)])
+def test_whole_frames(dtype, width, height):
+    layout, pixels = surface(width, height, 128, "bt709", False, 1)
+    tensor = tensor_of(layout, dtype, 640)
+    assert_equal(run(kernels_triton.launch, layout, pixels, tensor), reference(pixels, layout, tensor))

@@ -1,0 +1,231 @@
+"""CUDA IPC between two processes: the wait is real, every death and re-attachment has a known outcome."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.errors import SOFTWARE, Refused
+from common.link import Timing
+from common.loop import Loop
+from common.messages import SCHEMA, Hello, RingSpec
+from common.upstream import Upstream
+
+pytestmark = pytest.mark.gpu
+
+
+class Owner:
+    """tests.gpu.owner in a process of its own."""
+
+    def __init__(self, run_dir, *arguments):
+        command = [sys.executable, "-m", "tests.gpu.owner", str(run_dir), *arguments]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout.readline() == "up\n"
+
+    def tell(self, *words):
+        self.process.stdin.write(" ".join(map(str, words)) + "\n")
+        self.process.stdin.flush()
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+class Reader:
+    """This process as the consumer."""
+
+    def __init__(self, run_dir):
+        from common.memory.cuda import Work
+
+        self.loop = Loop()
+        self.work = Work(self.loop)
+        hello = Hello(SCHEMA, "preprocess.0", os.getpid(), "frame", 3)
+        self.upstream = Upstream(self.loop, run_dir, "surfaces", hello, Timing(), self.work)
+
+    def until(self, condition, what, timeout_s=10):
+        end = time.monotonic() + timeout_s
+        while not (found := condition()):
+            assert time.monotonic() < end, f"not within {timeout_s} s: {what}"
+            self.loop.tick(5)
+        return found
+
+    def take(self):
+        return self.until(self.upstream.take, "an offer")
+
+    def copy(self, lease):
+        """Queues a copy of the slot to the host; (array, list that is non-empty when it has arrived)."""
+        from common.cuda import check, cudart, pinned
+
+        host, done = pinned((lease.slot.nbytes,), "uint8"), []
+        host[:] = 255
+        kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        check(cudart.cudaMemcpyAsync(host.ctypes.data, lease.slot.address, host.nbytes, kind, self.work.stream))
+        self.work.then(lambda: done.append(lease.release()))
+        return host, done
+
+    def close(self):
+        self.upstream.close()
+        self.work.close()
+        self.loop.close()
+
+
+@pytest.fixture
+def owner(run_dir):
+    one = Owner(run_dir)
+    yield one
+    one.kill()
+
+
+@pytest.fixture
+def reader(run_dir):
+    one = Reader(run_dir)
+    yield one
+    one.close()
+
+
+def used_mb():
+    from common.cuda import check, cudart
+
+    free, total = check(cudart.cudaMemGetInfo())
+    return (total - free) >> 20
+
+
+def test_the_readers_stream_really_waits_for_the_owners(owner, reader):
+    """A latch holds the owner's writing back on the GPU: offered long before, it is read only when it is there."""
+    owner.tell("latched", 42)
+    lease = reader.upstream.lease(*reader.take())
+    host, done = reader.copy(lease)
+    for _ in range(40):
+        reader.loop.tick(5)
+    assert not done and (host == 255).all()
+    owner.tell("open")
+    reader.until(lambda: done, "the copy")
+    assert (host == 42).all()
+
+
+def test_events_are_recorded_anew_for_every_generation(owner, reader):
+    for value in range(100):
+        owner.tell("show", value)
+        host, done = reader.copy(reader.upstream.lease(*reader.take()))
+        reader.until(lambda d=done: d, "the copy")
+        assert (host == value).all()
+
+
+def test_a_new_epoch_frees_the_old_memory_when_its_readers_have_let_go(owner, reader):
+    levels = []
+    for epoch in range(20):
+        owner.tell("show", epoch)
+        host, done = reader.copy(reader.upstream.lease(*reader.take()))
+        reader.until(lambda d=done: d, "the copy")
+        assert (host == epoch).all()
+        link = next(iter(reader.upstream._owners.values()))
+        before = link.epoch
+        owner.tell("epoch")
+        reader.until(lambda e=before, a=link: a.epoch not in ("", e), "the new epoch")
+        for _ in range(10):
+            reader.loop.tick(5)
+        levels.append(used_mb())
+    assert levels[-1] <= levels[1] + 2, levels
+
+
+def test_an_owner_that_ends_is_unmapped_and_its_successor_attached(run_dir, reader):
+    levels = []
+    for value, gently in enumerate((True, False) * 4):
+        one = Owner(run_dir)
+        one.tell("show", value)
+        host, done = reader.copy(reader.upstream.lease(*reader.take()))
+        reader.until(lambda d=done: d, "the copy")
+        assert (host == value).all()
+        if gently:
+            one.tell("end")
+            one.process.wait(10)
+        else:
+            one.kill()
+        reader.until(lambda: all(a.mapped is None for a in reader.upstream._owners.values()), "its end to be noticed")
+        for _ in range(10):
+            reader.loop.tick(5)
+        levels.append(used_mb())
+    assert levels[-1] <= levels[1] + 2, levels
+
+
+ORPHAN = """
+import sys; sys.path.insert(0, ".")
+from pathlib import Path
+from common.errors import GpuLost
+from tests.gpu.test_memory import Reader
+reader = Reader(Path(sys.argv[1]))
+host, done = reader.copy(reader.upstream.lease(*reader.take()))
+print("queued", flush=True)
+try:
+    reader.until(lambda: done, "the copy", 8)
+    print("finished", flush=True)
+except GpuLost as lost:
+    print("lost", lost.code, flush=True)
+import os; os._exit(0)
+"""
+
+
+def test_an_owner_that_dies_before_it_has_written_holds_nobody_for_ever(run_dir, owner):
+    """Its event is never recorded as done. Either the driver lets the reader go on, or the reader ends with a code."""
+    owner.tell("latched", 1)
+    child = subprocess.Popen([sys.executable, "-c", ORPHAN, str(run_dir)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "queued\n"
+    owner.process.send_signal(signal.SIGKILL)
+    begin = time.monotonic()
+    said = child.stdout.readline().strip()
+    print(f"reader of a dead owner's event: {said} after {time.monotonic() - begin:.2f} s")
+    child.wait(10)
+    assert said in ("finished", f"lost {SOFTWARE}")
+
+
+def test_a_frozen_reader_is_quarantined_and_a_dead_one_gives_its_slot_back(run_dir, owner, reader):
+    code = ORPHAN.replace('print("queued"', 'import time; print("queued"').replace("try:", "time.sleep(60)\ntry:")
+    child = subprocess.Popen([sys.executable, "-c", code, str(run_dir)], stdout=subprocess.PIPE, text=True)
+    reader.upstream.close()  # the child is the only consumer
+    owner.tell("show", 1)
+    assert child.stdout.readline() == "queued\n"
+    child.send_signal(signal.SIGSTOP)
+    for value in (2, 3):
+        owner.tell("show", value)
+    time.sleep(0.2)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    again = Reader(run_dir)
+    for value in (2, 3, 4, 5, 6):  # two that waited, three more: all three slots are in use again
+        if value > 3:
+            owner.tell("show", value)
+        host, done = again.copy(again.upstream.lease(*again.take()))
+        again.until(lambda d=done: d, "the copy")
+        assert (host == value).all()
+    again.close()
+
+
+def test_a_ring_of_this_very_process_is_refused_in_words(run_dir, reader):
+    from common.memory.cuda import Mapped, Owned
+    from tests.gpu.owner import PIXELS
+
+    owned = Owned(reader.work, run_dir, "surfaces.cam", "00", 3, PIXELS.nbytes)
+    with pytest.raises(Refused, match="another process"):
+        Mapped(reader.work, run_dir, RingSpec("cuda", owned.handle, 3, PIXELS.nbytes, PIXELS))
+    other = bytes(16) + owned.handle[16:]
+    with pytest.raises(Refused, match="another GPU"):
+        Mapped(reader.work, run_dir, RingSpec("cuda", other, 3, PIXELS.nbytes, PIXELS))
+    with pytest.raises(Refused, match="no CUDA ring"):
+        Mapped(reader.work, run_dir, RingSpec("cuda", owned.handle[:-1], 3, PIXELS.nbytes, PIXELS))
+    junk = owned.handle[:16] + bytes(np.random.default_rng(0).integers(0, 256, len(owned.handle) - 16, np.uint8))
+    with pytest.raises(Refused, match="cannot be mapped"):
+        Mapped(reader.work, run_dir, RingSpec("cuda", junk, 3, PIXELS.nbytes, PIXELS))
+    owned.close()
+
+
+def test_what_does_not_fit_on_the_gpu_is_refused_in_words(reader):
+    from common.memory.cuda import Owned
+
+    with pytest.raises(Refused, match="No room for"):
+        Owned(reader.work, Path(), "surfaces.cam", "00", 3, 1 << 40)
