@@ -26,6 +26,8 @@ class Source(Section):
     """File or URL that FFmpeg opens; http(s) is played like a file, RTSP and other streams are opened again"""
     realtime: bool = False
     """Play a file at its own rate, dropping frames when late, as a camera would; http cameras need it"""
+    fps: float = Field(0, ge=0, le=1000)
+    """Rate of a file played in real time, frames/s; 0: its own"""
     loop: bool = False
     """Start a file again when it ends"""
 

@@ -96,6 +96,9 @@ class OnGpu:
     def surface(self, frame: "Frame") -> "Frame":
         return frame
 
+    def restart(self) -> None:
+        """Nothing to do: the parser begins anew at a key frame."""
+
     def layout(self, frame: nvc.DecodedFrame) -> SurfaceLayout:
         """The slot that a frame fits into, with our own pitch."""
         sample_bytes = 2 if "P016" in str(frame.format) else 1

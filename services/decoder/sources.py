@@ -58,6 +58,9 @@ class Codec(Protocol):
     def surface(self, frame) -> Surface:
         """A frame's pixels."""
 
+    def restart(self) -> None:
+        """The next packet is the beginning of the file again."""
+
 
 @dataclass(frozen=True)
 class Damaged:
@@ -139,48 +142,64 @@ def _network(source: Source, settings: Decoder, wait: Callable, codec: Callable)
 def _once(
     source: Source, settings: Decoder, after_pts: int | None, wait: Callable[[float], bool], codec: Callable
 ) -> Iterator[Event]:
-    """One opening of a source, to its end."""
+    """One opening of a source, to its end; a file in a loop is rewound, where it can be, without a new decoder."""
     with _open(source.url, settings) as container:
         stream = _video(container, source.url)
         decoder = codec(stream, source.live)
         if after_pts is not None:
             container.seek(after_pts, stream=stream, backward=True)
-        pace = _Pace() if source.realtime and not is_network(source.url) else None
-        captured: dict[int | None, int] = {}
-        count = 0
-        for packet in _packets(container, stream, source.url):
-            if isinstance(packet, Damaged):
-                yield packet
-                continue
-            count += 1
-            if pace and packet.size and wait(pace.seconds_until(_time_s(packet, stream, count))):
+        pace = _Pace(source.fps) if source.realtime and not is_network(source.url) else None
+        seen = True
+        while seen:
+            seen = False
+            for event in _pass(container, stream, decoder, source, after_pts, pace, wait):
+                seen = seen or isinstance(event, Picture)
+                yield event
+            if wait(0) or not source.loop or is_network(source.url) or not _rewound(container, stream, decoder):
                 return
-            captured[packet.pts] = now_ns = time.monotonic_ns()
-            try:
-                frames = decoder.decode(packet)
-            except (av.error.FFmpegError, DecodeError) as error:
-                captured.pop(packet.pts, None)
-                yield Damaged(_why(error))
-                continue
-            decoded_ns = time.monotonic_ns()
-            for frame in frames:
-                if after_pts is not None and frame.pts is not None and frame.pts <= after_pts:
-                    captured.pop(frame.pts, None)
-                elif frame.is_corrupt:
-                    captured.pop(frame.pts, None)
-                    yield Damaged("the frame refers to lost data")
-                else:
-                    captured_ns = captured.pop(frame.pts, now_ns)
-                    yield Picture(decoder.surface(frame), frame.pts, frame.time or 0.0, captured_ns, now_ns, decoded_ns)
-            if wait(0):
-                return
+            after_pts = None
+            if pace:
+                pace.rewound()
 
 
-def _time_s(packet: av.Packet, stream: av.VideoStream, count: int) -> float:
-    """When a packet is due, s; by the frame rate where a raw stream has no timestamps."""
-    if packet.dts is not None:
-        return float(packet.dts * packet.time_base)
-    return float(count / (stream.average_rate or stream.guessed_rate or 25))
+def _pass(container, stream, decoder: Codec, source: Source, after_pts: int | None, pace, wait) -> Iterator[Event]:
+    """From where the container stands to its end."""
+    captured: dict[int | None, int] = {}
+    for packet in _packets(container, stream, source.url):
+        if isinstance(packet, Damaged):
+            yield packet
+            continue
+        if pace and packet.size and wait(pace.seconds_until(packet, stream)):
+            return
+        captured[packet.pts] = now_ns = time.monotonic_ns()
+        try:
+            frames = decoder.decode(packet)
+        except (av.error.FFmpegError, DecodeError) as error:
+            captured.pop(packet.pts, None)
+            yield Damaged(_why(error))
+            continue
+        decoded_ns = time.monotonic_ns()
+        for frame in frames:
+            if after_pts is not None and frame.pts is not None and frame.pts <= after_pts:
+                captured.pop(frame.pts, None)
+            elif frame.is_corrupt:
+                captured.pop(frame.pts, None)
+                yield Damaged("the frame refers to lost data")
+            else:
+                captured_ns = captured.pop(frame.pts, now_ns)
+                yield Picture(decoder.surface(frame), frame.pts, frame.time or 0.0, captured_ns, now_ns, decoded_ns)
+        if wait(0):
+            return
+
+
+def _rewound(container: av.container.InputContainer, stream: av.VideoStream, decoder: Codec) -> bool:
+    """False for what cannot be rewound, a raw stream for instance: it is opened again."""
+    try:
+        container.seek(0, stream=stream, backward=True)
+    except (av.error.FFmpegError, OSError):
+        return False
+    decoder.restart()
+    return True
 
 
 def _packets(container: av.container.InputContainer, stream: av.VideoStream, url: str) -> Iterator[av.Packet | Damaged]:
@@ -227,17 +246,29 @@ def _why(error: Exception) -> str:
 
 
 class _Pace:
-    """Plays a file at its own rate."""
+    """Plays a file at its own rate, or at `fps` frames/s."""
 
-    def __init__(self) -> None:
-        self._origin_s: float | None = None
+    def __init__(self, fps: float) -> None:
+        self._fps, self._count, self._origin_s = fps, 0, None
 
-    def seconds_until(self, at_s: float) -> float:
-        """How long to wait for the packet at this time of the file, s."""
-        now_s = time.monotonic()
-        if self._origin_s is None or abs(now_s - (self._origin_s + at_s)) > JUMP_S:
+    def seconds_until(self, packet: av.Packet, stream: av.VideoStream) -> float:
+        """How long to wait for this packet, s."""
+        self._count += 1
+        now_s, at_s = time.monotonic(), self._time_s(packet, stream)
+        if self._origin_s is None or abs(now_s - self._origin_s - at_s) > JUMP_S:
             self._origin_s = now_s - at_s
         return max(0.0, self._origin_s + at_s - now_s)
+
+    def rewound(self) -> None:
+        """The next packet is the first again."""
+        if not self._fps:
+            self._origin_s = None
+
+    def _time_s(self, packet: av.Packet, stream: av.VideoStream) -> float:
+        """When a packet is due, s; by the frame rate where it was set or a raw stream has no timestamps."""
+        if not self._fps and packet.dts is not None:
+            return float(packet.dts * packet.time_base)
+        return float(self._count / (self._fps or stream.average_rate or stream.guessed_rate or 25))
 
 
 class Reader:
@@ -313,12 +344,16 @@ class OnCpu:
 
     def __init__(self, stream: av.VideoStream, live: bool):
         stream.thread_type = "SLICE" if live else "AUTO"  # frame threads would hold frames back
+        self._context = stream.codec_context
 
     def decode(self, packet: av.Packet) -> list[av.VideoFrame]:
         return packet.decode()
 
     def surface(self, frame: av.VideoFrame) -> "AvSurface":
         return AvSurface(frame)
+
+    def restart(self) -> None:
+        self._context.flush_buffers()
 
 
 class AvSurface:

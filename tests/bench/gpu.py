@@ -1,0 +1,398 @@
+"""Benchmarks on a GPU host: `python -m tests.bench.gpu SECTION …` prints tables and writes one JSON.
+
+    kernel    the fused kernel beside a device copy of the same bytes and the old chain of torch operations
+    floor     decode alone, kernel alone, engine alone: what no pipeline can beat
+    paced     the group at 30 frames/s from a looped 4K file: every stage and hop, with and without MPS, 1 and 2 workers
+    flat      the group as fast as it can, one source, lossless
+    sources   how many 4K sources at 30 frames/s at once, none dropped
+
+PLAN and FOOTAGE name the plan and the clip, see tests/gpu/conftest.py. Medians of one run on one machine.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from common import backend
+from common.geometry import Letterbox, TileGrid
+from common.loop import Loop
+from common.messages import SurfaceLayout, TensorLayout
+from common.settings import Decoder, Engine, Settings, Source
+
+PLAN = Path(os.environ.get("PLAN", "/tmp/gpu/plans/yolo26n_coco.trt86vc.sm90.fp16.plan"))
+CLIP = Path(os.environ.get("FOOTAGE", ".gpu/footage")).absolute() / "towncentre_4k_mosaic_h264.mp4"
+LAYOUT = SurfaceLayout(3840, 2160, 3840, "bt709", False)
+WARM_UP_FRAMES = 150
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and 99th percentile."""
+    p50, p99 = np.percentile(values, [50, 99])
+    return {"p50": round(float(p50), 4), "p99": round(float(p99), 4)}
+
+
+def gpu_ms(work: Callable[[int], None], rounds: int = 60, inner: int = 20) -> dict[str, float]:
+    """Milliseconds on the GPU of one call of `work(i)`, between events around `inner` of them."""
+    import torch
+
+    for i in range(inner):
+        work(i)
+    times = []
+    for _ in range(rounds):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        for i in range(inner):
+            work(i)
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / inner)
+    return spread(times)
+
+
+def kernel(sweep: bool = False) -> dict:
+    """Several surfaces and tensors in turn, so that no cache holds them; the copy moves as many bytes as the kernel."""
+    import torch
+
+    from services.preprocess import kernels_torch, kernels_triton
+
+    random = np.random.default_rng(0)
+    surfaces = [torch.from_numpy(random.integers(0, 256, LAYOUT.nbytes, np.uint8)).cuda() for _ in range(4)]
+    result: dict = {}
+    for dtype in ("float16", "float32"):
+        tensor = TensorLayout(33, 640, dtype, 0.2)
+        outs = [torch.zeros((33, 3, 640, 640), dtype=getattr(torch, dtype), device="cuda") for _ in range(4)]
+        moved = LAYOUT.nbytes + tensor.nbytes
+        halves = [torch.zeros(moved // 2, dtype=torch.uint8, device="cuda") for _ in range(8)]
+
+        def fused(i: int, tensor=tensor, outs=outs) -> None:
+            kernels_triton.launch(surfaces[i % 4], LAYOUT, tensor, outs[i % 4])
+
+        def copy(i: int, halves=halves) -> None:
+            halves[2 * (i % 4)].copy_(halves[2 * (i % 4) + 1])
+
+        if sweep:
+            result[f"{dtype} sweep"] = _sweep(kernels_triton, fused)
+        graph_fused, graph_copy = _graph(fused), _graph(copy)
+        row = {
+            "megabytes": round(moved / 1e6, 1),
+            "fused_ms": gpu_ms(partial(_replay, graph_fused), inner=5),
+            "copy_ms": gpu_ms(partial(_replay, graph_copy), inner=5),
+            "torch_path_ms": gpu_ms(
+                lambda i, tensor=tensor, outs=outs: kernels_torch.launch(surfaces[i % 4], LAYOUT, tensor, outs[i % 4]),
+                10, 4,
+            ),
+            "grid_sample_chain_ms": gpu_ms(lambda i, outs=outs: grid_sample_chain(surfaces[i % 4], outs[i % 4]), 10, 4),
+        }  # fmt: skip
+        for key in ("fused_ms", "copy_ms"):
+            row[key] = {p: round(ms / GRAPHED, 4) for p, ms in row[key].items()}
+        row["times_a_copy"] = round(row["fused_ms"]["p50"] / row["copy_ms"]["p50"], 2)
+        row["chain_over_fused"] = round(row["grid_sample_chain_ms"]["p50"] / row["fused_ms"]["p50"], 1)
+        result[dtype] = row
+    return result
+
+
+SHAPES = [
+    (y, x, warps) for y in (1, 2, 4, 8, 16) for x in (64, 128, 256) for warps in (2, 4, 8) if 32 <= y * x / warps <= 512
+]
+GRAPHED = 20  # launches in a graph, so that what Python costs stays out of the figure
+
+
+def _graph(work: Callable[[int], None]):
+    import torch
+
+    work(0)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i in range(GRAPHED):
+            work(i)
+    return graph
+
+
+def _replay(graph, _: int) -> None:
+    graph.replay()
+
+
+def _sweep(module, fused) -> dict[str, float]:
+    """Other block shapes and warps, for whoever tunes the kernel for another GPU."""
+    kept, found = (module.BLOCK_Y, module.BLOCK_X, module.WARPS), {}
+    for shape in SHAPES:
+        module.BLOCK_Y, module.BLOCK_X, module.WARPS = shape
+        graph = _graph(fused)
+        found["x".join(map(str, shape))] = round(gpu_ms(partial(_replay, graph), 20, 5)["p50"] / GRAPHED, 4)
+    module.BLOCK_Y, module.BLOCK_X, module.WARPS = kept
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def grid_sample_chain(surface, out) -> None:
+    """The old approach: convert the frame, then sample the letterbox and 32 tiles, an operation at a time."""
+    import torch
+    from torch.nn.functional import grid_sample, interpolate
+
+    rows = surface.view(-1, LAYOUT.pitch)
+    luma, chroma = rows[:2160].float(), rows[2160:].view(1080, 1920, 2).float()
+    full = interpolate(chroma.permute(2, 0, 1)[None], scale_factor=2, mode="nearest")[0]
+    y, u, v = (luma - 16) / 219, (full[0] - 128) / 224, (full[1] - 128) / 224
+    rgb = torch.stack([y + 1.5748 * v, y - 0.1873 * u - 0.4681 * v, y + 1.8556 * u]).clamp(0, 1)[None]
+    box, grid = Letterbox(3840, 2160, 640), TileGrid(3840, 2160, 640, 0.2)
+    (width, height), (left, top) = box.scaled, box.origin
+    out[0] = 114 / 255
+    out[0, :, top : top + height, left : left + width] = interpolate(rgb, (height, width), mode="bilinear")[0]
+    step = torch.arange(640, device="cuda", dtype=torch.float32) + 0.5
+    for tile, (x0, y0) in enumerate(grid.origins(), 1):
+        xs, ys = (step + x0) * 2 / 3840 - 1, (step + y0) * 2 / 2160 - 1
+        where = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=2)[None]
+        out[tile] = grid_sample(rgb, where, mode="bilinear", align_corners=False)[0]
+
+
+def floor(frames: int = 300) -> dict:
+    """Each stage alone in this process; the engine also as the two workers' batches, one after the other."""
+    import torch
+
+    from common.cuda import check, cudart, finish
+    from common.engine.tensorrt import TensorRTEngine
+    from common.memory.cuda import Block, Work
+    from services.decoder.nvdec import OnGpu
+    from services.decoder.sources import Picture, play
+    from services.preprocess import kernels
+
+    loop = Loop()
+    work = Work(loop)
+    slot = Block(int(check(cudart.cudaMalloc(LAYOUT.nbytes))), LAYOUT.nbytes)
+    codec = partial(OnGpu, cuda_stream=work.stream)
+    decode = []
+    for live in (True, False):
+        source, times = Source(url=str(CLIP), loop=True, realtime=live), []
+        events = play(source, Decoder(), None, lambda seconds: False, codec)
+        began, last = None, time.perf_counter()
+        for event in events:
+            if not isinstance(event, Picture):
+                continue
+            event.surface.write(slot)
+            finish_begin = time.perf_counter()
+            times.append((event.decoded_ns - event.decode_ns) / 1e6)
+            began = began or (finish_begin if len(times) == 20 else None)
+            if len(times) >= frames:
+                break
+        finish(work.stream)
+        events.close()
+        decode.append({**spread(times[20:]), "frames_per_s": round((frames - 20) / (time.perf_counter() - began), 1)})
+        del last
+    engine = TensorRTEngine(Engine(model=str(PLAN)), work)
+    engine.warm_up()
+    tensor = TensorLayout(33, 640, engine.input.dtype, 0.2)
+    out = Block(int(check(cudart.cudaMalloc(tensor.nbytes))), tensor.nbytes)
+    run = kernels.load(work)
+    stream = torch.cuda.ExternalStream(work.stream)
+    measured: dict[str, list[float]] = {"kernel": [], "tiles 16": [], "global 1": [], "33 images": []}
+    steps = {
+        "kernel": lambda: run(slot, LAYOUT, tensor, out),
+        "tiles 16": lambda: engine.start(out, tensor, 1, 16),
+        "global 1": lambda: engine.start(out, tensor, 0, 1),
+        "33 images": lambda: [engine.start(out, tensor, *part) for part in ((0, 1), (1, 16), (17, 16))],
+    }
+    for name, step in steps.items():
+        for _ in range(120):
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record(stream)
+            step()
+            end.record(stream)
+            finish(work.stream)
+            measured[name].append(begin.elapsed_time(end))
+    result = {name: spread(times[20:]) for name, times in measured.items()}
+    live, offline = decode
+    total = live["p50"] + result["kernel"]["p50"] + result["33 images"]["p50"]
+    return {
+        "decode_live_ms": live,
+        "decode_file_ms": offline,
+        **{f"{name.replace(' ', '_')}_ms": ms for name, ms in result.items()},
+        "sum_ms": round(total, 3),
+    }
+
+
+@contextmanager
+def group(sources: dict[str, dict], mps: bool = True, infer_tiles: int = 1, **settings: str):
+    """A running group of our own services, under a private MPS daemon or none."""
+    from deploy import mps as mps_module
+    from tests.support.group import Group
+
+    folder = Path(tempfile.mkdtemp(prefix="pc-gpu-", dir="/dev/shm"))
+    wanted = Settings(run_dir=folder, backend="cuda", mps="auto" if mps else "off", engine={"model": str(PLAN)})
+    with mps_module.daemon(wanted) as found:
+        g = Group(folder, PLAN, sources, backend="cuda", log_level="warning", **settings)
+        g.environment |= found
+        tiles = [f"infer_tiles.{i}" for i in range(infer_tiles)]
+        g.start("fusion.0", "infer_global.0", *tiles, "preprocess.0")
+        wait_ready(g, ["infer_global.0", *tiles])
+        g.start(*(f"decoder.{name}" for name in sources))
+        try:
+            yield g
+        finally:
+            g.close()
+            g.mps = bool(found)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_ready(g, names: list[str]) -> None:
+    """Engines are loaded when their processes have reported to fusion."""
+    g.wait_for(lambda: all(g.counters(name) or _spoke(g, name) for name in names), "the engines", 120)
+
+
+def _spoke(g, name: str) -> bool:
+    return any(kind == "service" and n == name for kind, n, _ in g.messages)
+
+
+def stages(counts: list[dict]) -> dict:
+    """p50 and p99 of every stage and hop of these counts, and end to end."""
+    rows: dict[str, list[float]] = {}
+    for c in counts:
+        for key, ms in {**c["stages_ms"], **c["hops_ms"], "end_to_end": c["end_to_end_ms"]}.items():
+            rows.setdefault(key, []).append(ms)
+    return {key: spread(values) for key, values in rows.items()}
+
+
+def paced(seconds: int, mps: bool, infer_tiles: int) -> dict:
+    """One camera of 30 frames/s."""
+    with group({"cam": {"url": str(CLIP), "loop": True, "realtime": True, "fps": 30}}, mps, infer_tiles) as g:
+        g.wait_counts(WARM_UP_FRAMES, 120)
+        first, before = len(g.of("counts")), g.totals("cam")
+        time.sleep(seconds)
+        counts, after = g.of("counts")[first:], g.totals("cam")
+        begin, end = counts[0], counts[-1]
+    dropped = sum(after["dropped"].values()) - sum(before["dropped"].values())
+    table = stages(counts)
+    return {
+        "mps": mps, "infer_tiles": infer_tiles, "seconds": seconds, "frames": len(counts), "dropped": dropped,
+        "incomplete": sum(not c["complete"] for c in counts),
+        "frames_per_s": round((len(counts) - 1) / _seconds(begin, end), 2), "ms": table,
+    }  # fmt: skip
+
+
+def _seconds(begin: dict, end: dict) -> float:
+    return (datetime.fromisoformat(end["time"]) - datetime.fromisoformat(begin["time"])).total_seconds()
+
+
+def flat(seconds: int, mps: bool, infer_tiles: int) -> dict:
+    """One file in a loop, lossless, as fast as it goes."""
+    with group({"cam": {"url": str(CLIP), "loop": True}}, mps, infer_tiles) as g:
+        g.wait_counts(WARM_UP_FRAMES, 120)
+        first = len(g.of("counts"))
+        time.sleep(seconds)
+        counts = g.of("counts")[first:]
+    fps = (len(counts) - 1) / _seconds(counts[0], counts[-1])
+    return {"mps": mps, "infer_tiles": infer_tiles, "frames_per_s": round(fps, 1), "ms": stages(counts)}
+
+
+def sources(number: int, seconds: int, mps: bool, infer_tiles: int, preprocess: int = 1) -> dict:
+    """Cameras at 30 frames/s each: does the group hold them?"""
+    cameras = {f"cam{i}": {"url": str(CLIP), "loop": True, "realtime": True, "fps": 30} for i in range(number)}
+    with group(cameras, mps, infer_tiles) as g:
+        g.wait_counts(WARM_UP_FRAMES * number, 120, complete=False)
+        before = {name: g.totals(name) for name in cameras}
+        first = len(g.of("counts"))
+        time.sleep(seconds)
+        after = {name: g.totals(name) for name in cameras}
+        counts = g.of("counts")[first:]
+    dropped = sum(sum(after[n]["dropped"].values()) - sum(before[n]["dropped"].values()) for n in cameras)
+    incomplete = sum(after[n]["incomplete"] - before[n]["incomplete"] for n in cameras)
+    return {
+        "sources": number, "mps": mps, "infer_tiles": infer_tiles, "seconds": seconds, "frames": len(counts),
+        "frames_per_s": round((len(counts) - 1) / _seconds(counts[0], counts[-1]), 1),
+        "dropped": dropped, "incomplete": incomplete, "ms": stages(counts),
+    }  # fmt: skip
+
+
+def machine() -> dict:
+    import torch
+
+    from common.engine.tensorrt import runtime_module
+
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    name, driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().split(", ")
+    import PyNvVideoCodec
+    import triton
+
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "gpu": name,
+        "driver": driver,
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "versions": {
+            "tensorrt": runtime_module().__version__, "torch": torch.__version__, "triton": triton.__version__,
+            "PyNvVideoCodec": PyNvVideoCodec.__version__,
+        },
+        "plan": PLAN.name,
+        "clip": CLIP.name,
+        "command": "python -m tests.bench.gpu " + " ".join(sys.argv[1:]),
+    }  # fmt: skip
+
+
+def table(ms: dict[str, dict[str, float]]) -> str:
+    order = [
+        "packet>decode", "decode", "decode>copy", "copy", "copy>preprocess", "preprocess", "preprocess>infer_global",
+        "infer_global", "preprocess>infer_tiles", "infer_tiles", "infer_global>fusion", "infer_tiles>fusion", "fusion",
+        "end_to_end",
+    ]  # fmt: skip
+    rows = [*(k for k in order if k in ms), *(k for k in ms if k not in order)]
+    return "\n".join(f"    {key:<26}{ms[key]['p50']:>9.3f} p50 {ms[key]['p99']:>9.3f} p99" for key in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("section", nargs="+", choices=["kernel", "floor", "paced", "flat", "sources"])
+    parser.add_argument("--out", type=Path, default=Path(".bench") / "gpu.json")
+    parser.add_argument("--seconds", type=int, default=60, help="of each paced run; the others take a third")
+    parser.add_argument("--most", type=int, default=8, help="sources to try")
+    parser.add_argument("--sweep", action="store_true", help="kernel: other block shapes too")
+    args = parser.parse_args()
+    result = machine()
+    print(json.dumps(result))
+    variants = [(True, 1), (True, 2), (False, 1), (False, 2)] if backend.mps_binary() else [(False, 1), (False, 2)]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    for section in args.section:
+        print(f"\n{section}", flush=True)
+        if section == "kernel":
+            result[section] = kernel(args.sweep)
+            print(json.dumps(result[section], indent=1))
+        elif section == "floor":
+            result[section] = floor()
+            print(json.dumps(result[section], indent=1))
+        elif section == "paced":
+            result[section] = []
+            for variant in variants:
+                row = paced(args.seconds, *variant)
+                result[section].append(row)
+                print({k: v for k, v in row.items() if k != "ms"})
+                print(table(row["ms"]), flush=True)
+        elif section == "flat":
+            result[section] = []
+            for variant in variants[:2]:
+                row = flat(args.seconds // 3, *variant)
+                result[section].append(row)
+                print({k: v for k, v in row.items() if k != "ms"})
+                print(table(row["ms"]), flush=True)
+        else:
+            result[section] = []
+            for number in range(max(1, args.most - 2), args.most + 1):
+                row = sources(number, args.seconds // 3, *variants[0])
+                result[section].append(row)
+                print({k: v for k, v in row.items() if k != "ms"}, row["ms"]["end_to_end"], flush=True)
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written to {args.out}")
+
+
+if __name__ == "__main__":
+    main()

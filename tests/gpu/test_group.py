@@ -1,0 +1,101 @@
+"""The five processes on one GPU: every frame counted as on the CPU, every death survived, no memory kept."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.group import SERVICES, Group
+
+pytestmark = pytest.mark.gpu
+RESTARTS = int(os.environ.get("RESTARTS", 20))
+
+
+@pytest.fixture
+def gpu_group(run_dir, plan):
+    groups = []
+
+    def make(sources, **settings):
+        groups.append(Group(run_dir, plan, sources, backend="cuda", **settings))
+        return groups[-1]
+
+    yield make
+    for group in groups:
+        try:
+            group.close()
+        finally:
+            for process in group.processes.values():
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
+
+
+def used_mb() -> int:
+    """GPU memory in use by everybody, MB."""
+    import subprocess
+
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0])
+
+
+def test_all_frames_are_counted_as_on_the_cpu(gpu_group, street):
+    """The CPU's counts of the same frames and weights: `run CLIP --model ONNX --out cpu_counts.jsonl`."""
+    group = gpu_group({"cam": {"url": str(street)}})
+    group.start()
+    group.wait_for(group.ended, "the end", 120)
+    group.check_books()
+    counts = {c["seq"]: c["count"] for c in group.of("counts")}
+    assert len(counts) == 96 and all(c["complete"] for c in group.of("counts"))
+    reference = Path(os.environ.get("CPU_COUNTS", ".gpu/cpu_counts.jsonl"))
+    if not reference.is_file():
+        pytest.skip(f"no counts of the CPU at {reference}: set CPU_COUNTS")
+    cpu = {c["seq"]: c["count"] for c in map(json.loads, reference.read_text().splitlines())}
+    gpu_sum, cpu_sum = sum(counts.values()), sum(cpu[seq] for seq in counts)
+    each = sum(abs(counts[seq] - cpu[seq]) for seq in counts) / len(counts)
+    print(f"GPU {gpu_sum / 96:.2f}, CPU {cpu_sum / 96:.2f} people a frame; mean difference of a frame {each:.3f}")
+    assert abs(gpu_sum - cpu_sum) <= 0.02 * cpu_sum
+    assert each <= 0.02 * cpu_sum / len(counts)
+
+
+def test_each_service_is_killed_and_frozen_and_counting_resumes(gpu_group, street):
+    group = gpu_group({"cam": {"url": str(street), "loop": True, "realtime": True}})
+    group.start()
+    group.wait_counts(60, 90)
+    for name in SERVICES:
+        group.signal(name, signal.SIGKILL)
+        time.sleep(0.3)
+        group.start(name)
+        killed_s = group.wait_counts(10, 60)
+        group.signal(name, signal.SIGSTOP)
+        time.sleep(5)
+        group.signal(name, signal.SIGCONT)
+        frozen_s = group.wait_counts(10, 60)
+        print(f"{name:16} ten complete counts {killed_s:5.2f} s after its start, {frozen_s:5.2f} s after SIGCONT")
+    group.wait_counts(30, 60)
+    alive = [name for name, process in group.processes.items() if process.poll() is None]
+    assert sorted(alive) == sorted(SERVICES), group.tail()
+    group.check_books(unheard=200)
+
+
+def test_gpu_memory_returns_to_its_level(gpu_group, street):
+    group = gpu_group({"cam": {"url": str(street), "loop": True, "realtime": True}})
+    group.start()
+    group.wait_counts(30, 90)
+    levels = {}
+    for name in SERVICES:
+        if name == "fusion.0":
+            continue  # it has no GPU memory
+        seen = []
+        for _ in range(RESTARTS):
+            group.signal(name, signal.SIGKILL)
+            group.start(name)
+            group.wait_counts(3, 60)
+            seen.append(used_mb())
+        levels[name] = seen
+        print(f"{name:16} MB in use after restarts 1, {RESTARTS // 2}, {RESTARTS}: "
+              f"{seen[0]}, {seen[RESTARTS // 2 - 1]}, {seen[-1]}")  # fmt: skip
+    for name, seen in levels.items():
+        assert min(seen[-3:]) <= seen[0] + 64, (name, seen)
