@@ -14,7 +14,7 @@ from common.errors import GpuLost, Refused
 
 HANDLE_BYTES = 64  # of a CUDA IPC memory or event handle
 UUID_BYTES = 16
-STUCK_S = 3.0  # queued work takes milliseconds; after this the GPU, or the event of a dead owner, will not answer
+STUCK_S = 2.0  # queued work takes milliseconds; after this the GPU, or the event of a dead owner, will not answer
 STUCK = "The GPU does not finish what this process gave it: the process ends and must be started again."
 _HARMLESS = {  # errors that leave the context usable; after any other one this process must end
     cudart.cudaError_t.cudaErrorInvalidValue,
@@ -49,7 +49,7 @@ class CudaError(Exception):
 def check(result: tuple):
     """The value(s) of a cuda.bindings call; raises CudaError, or GpuLost when the device cannot be used any more."""
     code, *values = result
-    if code != cudart.cudaError_t.cudaSuccess:
+    if int(code):  # of the runtime or of the driver
         if code in _NO_DEVICE:
             raise Refused(f"There is no usable NVIDIA GPU ({code.name}): set backend = 'cpu'.")
         if code in _HARMLESS:

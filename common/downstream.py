@@ -149,13 +149,21 @@ class Downstream:
         """Gives back an acquired slot without offering it."""
         self._ring.abandon(index)
 
-    def offer(self, index: int, header: Header, parts: Iterable[Part]) -> None:
-        """Offers the parts of a slot that was written, or will be by the work queued so far."""
-        self._memory.ready(index)
+    def offer(self, index: int, header: Header, parts: Iterable[Part], written: bool = True) -> None:
+        """Offers the parts of a slot that was written, or will be by the work queued so far.
+
+        On a GPU a slot may be offered even before that work is queued, with `written=False`, and then written().
+        """
+        if written:
+            self.written(index)
         by_key = {part.key: part for part in parts}
         self._content[index] = _Content(header, by_key)
         self._ring.offer(index, list(by_key))
         self._dispatch()
+
+    def written(self, index: int) -> None:
+        """The slot's readers may begin when the work queued so far has finished."""
+        self._memory.ready(index, self._ring.generation(index))
 
     def close(self) -> None:
         self.loop.leave(self._keep_house)

@@ -60,6 +60,9 @@ class Inference:
     def _finish(self, lease: Lease, offer: Offer, jobs: list[tuple[int, Callable]], began_ns: int) -> None:
         rt, header, part = self._rt, offer.header, offer.part
         lease.release()
+        if lease.lifted:
+            return rt.drop(header, "stale", part)
+        arrived_ns = rt.loop.now_ns()
         try:
             found, gpu_ns = zip(*[job() for _, job in jobs])
             persons = np.vstack(
@@ -72,6 +75,7 @@ class Inference:
             return self._failed(lease, offer)
         self._errors = 0
         ended_ns = rt.loop.now_ns()
+        began_ns = max(began_ns, arrived_ns - sum(gpu_ns)) if sum(gpu_ns) else began_ns  # it may have waited for input
         rt.count["parts_inferred"] += 1
         rt.tracer.record(rt.service, header, began_ns, ended_ns, images=part.count, persons=len(boxes), part=part.index)
         data = boxes.astype("<f4").tobytes()

@@ -46,6 +46,7 @@ class Header(Struct, frozen=True, kw_only=True):
     deadline_ns: Count  # CLOCK_MONOTONIC after which work on it is dropped; 0: none (lossless)
     width: Small
     height: Small
+    early: bool = False  # offered before it was decoded: counts only when its decoder has confirmed it
     traceparent: Annotated[str, Meta(max_length=64)] = ""  # W3C trace context; empty: this frame is not traced
     marks: dict[Name, tuple[Count, Count]] = {}  # stage -> CLOCK_MONOTONIC ns (begin, end)
 
@@ -101,7 +102,7 @@ class RingSpec(Struct, frozen=True):
     """All a consumer needs to map a ring: sent once, in Welcome."""
 
     memory: Name  # "shm" | "cuda"
-    handle: bytes  # shm: the file's name in the run directory; cuda: GPU uuid, IPC memory handle, IPC event handles
+    handle: bytes  # shm: the file's name in the run directory; cuda: the GPU's uuid and the IPC handle
     slots: Count
     slot_bytes: Count
     layout: SurfaceLayout | TensorLayout
@@ -194,6 +195,13 @@ class Dropped(Struct, frozen=True, tag="dropped"):
     part: Part | None = None
 
 
+class Confirmed(Struct, frozen=True, tag="confirmed"):
+    """A frame that was offered early is decoded; its header, with the decoder's marks."""
+
+    header: Header
+    part: None = None
+
+
 class Status(Struct, frozen=True, tag="status"):
     """State of a source as its decoder sees it. `ended`: no frame with a seq of `frames` or above will come."""
 
@@ -214,7 +222,7 @@ class Report(Struct, frozen=True, tag="report"):
 
 class Result(Struct, frozen=True, tag="result"):
     number: Count  # 0: no acknowledgement wanted
-    body: Detections | Dropped | Status | Report
+    body: Detections | Dropped | Confirmed | Status | Report
 
 
 class Ack(Struct, frozen=True, tag="ack"):

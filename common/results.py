@@ -13,6 +13,7 @@ from common.link import Dial, Listen, Peer, Timing
 from common.loop import Loop
 from common.messages import (
     Ack,
+    Confirmed,
     Detections,
     Dropped,
     Hello,
@@ -27,7 +28,7 @@ NAME = "results.fusion"
 WINDOW = 256  # results a sender may have unsettled
 BACKLOG = 1024  # results that may wait behind the window before the oldest is given up
 
-Body = Detections | Dropped | Status
+Body = Detections | Dropped | Confirmed | Status
 
 
 class Sender:

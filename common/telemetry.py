@@ -62,24 +62,19 @@ class Tracer:
         """One finished stage of a traced frame, as a child of the frame's root span."""
         if self._ratio and header.traceparent:
             parent = _propagator.extract({"traceparent": header.traceparent})
-            self._span(name, parent, header, begin_ns, end_ns, attributes)
+            self._start(name, parent, header, begin_ns, attributes).end(end_ns + _CLOCK_OFFSET_NS)
 
-    def root(self, name: str, header: Header, begin_ns: int, end_ns: int) -> str:
-        """Records the first stage of a frame; returns the traceparent for its header."""
-        span = self._span(name, None, header, begin_ns, end_ns, {})
-        carrier: dict[str, str] = {}
-        _propagator.inject(carrier, trace.set_span_in_context(span))
-        return carrier["traceparent"]
+    def open(self, name: str, header: Header, begin_ns: int) -> "Opened":
+        """Begins the first stage of a frame."""
+        return Opened(self._start(name, None, header, begin_ns, {}))
 
-    def _span(self, name, parent, header, begin_ns, end_ns, attributes):
-        span = self._tracer.start_span(
+    def _start(self, name, parent, header, begin_ns, attributes) -> trace.Span:
+        return self._tracer.start_span(
             name,
             context=parent,
             start_time=begin_ns + _CLOCK_OFFSET_NS,
             attributes={"source": header.source, "seq": header.seq, **attributes},
         )
-        span.end(end_ns + _CLOCK_OFFSET_NS)
-        return span
 
     def account(self) -> None:
         """Counts as lost what ended, was not exported and cannot be waiting in the full queue any more."""
@@ -93,6 +88,18 @@ class Tracer:
             return 0
         self._provider.shutdown()
         return self._counters["spans_ended"] - self._counters["spans_exported"]
+
+
+class Opened:
+    """A frame's root span: its `traceparent` travels in the header, it ends when its stage does."""
+
+    def __init__(self, span: trace.Span):
+        self._span, carrier = span, {}
+        _propagator.inject(carrier, trace.set_span_in_context(span))
+        self.traceparent: str = carrier["traceparent"]
+
+    def end(self, end_ns: int) -> None:
+        self._span.end(end_ns + _CLOCK_OFFSET_NS)
 
 
 def _exporter(settings: Settings) -> SpanExporter | None:

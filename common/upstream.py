@@ -1,7 +1,7 @@
 """The consumer's end of every ring of one kind: finds the owners, receives their offers, leases their slots."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from common import memory
@@ -11,6 +11,7 @@ from common.loop import Loop
 from common.messages import Hello, Message, Offer, Release, Unmapped, Welcome
 
 SCAN_NS = 250_000_000  # how often the run directory is searched for new owners
+GIVE_UP_NS = 500_000_000  # in stuck work, a lease this old waits for an owner that is frozen
 
 
 class Attached:
@@ -22,6 +23,7 @@ class Attached:
         self.layout = None
         self.epoch = ""
         self.offers: deque[Offer] = deque()
+        self.leases: set[Lease] = set()
         self.link = Dial(loop, path, hello, timing, self._on_welcome, self._on_message, self._on_lost)
 
     def _on_welcome(self, welcome: Welcome) -> None:
@@ -50,26 +52,44 @@ class Attached:
     def _on_lost(self) -> None:
         self._loop.counters["offers_stale"] += len(self.offers)
         self.offers.clear()
+        self.lift(0)
         mapped, epoch, self.mapped, self.epoch = self.mapped, self.epoch, None, ""
         if mapped is not None:
             mapped.close(lambda: self.link.send(Unmapped(epoch)))
+
+    def lift(self, longer_than_ns: int) -> None:
+        """Gives up what is leased for longer than this: its owner is gone, or frozen, and may never write it."""
+        for lease in list(self.leases):
+            if self._loop.now_ns() - lease.since_ns >= longer_than_ns:
+                lease.lift()
 
 
 class Lease:
     """One part of a slot, held until release(). A lease of an epoch that has ended is `stale`: do not read on.
 
+    `lifted`: the owner was given up while we waited for it; what came out is void.
+
     `with lease as slot:` releases at the end, for readers whose work is done by then.
     """
 
-    def __init__(self, owner: Attached, offer: Offer):
-        self._owner, self._offer, self._held = owner, offer, True
-        self.layout = owner.layout
-        owner.mapped.wait(offer.ref.slot)
-        self.slot = owner.mapped.slot(offer.ref.slot)
+    def __init__(self, owner: Attached, offer: Offer, now_ns: int, on_lift: Callable[[], None]):
+        self._owner, self._offer, self._mapped = owner, offer, owner.mapped
+        self.layout, self.lifted, self.on_lift = owner.layout, False, on_lift
+        self.since_ns = now_ns
+        owner.leases.add(self)
+        self._mapped.wait(offer.ref.slot, offer.ref.generation)
+        self.slot = self._mapped.slot(offer.ref.slot)
 
     @property
     def stale(self) -> bool:
         return self._owner.epoch != self._offer.ref.epoch
+
+    def lift(self) -> None:
+        """Says so, then ends the waiting for the owner: what was read of the slot is void."""
+        if not self.lifted:
+            self.lifted = True
+            self.on_lift()
+            self._mapped.lift(self._offer.ref.slot, self._offer.ref.generation)
 
     def __enter__(self):
         return self.slot
@@ -79,8 +99,10 @@ class Lease:
 
     def release(self) -> None:
         """Lets the owner use the slot again; only the first call does something."""
-        held, self._held = self._held, False
-        if held and not self.stale:
+        if self not in self._owner.leases:
+            return
+        self._owner.leases.discard(self)
+        if not self.stale:
             self._owner.link.send(Release(self._offer.ref, self._offer.part.name, self._offer.part.index))
 
 
@@ -94,6 +116,7 @@ class Upstream:
         self._turn = 0
         self._scan_ns = 0
         loop.every_tick(self._scan)
+        self._work.on_stuck.append(self._lift)
 
     def take(self) -> tuple[Attached, Offer] | None:
         """The next offer, the owners in turn; None when there is none."""
@@ -110,18 +133,26 @@ class Upstream:
         while (taken := self.take()) is not None:
             yield taken
 
-    def lease(self, owner: Attached, offer: Offer) -> Lease | None:
-        """The offered part; None when its epoch has ended. Release it when the work that reads it has finished."""
+    def lease(self, owner: Attached, offer: Offer, on_lift: Callable[[], None] = lambda: None) -> Lease | None:
+        """The offered part; None when its epoch has ended. Release it when the work that reads it has finished.
+
+        `on_lift` is called before that work is let go on in vain.
+        """
         if owner.mapped is None or owner.epoch != offer.ref.epoch:
             self._loop.counters["offers_stale"] += 1
             return None
-        return Lease(owner, offer)
+        return Lease(owner, offer, self._loop.now_ns(), on_lift)
 
     def close(self) -> None:
         self._loop.leave(self._scan)
         for owner in self._owners.values():
             owner.link.close()
         self._owners.clear()
+
+    def _lift(self) -> None:
+        """The work of this process is stuck: gives up the owners that it has been waiting for."""
+        for owner in self._owners.values():
+            owner.lift(GIVE_UP_NS)
 
     def _scan(self, now_ns: int) -> None:
         if now_ns < self._scan_ns:

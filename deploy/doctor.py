@@ -87,9 +87,9 @@ def _nvdec() -> tuple[bool, str]:
     able = []
     for codec in nvdec.CODECS:
         caps = {bits: nvdec.capabilities(codec, bits) for bits in (8, 10)}
-        bits = [str(b) for b, c in caps.items() if c.get("is_supported")]
+        bits = [str(b) for b, c in caps.items() if c["supported"]]
         if bits:
-            able.append(f"{codec} {'/'.join(bits)} bit to {caps[8]['max_width']}x{caps[8]['max_height']}")
+            able.append(f"{codec} {'/'.join(bits)} bit to {caps[8]['width_max']}x{caps[8]['height_max']}")
     return any(text.startswith("h264") for text in able), ", ".join(able) or "nothing"
 
 

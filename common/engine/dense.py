@@ -8,9 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from common.engine.heads import DENSE_IOU, Head
-
-MOST = 1024  # anchors of an image that compete; heads.suppress has no such bound, but no picture shows 1024 persons
+from common.engine.heads import DENSE_IOU, DENSE_MOST, Head
 
 
 @triton.jit
@@ -43,7 +41,7 @@ def suppress(boxes_ptr, scores_ptr, counts_ptr, iou, MOST: tl.constexpr):
     tl.store(scores_ptr + k, tl.where(alive > 0, scores, 0.0))
 
 
-def rows(output: torch.Tensor, head: Head, score: float, most: int = MOST) -> torch.Tensor:
+def rows(output: torch.Tensor, head: Head, score: float, most: int = DENSE_MOST) -> torch.Tensor:
     """Dense output [B, 4 + C (+ 32), anchors] -> float32 [B, most, 6], see heads; what was suppressed has score 0."""
     scores, best = output[:, 4 + head.person_class].float().topk(min(most, output.shape[2]), dim=1)
     padding = most - scores.shape[1]
@@ -59,13 +57,13 @@ def rows(output: torch.Tensor, head: Head, score: float, most: int = MOST) -> to
 class DenseOnGpu:
     """`rows` on an output buffer of TensorRT, on its stream; the rows lie at the address `rows`."""
 
-    most = MOST
+    most = DENSE_MOST
 
     def __init__(self, address: int, shape: tuple[int, ...], dtype: str, head: Head, score: float, stream: int):
         interface = {"shape": shape, "typestr": "<f4" if dtype == "float32" else "<f2", "data": (address, True)}
         holder = type("Output", (), {"__cuda_array_interface__": {**interface, "version": 3}})()
         self._output = torch.as_tensor(holder, device="cuda")
-        self._rows = torch.zeros((shape[0], MOST, 6), device="cuda")
+        self._rows = torch.zeros((shape[0], DENSE_MOST, 6), device="cuda")
         self._head, self._score, self._stream = head, score, torch.cuda.ExternalStream(stream)
         self.rows = self._rows.data_ptr()
 

@@ -14,6 +14,7 @@ import numpy as np
 from common.errors import Refused
 
 MASKS = 32
+DENSE_MOST = 1024  # anchors of an image that compete, the best: no picture shows as many persons
 DENSE_IOU = 0.7  # of two boxes of one image for the weaker to go: the usual value for dense heads
 
 
@@ -43,7 +44,7 @@ class Head:
         keep = scores >= score
         x, y, w, h = output[:4, keep].astype(np.float32)
         found = np.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2, scores[keep].astype(np.float32)], axis=1)
-        found = suppress(found[np.argsort(-found[:, 4], kind="stable")], DENSE_IOU)
+        found = suppress(found[np.argsort(-found[:, 4], kind="stable")[:DENSE_MOST]], DENSE_IOU)
         return np.hstack([found, np.full((len(found), 1), self.person_class, np.float32)])
 
 
@@ -74,19 +75,25 @@ def _padded(rows: list[np.ndarray]) -> np.ndarray:
 
 def suppress(boxes: np.ndarray, iou: float) -> np.ndarray:
     """Greedy non-maximum suppression of [n, 5] boxes, best first."""
-    kept: list[int] = []
-    alive = np.ones(len(boxes), bool)
-    for i in range(len(boxes)):
+    return boxes[survivors(overlap(boxes[:, :4], boxes[:, :4])[0] > iou)]
+
+
+def survivors(same: np.ndarray) -> np.ndarray:
+    """bool [n]: who is left when each of n, best first, takes away those that are the same as it: bool [n, n]."""
+    alive = [True] * len(same)
+    first, second = np.nonzero(np.triu(same, 1))  # few pairs overlap: walk those, not all
+    for i, j in zip(first.tolist(), second.tolist()):
         if alive[i]:
-            kept.append(i)
-            alive[i + 1 :] &= overlap(boxes[i : i + 1, :4], boxes[i + 1 :, :4])[0][0] <= iou
-    return boxes[kept]
+            alive[j] = False
+    return np.array(alive, bool)
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Boxes [n, 4] against [m, 4] -> two [n, m]: intersection over union, and over the smaller box."""
-    corner = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
-    inter = np.prod(np.clip(corner, 0, None), axis=2)
-    area_a, area_b = np.prod(a[:, 2:4] - a[:, :2], axis=1)[:, None], np.prod(b[:, 2:4] - b[:, :2], axis=1)[None, :]
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = (column[:, None] for column in a.T[:4]), b.T[:4]
+    width = np.minimum(ax2, bx2) - np.maximum(ax1, bx1)
+    height = np.minimum(ay2, by2) - np.maximum(ay1, by1)
+    inter = np.maximum(width, 0) * np.maximum(height, 0)
+    area_a, area_b = (ax2 - ax1) * (ay2 - ay1), (bx2 - bx1) * (by2 - by1)
     tiny = np.float32(1e-9)
     return inter / np.maximum(area_a + area_b - inter, tiny), inter / np.maximum(np.minimum(area_a, area_b), tiny)

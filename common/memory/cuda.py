@@ -1,8 +1,12 @@
-"""GPU memory shared between processes: one cudaMalloc, exported once, and one interprocess event a slot.
+"""GPU memory shared between processes: one cudaMalloc, exported once, with a fence for each slot at its beginning.
 
-The owner records a slot's event behind the work that writes it and offers at once; a reader's stream waits on that
-event, the reader's host does not. A reader frees nothing before its own stream is through: a mapping that has ended is
-closed in order, behind the work that still reads it. The owner frees last (Downstream sees to that).
+A fence is a word that holds the generation written last. The owner's stream sets it behind the work that writes the
+slot; a reader's stream waits until it is there; no host waits. Interprocess events would do that too, with two
+differences: a reader that waits for an event of a dead owner waits for ever (seen on an H200), a fence it sets itself;
+and an event must be recorded before it is waited for, so a slot could not be offered before its picture is decoded.
+
+A reader frees nothing before its own stream is through: a mapping that has ended is closed in order, behind the work
+that still reads it. The owner frees last (Downstream sees to that).
 """
 
 import contextlib
@@ -15,12 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import cuda
-from common.cuda import HANDLE_BYTES, UUID_BYTES, CudaError, check, cudart
+from common.cuda import HANDLE_BYTES, UUID_BYTES, CudaError, check, cudart, driver
 from common.errors import SOFTWARE, GpuLost, Refused
 from common.loop import Loop
 from common.messages import RingSpec
 
-ALIGN = 512  # bytes: where slots begin
+ALIGN = 512  # bytes: where slots begin; the fences are in front of the first
+FENCE_BYTES = 4
 BLOCK = 2 << 20  # bytes: smaller allocations share a block, and a handle names the whole of it
 
 
@@ -45,7 +50,10 @@ class Work:
         cuda.start()
         _, highest = check(cudart.cudaDeviceGetStreamPriorityRange())
         self._stream = check(cudart.cudaStreamCreateWithPriority(cudart.cudaStreamNonBlocking, highest))
+        self._side = check(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
         self.stream = int(self._stream)
+        self.on_stuck: list[Callable[[], None]] = []  # called once for work that takes half of cuda.STUCK_S
+        self._told_stuck = False
         self._loop = loop
         self._pending: deque[tuple[object, Callable[[], None], int]] = deque()  # event, callback, queued when
         self._spare: list[object] = []
@@ -62,6 +70,16 @@ class Work:
         check(cudart.cudaEventRecord(event, self._stream))
         self._pending.append((event, callback, self._loop.now_ns()))
         self._waits.put(event)
+
+    def set_fence(self, address: int, generation: int, ahead: bool = False) -> None:
+        """Sets a fence behind what is queued, or `ahead` of it, so that waiting for it ends."""
+        stream = int(self._side) if ahead else self.stream
+        check(driver.cuStreamWriteValue32(stream, address, generation, 0))
+
+    def wait_fence(self, address: int, generation: int) -> None:
+        """What is queued from now on begins when the fence has reached this generation."""
+        at_least = driver.CUstreamWaitValue_flags.CU_STREAM_WAIT_VALUE_GEQ
+        check(driver.cuStreamWaitValue32(self.stream, address, generation, at_least))
 
     def close(self) -> None:
         """Waits for what is queued; the stream goes with the process."""
@@ -84,13 +102,21 @@ class Work:
             event, callback, queued_ns = self._pending[0]
             code = cudart.cudaEventQuery(event)
             if code[0] == cudart.cudaError_t.cudaErrorNotReady:
-                if now_ns - max(queued_ns, self._loop.woke_ns) > cuda.STUCK_S * 1e9:
-                    raise GpuLost(cuda.STUCK)
-                return
+                return self._judge(now_ns - max(queued_ns, self._loop.woke_ns))
             check(code)
+            self._told_stuck = False
             self._pending.popleft()
             self._spare.append(event)
             callback()
+
+    def _judge(self, waiting_ns: int) -> None:
+        """A frozen owner's fence is lifted; a GPU that then still does not go on is lost."""
+        if waiting_ns > cuda.STUCK_S * 1e9:
+            raise GpuLost(cuda.STUCK)
+        if waiting_ns > cuda.STUCK_S * 0.5e9 and not self._told_stuck:
+            self._told_stuck = True
+            for callback in self.on_stuck:
+                callback()
 
 
 class _Slots:
@@ -100,7 +126,11 @@ class _Slots:
 
     def slot(self, index: int) -> Block:
         """The slot's block of GPU memory."""
-        return Block(self._base + index * self._step, self._nbytes)
+        return Block(self._base + ALIGN + index * self._step, self._nbytes)
+
+    def fence(self, index: int) -> int:
+        """The address of the slot's fence."""
+        return self._base + index * FENCE_BYTES
 
 
 class Owned(_Slots):
@@ -108,25 +138,21 @@ class Owned(_Slots):
 
     def __init__(self, work: Work, run_dir: Path, name: str, epoch: str, slots: int, slot_bytes: int):
         self._work, self._nbytes, self._step = work, slot_bytes, -(-slot_bytes // ALIGN) * ALIGN
-        total = -(-slots * self._step // BLOCK) * BLOCK
+        total = -(-(ALIGN + slots * self._step) // BLOCK) * BLOCK
         try:
-            self._base = check(cudart.cudaMalloc(total))
+            self._base = int(check(cudart.cudaMalloc(total)))
         except CudaError:
             raise Refused(f"No room for {total >> 20} MB on the GPU: take fewer slots.", SOFTWARE) from None
-        flags = cudart.cudaEventDisableTiming | cudart.cudaEventInterprocess
-        self._events = [check(cudart.cudaEventCreateWithFlags(flags)) for _ in range(slots)]
-        exported = [cuda.bytes_of(check(cudart.cudaIpcGetEventHandle(event))) for event in self._events]
-        self.handle = cuda.uuid() + cuda.bytes_of(check(cudart.cudaIpcGetMemHandle(self._base))) + b"".join(exported)
+        check(cudart.cudaMemset(self._base, 0, ALIGN))
+        self.handle = cuda.uuid() + cuda.bytes_of(check(cudart.cudaIpcGetMemHandle(self._base)))
 
-    def ready(self, index: int) -> None:
+    def ready(self, index: int, generation: int) -> None:
         """The slot's content is there when the work queued so far has finished."""
-        check(cudart.cudaEventRecord(self._events[index], self._work.stream))
+        self._work.set_fence(self.fence(index), generation)
 
     def close(self) -> None:
         """Frees the ring; readers must have closed their mappings, or be gone."""
         cuda.finish(self._work.stream)
-        for event in self._events:
-            check(cudart.cudaEventDestroy(event))
         check(cudart.cudaFree(self._base))
 
 
@@ -134,33 +160,32 @@ class Mapped(_Slots):
     """Maps another process' ring. Raises Refused for one on another GPU, of this very process, or of another kind."""
 
     def __init__(self, work: Work, run_dir: Path, spec: RingSpec):
-        if len(spec.handle) != UUID_BYTES + HANDLE_BYTES * (1 + spec.slots):
-            raise Refused(f"The ring handle has {len(spec.handle)} bytes, which is no CUDA ring of {spec.slots} slots.")
+        if len(spec.handle) != UUID_BYTES + HANDLE_BYTES:
+            raise Refused(f"The ring handle has {len(spec.handle)} bytes, which is no CUDA ring.")
         if spec.handle[:UUID_BYTES] != cuda.uuid():
             raise Refused("The ring is on another GPU: give all processes of a group the same CUDA_VISIBLE_DEVICES.")
         self._work, self._nbytes, self._step = work, spec.slot_bytes, -(-spec.slot_bytes // ALIGN) * ALIGN
-        memory, *events = (spec.handle[i : i + HANDLE_BYTES] for i in range(UUID_BYTES, len(spec.handle), HANDLE_BYTES))
         try:
-            handle = cuda.fill(cudart.cudaIpcMemHandle_t(), memory)
-            self._base = check(cudart.cudaIpcOpenMemHandle(handle, cudart.cudaIpcMemLazyEnablePeerAccess))
-            handles = [cuda.fill(cudart.cudaIpcEventHandle_t(), event) for event in events]
-            self._events = [check(cudart.cudaIpcOpenEventHandle(handle)) for handle in handles]
+            handle = cuda.fill(cudart.cudaIpcMemHandle_t(), spec.handle[UUID_BYTES:])
+            self._base = int(check(cudart.cudaIpcOpenMemHandle(handle, cudart.cudaIpcMemLazyEnablePeerAccess)))
         except CudaError as error:
             raise Refused(
                 f"The ring cannot be mapped ({error.code.name}): its owner must be another process, which is alive and "
                 "shares this one's PID and IPC namespaces."
             ) from None
 
-    def wait(self, index: int) -> None:
-        """What is queued from now on begins when the owner has written the slot."""
-        check(cudart.cudaStreamWaitEvent(self._work.stream, self._events[index], 0))
+    def wait(self, index: int, generation: int) -> None:
+        """What is queued from now on begins when the owner has written this generation of the slot."""
+        self._work.wait_fence(self.fence(index), generation)
+
+    def lift(self, index: int, generation: int) -> None:
+        """Ends that wait, whatever is in the slot."""
+        self._work.set_fence(self.fence(index), generation, ahead=True)
 
     def close(self, then: Callable[[], None] = lambda: None) -> None:
         """Unmaps the ring behind the work that still reads it, then calls `then`."""
 
         def unmap() -> None:
-            for event in self._events:
-                check(cudart.cudaEventDestroy(event))
             check(cudart.cudaIpcCloseMemHandle(self._base))
             then()
 

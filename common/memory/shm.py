@@ -27,7 +27,7 @@ class Work:
     kind = "shm"
 
     def __init__(self, loop: Loop):
-        """Nothing to prepare."""
+        self.on_stuck: list[Callable[[], None]] = []  # nobody gets stuck here
 
     def then(self, callback: Callable[[], None]) -> None:
         """Calls back at once."""
@@ -75,7 +75,7 @@ class Owned(_Slots):
         finally:
             os.close(fd)
 
-    def ready(self, index: int) -> None:
+    def ready(self, index: int, generation: int) -> None:
         """Nothing to do: a store is visible to every process that learns of it through a socket."""
 
     def close(self) -> None:
@@ -99,8 +99,11 @@ class Mapped(_Slots):
         finally:
             os.close(fd)
 
-    def wait(self, index: int) -> None:
+    def wait(self, index: int, generation: int) -> None:
         """Nothing to wait for: the owner wrote the slot before it offered it."""
+
+    def lift(self, index: int, generation: int) -> None:
+        """Nothing to lift."""
 
     def close(self, then: Callable[[], None] = lambda: None) -> None:
         """Unmaps the ring, then calls `then`."""

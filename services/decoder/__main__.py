@@ -11,9 +11,10 @@ import msgspec
 from common.downstream import Downstream
 from common.errors import Refused
 from common.journal import Journal
-from common.messages import Header, Part, Status, SurfaceLayout
+from common.messages import Confirmed, Header, Part, Status, SurfaceLayout
 from common.runtime import Runtime, serve
-from services.decoder.sources import Changed, Damaged, Picture, Reader, redacted
+from common.telemetry import Opened
+from services.decoder.sources import Arrived, Changed, Damaged, Picture, Reader, redacted
 
 STATUS_NS = 1_000_000_000
 DETAIL_MAX = 500  # characters of a status
@@ -54,7 +55,50 @@ class Decoder:
         rt.loop.watch(self.reader.wake_fd, self.reader.woken)
         self.state, self.detail, self.status_ns, self.ended = "opening", "", 0, False
         self.told_end = False
+        self.announced: tuple[int, Arrived, Header, Opened] | None = (
+            None  # slot of a frame offered before it is decoded
+        )
+        self.one_to_one = True  # so far every packet has given its picture
         rt.loop.every_tick(self.tell)  # also while a frame waits for a slot
+
+    def announce(self, event: Arrived) -> None:
+        """Offers a live frame while it is being decoded: by then, everything behind it waits on the GPU, not on us."""
+        if self.announced:  # its packet gave no picture: not one of those streams
+            self.one_to_one = False
+            self.cancel()
+        layout = self.surfaces.layout
+        if layout is None or not self.one_to_one:
+            return
+        index = self.surfaces.acquire(evict=lambda older: True)
+        if index is None:
+            return  # it may have one when it is decoded
+        self.place.pts = event.pts
+        header = self.new_header(layout, event.captured_ns, event.pts_s)
+        span = self.rt.tracer.open("decode", header, event.captured_ns) if self.rt.tracer.begin() else None
+        header = msgspec.structs.replace(header, early=True, traceparent=span.traceparent if span else "")
+        self.announced = index, event, header, span
+        self.surfaces.offer(index, header, [Part("frame")], written=False)
+
+    def confirm(self, picture: Picture) -> None:
+        """The announced frame is decoded."""
+        (index, _, header, span), self.announced, rt = self.announced, None, self.rt
+        copy_ns = rt.loop.now_ns()
+        picture.surface.write(self.surfaces.slot(index))
+        self.surfaces.written(index)
+        marks = {"decode": (picture.decode_ns, picture.decoded_ns), "copy": (copy_ns, rt.loop.now_ns())}
+        rt.results.send(Confirmed(msgspec.structs.replace(header, marks=marks)))
+        if span:
+            span.end(picture.decoded_ns)
+        rt.count["frames_decoded"] += 1
+
+    def cancel(self) -> None:
+        """The announced frame did not come: nobody is to wait for it, and what came out of it is void."""
+        if self.announced:
+            (index, _, header, span), self.announced = self.announced, None
+            self.rt.drop(header, "decode_error")
+            self.surfaces.written(index)
+            if span:
+                span.end(self.rt.loop.now_ns())
 
     def new_header(self, layout: SurfaceLayout, captured_ns: int, pts_s: float) -> Header:
         """The next seq, written down before anybody hears of it."""
@@ -75,6 +119,9 @@ class Decoder:
     def show(self, picture: Picture) -> None:
         """One frame into a slot; a lossless one waits for it, a live one takes it from an older frame or is dropped."""
         rt, layout = self.rt, picture.surface.layout
+        if self.announced and self.announced[1].pts == picture.pts and self.surfaces.layout == layout:
+            return self.confirm(picture)
+        self.cancel()  # it comes in another size, or later
         self.make_room(layout)
         index = self.acquire()  # before it has a seq: ended while it waits, the frame is decoded again
         if not rt.running:
@@ -92,8 +139,9 @@ class Decoder:
             header, marks={"decode": (picture.decode_ns, picture.decoded_ns), "copy": (copy_ns, end_ns)}
         )
         if rt.tracer.begin():
-            traceparent = rt.tracer.root("decode", header, picture.decode_ns, picture.decoded_ns)
-            header = msgspec.structs.replace(header, traceparent=traceparent)
+            span = rt.tracer.open("decode", header, picture.decode_ns)
+            span.end(picture.decoded_ns)
+            header = msgspec.structs.replace(header, traceparent=span.traceparent)
         rt.count["frames_decoded"] += 1
         self.surfaces.offer(index, header, [Part("frame")])
 
@@ -116,10 +164,14 @@ class Decoder:
     def skip(self, event: Damaged) -> None:
         """Data that could not be decoded is a frame that was dropped."""
         layout = self.surfaces.layout or SurfaceLayout(0, 0, 0, "bt709", False)
+        if self.announced:  # it was this one
+            self.rt.log.warning("seq %d skipped: %s", self.announced[2].seq, event.detail)
+            return self.cancel()
         self.rt.log.warning("seq %d skipped: %s", self.place.seq, event.detail)
         self.rt.drop(self.new_header(layout, self.rt.loop.now_ns(), 0.0), "decode_error")
 
     def change(self, event: Changed) -> None:
+        self.cancel()
         if event.state != self.state:
             self.rt.log.info("%s is %s%s", redacted(self.source.url), event.state, event.detail and f": {event.detail}")
         self.state, self.detail, self.ended = event.state, event.detail[:DETAIL_MAX], event.state == "ended"
@@ -139,7 +191,9 @@ def run(rt: Runtime) -> None:
     while rt.running and not decoder.ended:
         rt.tick()
         for event in decoder.reader.take():
-            if isinstance(event, Picture):
+            if isinstance(event, Arrived):
+                decoder.announce(event)
+            elif isinstance(event, Picture):
                 decoder.show(event)
             elif isinstance(event, Damaged):
                 decoder.skip(event)

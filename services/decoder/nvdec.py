@@ -31,10 +31,9 @@ ON_DEVICE = cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
 
 
 def capabilities(codec: str, bits: int = 8) -> dict[str, int]:
-    """What the first GPU's NVDEC says of a codec: is_supported, min/max width and height, num_decoder_engines."""
+    """What the first GPU's NVDEC says of a codec in 4:2:0: supported, width_min, width_max, height_min, height_max …"""
     name, _ = CODECS[codec]
-    caps = nvc.GetDecoderCaps(0, getattr(nvc.cudaVideoCodec, name), _chroma_420(), bits)
-    return {key.removeprefix("n").lower(): value for key, value in dict(caps).items()}
+    return dict(nvc.GetDecoderCaps(0, getattr(nvc.cudaVideoCodec, name), _chroma_420(), bits))
 
 
 class OnGpu:
@@ -52,7 +51,9 @@ class OnGpu:
         self._timed = True
         self._matrix = MATRICES.get(context.colorspace, "bt709" if context.height >= HD_ROWS else "bt601")
         self._full_range = context.color_range == FULL_RANGE or context.pix_fmt == "yuvj420p"
-        self._flags = int(nvc.VideoPacketFlag.ENDOFPICTURE.value) if live else 0
+        self.early = live
+        flags = nvc.VideoPacketFlag
+        self._flags = int(flags.ENDOFPICTURE.value) | int(flags.TIMESTAMP.value) if live else 0
         latency = nvc.DisplayDecodeLatencyType.ZERO if live else nvc.DisplayDecodeLatencyType.NATIVE
         try:
             self._decoder = nvc.CreateDecoder(
@@ -97,7 +98,8 @@ class OnGpu:
         return frame
 
     def restart(self) -> None:
-        """Nothing to do: the parser begins anew at a key frame."""
+        if self._filter:
+            self._filter.flush()
 
     def layout(self, frame: nvc.DecodedFrame) -> SurfaceLayout:
         """The slot that a frame fits into, with our own pitch."""
@@ -125,6 +127,7 @@ class Frame:
         half_rows = (layout.height + 1) // 2
         for plane, rows, offset in ((0, layout.height, 0), (1, half_rows, layout.pitch * layout.height)):
             pitch = self._frame.cuda()[plane].__cuda_array_interface__["strides"][0]
+            pitch *= layout.sample_bytes if pitch < row_bytes else 1  # of P016 it is told in samples
             source = self._frame.GetPtrToPlane(plane)
             check(
                 cudart.cudaMemcpy2DAsync(
@@ -143,9 +146,9 @@ def refuse_unless_supported(codec: str, pixel_format: str | None, width: int, he
         )
     bits = FORMATS.get(pixel_format, 8)
     caps = capabilities(codec, bits)
-    if not caps.get("is_supported"):
+    if not caps["supported"]:
         raise SourceError(f"This GPU's NVDEC does not decode {bits}-bit {codec}: use backend 'cpu'.", BAD_DATA)
-    least, most = (tuple(caps.get(f"{end}_{side}", 0) for side in ("width", "height")) for end in ("min", "max"))
+    least, most = ((caps[f"width_{end}"], caps[f"height_{end}"]) for end in ("min", "max"))
     if not (least[0] <= width <= most[0] and least[1] <= height <= most[1]):
         raise SourceError(
             f"This GPU's NVDEC decodes {codec} from {least[0]}x{least[1]} to {most[0]}x{most[1]}, the source is "

@@ -52,6 +52,8 @@ class Surface(Protocol):
 class Codec(Protocol):
     """What decodes one opening of a source: the FFmpeg of this file, or NVDEC (nvdec.py)."""
 
+    early: bool  # a picture's slot may be offered when its packet has arrived
+
     def decode(self, packet: av.Packet) -> list:
         """The frames that a packet (or the end, an empty one) gives; each has pts, time and is_corrupt."""
 
@@ -77,7 +79,16 @@ class Changed:
     detail: str = ""
 
 
-Event = Picture | Damaged | Changed
+@dataclass(frozen=True)
+class Arrived:
+    """A packet of a live source is about to be decoded, by a codec whose slots may be offered before that."""
+
+    pts: int
+    pts_s: float
+    captured_ns: int
+
+
+Event = Arrived | Picture | Damaged | Changed
 
 
 def redacted(url: str) -> str:
@@ -172,6 +183,8 @@ def _pass(container, stream, decoder: Codec, source: Source, after_pts: int | No
         if pace and packet.size and wait(pace.seconds_until(packet, stream)):
             return
         captured[packet.pts] = now_ns = time.monotonic_ns()
+        if decoder.early and packet.size and packet.pts is not None:
+            yield Arrived(packet.pts, float(packet.pts * packet.time_base), now_ns)
         try:
             frames = decoder.decode(packet)
         except (av.error.FFmpegError, DecodeError) as error:
@@ -341,6 +354,8 @@ class DecodeError(Exception):
 
 class OnCpu:
     """FFmpeg's own decoders."""
+
+    early = False
 
     def __init__(self, stream: av.VideoStream, live: bool):
         stream.thread_type = "SLICE" if live else "AUTO"  # frame threads would hold frames back

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from common.journal import Journal
-from common.messages import DROP_REASONS, Detections, Dropped, Report, Status
+from common.messages import DROP_REASONS, Confirmed, Detections, Dropped, Report, Status
 from common.results import Receiver
 from common.runtime import Runtime, serve
 from services.fusion.join import Ended, Frame, Gap, Join, Settled
@@ -71,12 +71,14 @@ class Fusion:
                 self.rt.count["results_late"] += 1
                 self.receiver.settle([receipt])
 
-    def acceptable(self, body: Detections | Dropped | Status, sender: str) -> bool:
+    def acceptable(self, body: Detections | Dropped | Confirmed | Status, sender: str) -> bool:
         """False for a source that is not in the settings, boxes or parts that are none, a reason nobody gives."""
         if isinstance(body, Status):
             return body.source in self.rt.settings.sources and sender == f"decoder.{body.source}"
         if body.header.source not in self.rt.settings.sources or (body.part is not None and not body.part.known):
             return False
+        if isinstance(body, Confirmed):
+            return sender == f"decoder.{body.header.source}"
         return body.rows() is not None if isinstance(body, Detections) else body.reason in DROP_REASONS
 
     def on_status(self, body: Status, receipt: object, now: int) -> None:
@@ -103,7 +105,7 @@ class Fusion:
                 self.end(due)
 
     def finish(self, frame: Frame, reason: str) -> None:
-        if frame.dropped or not frame.answers:
+        if frame.dropped or not frame.answers or not frame.real:
             self.drop(frame.header.source, frame.header.seq, reason)
         else:
             self.count(frame, reason)
@@ -126,7 +128,7 @@ class Fusion:
         source.totals.incomplete += bool(missing)
         source.journal.write(source.totals)  # before anybody hears of it: no seq is ever published twice
         ended_ns = source.frame_ns = self.rt.loop.now_ns()
-        stages_ms, hops_ms = timings(header, frame.answers, began_ns, ended_ns)
+        stages_ms, hops_ms = timings(header, frame, began_ns, ended_ns)
         named = {"source": header.source, "seq": header.seq, "pts_s": round(header.pts_s, 6), "time": utc_now()}
         content = {
             **named,

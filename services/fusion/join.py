@@ -3,7 +3,7 @@
 Frames of a source are settled strictly in the order of their seq, each once: published with what is there, or dropped
 with a reason. A frame is settled when
 
-1. every part of it was answered or dropped, or the whole of it was dropped;
+1. every part of it was answered or dropped (and it was confirmed, if it was offered early), or the whole was dropped;
 2. its deadline has passed (live sources);
 3. it was lost with a process: no ring has held it and no part of it was answered for `idle_ns`; for a fifth of that
    when more than `reorder_frames` later ones are complete already. A slow worker's frame is held, so it is waited for.
@@ -14,7 +14,7 @@ A seq nobody ever mentions, because it was lost with its decoder, is settled wit
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from common.messages import Detections, Dropped, Header, Status
+from common.messages import Confirmed, Detections, Dropped, Header, Status
 from common.ring import PartKey
 
 OVERTAKEN = 5  # an overtaken frame is given up this many times sooner
@@ -29,6 +29,7 @@ class Frame:
     drops: dict[PartKey, str] = field(default_factory=dict)
     parts: int | None = None  # how many it has; None: not yet known
     dropped: str | None = None  # why the whole of it was
+    confirmed: Header | None = None  # of a frame that was offered early: it was decoded
     receipts: list[object] = field(default_factory=list)
     first_ns: int = 0  # when something was first heard of it
     heard_ns: int = 0  # when it was last answered, or held by a ring
@@ -36,9 +37,13 @@ class Frame:
     @property
     def complete(self) -> bool:
         """True when nothing more is to come."""
-        return self.dropped is not None or (
-            self.parts is not None and len(self.answers.keys() | self.drops.keys()) >= self.parts
-        )
+        answered = self.parts is not None and len(self.answers.keys() | self.drops.keys()) >= self.parts
+        return self.dropped is not None or (answered and self.real)
+
+    @property
+    def real(self) -> bool:
+        """False for a frame that was offered early and of which its decoder has not said that it was decoded."""
+        return not self.header.early or self.confirmed is not None
 
     def missing(self, reason: str) -> dict[str, str]:
         """Part without an answer -> why: {"tiles.1": "deadline"}; `reason` where nobody said."""
@@ -94,7 +99,7 @@ class Join:
         """Frames of this source before `next_seq` were settled by an earlier run."""
         self._lanes[source] = _Lane(next_seq)
 
-    def add(self, body: Detections | Dropped, receipt: object, now_ns: int) -> bool:
+    def add(self, body: Detections | Dropped | Confirmed, receipt: object, now_ns: int) -> bool:
         """Takes one result of a source that was resumed; False when it is late or repeated: acknowledge it now."""
         header = body.header
         lane = self._lanes[header.source]
@@ -105,7 +110,9 @@ class Join:
         part = body.part
         if part is not None:
             frame.parts = part.of
-        if isinstance(body, Detections):
+        if isinstance(body, Confirmed):
+            frame.confirmed = header
+        elif isinstance(body, Detections):
             if part.key in frame.answers:
                 return False
             frame.answers[part.key] = body

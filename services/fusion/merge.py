@@ -10,7 +10,7 @@
 
 import numpy as np
 
-from common.engine.heads import overlap
+from common.engine.heads import overlap, survivors
 
 SCORE, CUT, VIEW = 4, 5, 6  # columns behind x1, y1, x2, y2; a view is a tile or the whole frame
 MOST = 3000  # boxes are compared with each other, the best if there are more: memory grows with the square
@@ -25,11 +25,7 @@ def merge(rows: np.ndarray, same_iou: float, same_ios: float) -> np.ndarray:
     iou, ios = overlap(whole[:, :4], whole[:, :4])
     one_view = whole[:, VIEW][:, None] == whole[:, VIEW][None, :]
     same = np.where(one_view, (iou > COPY_IOU) | (ios > COPY_IOS), (iou > same_iou) | (ios > same_ios))
-    alive = np.ones(len(whole), bool)
-    for i in range(len(whole)):
-        if alive[i]:
-            alive[i + 1 :] &= ~same[i, i + 1 :]
-    return whole[alive, :5]
+    return whole[survivors(same), :5]
 
 
 def believe(persons: np.ndarray, before: np.ndarray, new_score: float) -> np.ndarray:

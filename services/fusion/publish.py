@@ -15,8 +15,8 @@ import msgspec
 import zmq
 
 from common.errors import Refused
-from common.messages import Detections, Header
-from common.ring import PartKey
+from common.messages import Header
+from services.fusion.join import Frame
 
 
 class Totals(msgspec.Struct):
@@ -62,23 +62,29 @@ class Publisher:
             self._path.unlink(missing_ok=True)
 
 
-def timings(
-    header: Header, answers: dict[PartKey, Detections], began_ns: int, ended_ns: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """(milliseconds of each stage's work, milliseconds between a stage and the one before it)."""
-    spans = dict(header.marks)
+def timings(header: Header, frame: Frame, began_ns: int, ended_ns: int) -> tuple[dict[str, float], dict[str, float]]:
+    """(milliseconds of each stage's work, milliseconds between a stage and the one before it).
+
+    A frame that was offered early passes preprocess while it is decoded: what is done in advance costs no hop.
+    """
+    spans = {**header.marks, **(frame.confirmed.marks if frame.confirmed else {})}
+    gpu = {}
     for name in ("global", "tiles"):
-        parts = [a for (part, _), a in answers.items() if part == name]
+        parts = [a for (part, _), a in frame.answers.items() if part == name]
         if parts:
             spans[f"infer_{name}"] = min(a.began_ns for a in parts), max(a.ended_ns for a in parts)
+            if any(a.gpu_ns for a in parts):
+                gpu[f"infer_{name}_gpu"] = _ms(sum(a.gpu_ns for a in parts))
     spans["fusion"] = began_ns, ended_ns
     stages = {stage: _ms(end - begin) for stage, (begin, end) in spans.items()}
     ready = {"copy": "decode", "preprocess": "copy", "infer_global": "preprocess", "infer_tiles": "preprocess"}
+    if header.early:
+        ready |= {"infer_global": "copy", "infer_tiles": "copy"}
     hops = {"packet>decode": _ms(spans["decode"][0] - header.captured_ns)} if "decode" in spans else {}
-    hops |= {f"{b}>{a}": _ms(spans[a][0] - spans[b][1]) for a, b in ready.items() if a in spans and b in spans}
+    hops |= {f"{b}>{a}": _ms(max(0, spans[a][0] - spans[b][1])) for a, b in ready.items() if {a, b} <= spans.keys()}
     last = max((s for s in spans if s.startswith("infer_")), key=lambda s: spans[s][1])
     hops[f"{last}>fusion"] = _ms(began_ns - spans[last][1])
-    return stages, hops
+    return stages | gpu, hops
 
 
 def _ms(ns: int) -> float:

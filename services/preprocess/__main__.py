@@ -80,7 +80,7 @@ class Preprocess:
     def process(self, owner: Attached, offer: Offer) -> None:
         """One surface: kernel, then offer; every way out either offers the frame or says why not."""
         rt, header = self.rt, offer.header
-        lease = self.surfaces.lease(owner, offer)
+        lease = self.surfaces.lease(owner, offer, on_lift=lambda: rt.drop(header, "stale"))
         if lease is None:
             return rt.drop(header, "stale")
         try:

@@ -177,7 +177,7 @@ def tracing(folder: Path, path_ms: float, frames: int = 20_000) -> dict:
                 if tracer.begin():
                     header = Header(
                         source="cam", seq=seq, pts_s=0, captured_ns=1, deadline_ns=0, width=1, height=1,
-                        traceparent=tracer.root("decode", header, 1, 2),
+                        traceparent=root(tracer, header),
                     )  # fmt: skip
                 for stage in ("preprocess", "infer_global", "infer_tiles", "fusion"):
                     tracer.record(stage, header, 1, 2, part=0)
@@ -188,6 +188,12 @@ def tracing(folder: Path, path_ms: float, frames: int = 20_000) -> dict:
         extra_us = entry["us_per_frame"] - result["0.0"]["us_per_frame"]
         entry["share_of_path"] = round(max(0.0, extra_us) / 1000 / path_ms, 5)
     return result
+
+
+def root(tracer: Tracer, header: Header) -> str:
+    span = tracer.open("decode", header, 1)
+    span.end(2)
+    return span.traceparent
 
 
 def recovery(folder: Path) -> dict:

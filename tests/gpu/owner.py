@@ -8,6 +8,7 @@ images SEED     fills a slot with random images of that seed and offers it in tw
 end             closes everything in order
 """
 
+import os
 import select
 import sys
 from pathlib import Path
@@ -78,11 +79,14 @@ class Owner:
 def main() -> None:
     owner = Owner(Path(sys.argv[1]), IMAGES if sys.argv[2:] == ["images"] else PIXELS)
     print("up", flush=True)
+    said: list[str] = []
     while True:
         owner.loop.tick(2)
-        if not select.select([sys.stdin], [], [], 0)[0]:
+        if not said and select.select([0], [], [], 0)[0]:
+            said = os.read(0, 4096).decode().splitlines() or ["end"]
+        if not said:
             continue
-        command, *values = sys.stdin.readline().split() or ["end"]
+        command, *values = said.pop(0).split()
         if command in ("show", "latched"):
             owner.show(int(values[0]), command == "latched")
         elif command == "open":
