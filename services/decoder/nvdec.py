@@ -92,7 +92,7 @@ class OnGpu:
             decoded = self._decoder.Decode(data)
         except Exception as error:
             raise DecodeError(_why(error)) from None
-        return [Frame(self, frame) for frame in decoded]
+        return [Frame(self, frame, data.pts if self.early else frame.getPTS()) for frame in decoded]
 
     def surface(self, frame: "Frame") -> "Frame":
         return frame
@@ -114,9 +114,9 @@ class Frame:
 
     is_corrupt = False
 
-    def __init__(self, codec: OnGpu, frame: nvc.DecodedFrame):
+    def __init__(self, codec: OnGpu, frame: nvc.DecodedFrame, pts: int):
         self._codec, self._frame = codec, frame
-        self.pts = frame.getPTS() if codec._timed else None
+        self.pts = pts if codec._timed else None
         self.time = float(self.pts * Fraction(codec._time_base)) if self.pts is not None else None
         self.layout = codec.layout(frame)
 

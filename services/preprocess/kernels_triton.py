@@ -17,17 +17,17 @@ from common.geometry import Letterbox, TileGrid
 from common.messages import SurfaceLayout, TensorLayout
 from services.preprocess.kernels import PADDING, colour_matrix, taps
 
-PAIRS, BLOCK_X, WARPS = 2, 128, 4
+PAIRS, BLOCK_X, WARPS = 4, 128, 2
 
 
 @triton.jit
 def nv12_to_tensors(
     surface_ptr,  # uint8: luma rows, then rows of interleaved U, V
     out_ptr,  # [images, 3, SIZE, SIZE]
-    rows_ptr, row_weights_ptr,  # taps of luma: int32, float32 [box_height, TAPS_Y]
-    columns_ptr, column_weights_ptr,  # [box_width, TAPS_X]
-    chroma_rows_ptr, chroma_row_weights_ptr,  # taps of chroma, which has half as many samples [box_height, HALF_Y]
-    chroma_columns_ptr, chroma_column_weights_ptr,  # [box_width, HALF_X]
+    rows_ptr, row_weights_ptr,  # taps of luma: first row int32 [box_height], weights float32 [box_height, TAPS_Y]
+    columns_ptr, column_weights_ptr,  # [box_width], [box_width, TAPS_X]
+    chroma_rows_ptr, chroma_row_weights_ptr,  # taps of chroma [box_height], [box_height, HALF_Y]
+    chroma_columns_ptr, chroma_column_weights_ptr,  # [box_width], [box_width, HALF_X]
     width, height, pitch,  # px, px, bytes
     box_x, box_y, box_width, box_height,  # the scaled frame in image 0, px
     tile_columns, tile_stride, last_x, last_y,  # origins of tiles, px
@@ -42,61 +42,95 @@ def nv12_to_tensors(
     across = (SIZE + BLOCK_X - 1) // BLOCK_X
     block, image = tl.program_id(0), tl.program_id(1)
     first_y, first_x = (block // across) * (2 * PAIRS), (block % across) * BLOCK_X
-    x = first_x + tl.arange(0, BLOCK_X)[None, :]
     surface_ptr += SAMPLE - 1
     chroma_ptr = surface_ptr + height * pitch
     out_ptr += image.to(tl.int64) * (3 * SIZE * SIZE)
-
     if image == 0:
-        y = first_y + tl.arange(0, 2 * PAIRS)[:, None]
-        row, column = y - box_y, x - box_x
-        row_inside, column_inside = (row >= 0) & (row < box_height), (column >= 0) & (column < box_width)
-        inside = row_inside & column_inside
-        luma = tl.zeros([2 * PAIRS, BLOCK_X], tl.float32)
-        u = tl.zeros([2 * PAIRS, BLOCK_X], tl.float32)
-        v = tl.zeros([2 * PAIRS, BLOCK_X], tl.float32)
-        for i in range(TAPS_Y):
-            source_y = tl.load(rows_ptr + row * TAPS_Y + i, row_inside, 0)
-            weight_y = tl.load(row_weights_ptr + row * TAPS_Y + i, row_inside, 0.0)
-            for j in tl.static_range(TAPS_X):
-                source_x = tl.load(columns_ptr + column * TAPS_X + j, column_inside, 0)
-                weight = weight_y * tl.load(column_weights_ptr + column * TAPS_X + j, column_inside, 0.0)
-                luma += weight * tl.load(surface_ptr + source_y * pitch + source_x * SAMPLE, inside, 0).to(tl.float32)
-        for i in range(HALF_Y):
-            source_y = tl.load(chroma_rows_ptr + row * HALF_Y + i, row_inside, 0)
-            weight_y = tl.load(chroma_row_weights_ptr + row * HALF_Y + i, row_inside, 0.0)
-            for j in tl.static_range(HALF_X):
-                source_x = tl.load(chroma_columns_ptr + column * HALF_X + j, column_inside, 0)
-                weight = weight_y * tl.load(chroma_column_weights_ptr + column * HALF_X + j, column_inside, 0.0)
-                sample_ptr = chroma_ptr + source_y * pitch + source_x * (2 * SAMPLE)
-                u += weight * tl.load(sample_ptr, inside, 0).to(tl.float32)
-                v += weight * tl.load(sample_ptr + SAMPLE, inside, 0).to(tl.float32)
-        _store(out_ptr, y, x, gain * luma, r_v * v + r_0, g_u * u + g_v * v + g_0, b_u * u + b_0, inside, padding, SIZE)
+        _letterbox(
+            surface_ptr, chroma_ptr, out_ptr, rows_ptr, row_weights_ptr, columns_ptr, column_weights_ptr,
+            chroma_rows_ptr, chroma_row_weights_ptr, chroma_columns_ptr, chroma_column_weights_ptr,
+            pitch, first_y, first_x, box_x, box_y, box_width, box_height,
+            gain, r_v, g_u, g_v, b_u, r_0, g_0, b_0, padding,
+            SIZE, TAPS_Y, TAPS_X, HALF_Y, HALF_X, SAMPLE, 2 * PAIRS, BLOCK_X,
+        )  # fmt: skip
     else:
         tile = image - 1
         tile_y = tl.minimum((tile // tile_columns) * tile_stride, last_y)
         tile_x = tl.multiple_of(tl.minimum((tile % tile_columns) * tile_stride, last_x), ALIGN)
-        pair = tl.arange(0, PAIRS)[:, None]
-        if EVEN:
-            half_y = (tile_y + first_y) // 2 + pair
-            half_x = (tile_x + first_x) // 2 + tl.arange(0, BLOCK_X // 2)[None, :]
-            there = (2 * half_y < height) & (2 * half_x < width)
-            sample_ptr = chroma_ptr + half_y * pitch + half_x * (2 * SAMPLE)
-            u = tl.load(sample_ptr, there, 0).to(tl.float32)
-            v = tl.load(sample_ptr + SAMPLE, there, 0).to(tl.float32)
+        _tile(
+            surface_ptr, chroma_ptr, out_ptr, width, height, pitch, tile_y, tile_x, first_y, first_x,
+            gain, r_v, g_u, g_v, b_u, r_0, g_0, b_0, padding, SIZE, SAMPLE, EVEN, PAIRS, BLOCK_X,
+        )  # fmt: skip
+
+
+@triton.jit
+def _letterbox(
+    surface_ptr, chroma_ptr, out_ptr, rows_ptr, row_weights_ptr, columns_ptr, column_weights_ptr,
+    chroma_rows_ptr, chroma_row_weights_ptr, chroma_columns_ptr, chroma_column_weights_ptr,
+    pitch, first_y, first_x, box_x, box_y, box_width, box_height,
+    gain, r_v, g_u, g_v, b_u, r_0, g_0, b_0, padding,
+    SIZE: tl.constexpr, TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr, HALF_Y: tl.constexpr, HALF_X: tl.constexpr,
+    SAMPLE: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr,
+):  # fmt: skip
+    """A block of image 0: luma and chroma, each summed over its taps, which are neighbours."""
+    here = tl.arange(0, BLOCK_Y * BLOCK_X)
+    y, x = first_y + here // BLOCK_X, first_x + here % BLOCK_X
+    row, column = y - box_y, x - box_x
+    inside = (row >= 0) & (row < box_height) & (column >= 0) & (column < box_width)
+    luma = tl.zeros([BLOCK_Y * BLOCK_X], tl.float32)
+    u = tl.zeros([BLOCK_Y * BLOCK_X], tl.float32)
+    v = tl.zeros([BLOCK_Y * BLOCK_X], tl.float32)
+    source_ptr = surface_ptr + tl.load(rows_ptr + row, inside, 0) * pitch
+    source_ptr += tl.load(columns_ptr + column, inside, 0) * SAMPLE
+    for i in range(TAPS_Y):
+        weight_y = tl.load(row_weights_ptr + row * TAPS_Y + i, inside, 0.0)
+        for j in tl.static_range(TAPS_X):
+            weight = weight_y * tl.load(column_weights_ptr + column * TAPS_X + j, inside, 0.0)
+            luma += weight * tl.load(source_ptr + j * SAMPLE, weight > 0, 0).to(tl.float32)
+        source_ptr += pitch
+    source_ptr = chroma_ptr + tl.load(chroma_rows_ptr + row, inside, 0) * pitch
+    source_ptr += tl.load(chroma_columns_ptr + column, inside, 0) * (2 * SAMPLE)
+    for i in range(HALF_Y):
+        half_weight_y = tl.load(chroma_row_weights_ptr + row * HALF_Y + i, inside, 0.0)
+        for j in tl.static_range(HALF_X):
+            weight = half_weight_y * tl.load(chroma_column_weights_ptr + column * HALF_X + j, inside, 0.0)
+            u += weight * tl.load(source_ptr + 2 * j * SAMPLE, weight > 0, 0).to(tl.float32)
+            v += weight * tl.load(source_ptr + (2 * j + 1) * SAMPLE, weight > 0, 0).to(tl.float32)
+        source_ptr += pitch
+    _store(out_ptr, y, x, gain * luma, r_v * v + r_0, g_u * u + g_v * v + g_0, b_u * u + b_0, inside, padding, SIZE)
+
+
+@triton.jit
+def _tile(
+    surface_ptr, chroma_ptr, out_ptr, width, height, pitch, tile_y, tile_x, first_y, first_x,
+    gain, r_v, g_u, g_v, b_u, r_0, g_0, b_0, padding,
+    SIZE: tl.constexpr, SAMPLE: tl.constexpr, EVEN: tl.constexpr, PAIRS: tl.constexpr, BLOCK_X: tl.constexpr,
+):  # fmt: skip
+    """A block of a tile, two rows at a time: where the tile begins evenly they share their chroma."""
+    x = first_x + tl.arange(0, BLOCK_X)[None, :]
+    pair = tl.arange(0, PAIRS)[:, None]
+    if EVEN:
+        half_y = (tile_y + first_y) // 2 + pair
+        half_x = (tile_x + first_x) // 2 + tl.arange(0, BLOCK_X // 2)[None, :]
+        there = (2 * half_y < height) & (2 * half_x < width)
+        shared_ptr = chroma_ptr + half_y * pitch + half_x * (2 * SAMPLE)
+        u = tl.load(shared_ptr, there, 0).to(tl.float32)
+        v = tl.load(shared_ptr + SAMPLE, there, 0).to(tl.float32)
+        half_red, half_green, half_blue = r_v * v + r_0, g_u * u + g_v * v + g_0, b_u * u + b_0
+        red = tl.interleave(half_red, half_red)
+        green = tl.interleave(half_green, half_green)
+        blue = tl.interleave(half_blue, half_blue)
+    for k in tl.static_range(2):
+        y = first_y + 2 * pair + k
+        source_y, source_x = tile_y + y, tile_x + x
+        inside = (source_y < height) & (source_x < width) & (x < SIZE)
+        if not EVEN:
+            sample_ptr = chroma_ptr + (source_y // 2) * pitch + (source_x // 2) * (2 * SAMPLE)
+            u = tl.load(sample_ptr, inside, 0).to(tl.float32)
+            v = tl.load(sample_ptr + SAMPLE, inside, 0).to(tl.float32)
             red, green, blue = r_v * v + r_0, g_u * u + g_v * v + g_0, b_u * u + b_0
-            red, green, blue = tl.interleave(red, red), tl.interleave(green, green), tl.interleave(blue, blue)
-        for k in tl.static_range(2):
-            y = first_y + 2 * pair + k
-            source_y, source_x = tile_y + y, tile_x + x
-            inside = (source_y < height) & (source_x < width) & (x < SIZE)
-            if not EVEN:
-                sample_ptr = chroma_ptr + (source_y // 2) * pitch + (source_x // 2) * (2 * SAMPLE)
-                u = tl.load(sample_ptr, inside, 0).to(tl.float32)
-                v = tl.load(sample_ptr + SAMPLE, inside, 0).to(tl.float32)
-                red, green, blue = r_v * v + r_0, g_u * u + g_v * v + g_0, b_u * u + b_0
-            luma = tl.load(surface_ptr + source_y * pitch + source_x * SAMPLE, inside, 0).to(tl.float32)
-            _store(out_ptr, y, x, gain * luma, red, green, blue, inside, padding, SIZE)
+        luma = tl.load(surface_ptr + source_y * pitch + source_x * SAMPLE, inside, 0).to(tl.float32)
+        _store(out_ptr, y, x, gain * luma, red, green, blue, inside, padding, SIZE)
 
 
 @triton.jit
@@ -131,10 +165,10 @@ def _plan(layout: SurfaceLayout, tensor: TensorLayout, device: torch.device) -> 
     )
     axes = [(layout.height, box.scaled[1], False), (layout.width, box.scaled[0], False)]
     axes += [(source, target, True) for source, target, _ in axes]
-    merged = [_merged(*taps(*axis)) for axis in axes]
+    axes = [_neighbours(*taps(*axis)) for axis in axes]
     tables = [
         torch.tensor(table, device=device, dtype=kind)
-        for axis in merged
+        for axis in axes
         for table, kind in zip(axis, (torch.int32, torch.float32))
     ]
     m, c = colour_matrix(layout.matrix, layout.full_range)
@@ -146,21 +180,18 @@ def _plan(layout: SurfaceLayout, tensor: TensorLayout, device: torch.device) -> 
     ]  # fmt: skip
     names = ("TAPS_Y", "TAPS_X", "HALF_Y", "HALF_X")
     constants = {
-        **{name: indices.shape[1] for name, (indices, _) in zip(names, merged)},
+        **{name: weights.shape[1] for name, (_, weights) in zip(names, axes)},
         "SIZE": size, "SAMPLE": layout.sample_bytes, "ALIGN": gcd(16, *(x for x, _ in origins)),
         "EVEN": not any(x % 2 or y % 2 for x, y in origins),
     }  # fmt: skip
     return 1 + len(grid), tables, numbers, constants
 
 
-def _merged(indices: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Taps with every sample of a row only once: two pixels that share a chroma sample share a tap."""
-    rows = []
-    for index, weight in zip(indices, weights):
-        samples, where = np.unique(index[weight > 0], return_inverse=True)
-        rows.append((samples, np.bincount(where, weight[weight > 0])))
-    k = max(len(samples) for samples, _ in rows)
-    out, out_weights = np.zeros((len(rows), k), np.int32), np.zeros((len(rows), k), np.float32)
-    for i, (samples, weight) in enumerate(rows):
-        out[i, : len(samples)], out_weights[i, : len(samples)] = samples, weight
-    return out, out_weights
+def _neighbours(indices: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Taps as (first sample int [n], weights float [n, k] of it and the k - 1 behind it): pixels that share a sample
+    share a tap."""
+    first = np.where(weights > 0, indices, indices.max() + 1).min(axis=1)
+    offsets = np.where(weights > 0, indices - first[:, None], 0)
+    out = np.zeros((len(first), offsets.max() + 1), np.float32)
+    np.add.at(out, (np.arange(len(first))[:, None], offsets), weights)
+    return first, out
