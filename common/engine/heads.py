@@ -75,13 +75,27 @@ def _padded(rows: list[np.ndarray]) -> np.ndarray:
 
 def suppress(boxes: np.ndarray, iou: float) -> np.ndarray:
     """Greedy non-maximum suppression of [n, 5] boxes, best first."""
-    return boxes[survivors(overlap(boxes[:, :4], boxes[:, :4])[0] > iou)]
+    first, second, share, _ = touching(boxes)
+    same = share > iou
+    return boxes[survivors(len(boxes), first[same], second[same])]
 
 
-def survivors(same: np.ndarray) -> np.ndarray:
-    """bool [n]: who is left when each of n, best first, takes away those that are the same as it: bool [n, n]."""
-    alive = [True] * len(same)
-    first, second = np.nonzero(np.triu(same, 1))  # few pairs overlap: walk those, not all
+def touching(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Every pair of boxes [n, 4 or more] that overlap: (index of the one before, of the one behind, intersection over
+    union, over the smaller box). Few pairs of many do, so only they are worked out."""
+    x1, y1, x2, y2 = boxes.T[:4]
+    meet = (x1[:, None] < x2) & (x2[:, None] > x1) & (y1[:, None] < y2) & (y2[:, None] > y1)
+    first, second = np.nonzero(np.triu(meet, 1))
+    width = np.minimum(x2[first], x2[second]) - np.maximum(x1[first], x1[second])
+    height = np.minimum(y2[first], y2[second]) - np.maximum(y1[first], y1[second])
+    inter, area = width * height, (x2 - x1) * (y2 - y1)
+    smaller = np.minimum(area[first], area[second])
+    return first, second, inter / (area[first] + area[second] - inter), inter / smaller
+
+
+def survivors(n: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """bool [n]: who is left when each, best first, takes away those behind it that are the same as it."""
+    alive = [True] * n
     for i, j in zip(first.tolist(), second.tolist()):
         if alive[i]:
             alive[j] = False

@@ -4,6 +4,7 @@ file, RTSP, … --> PyAV --> surfaces ring, part "frame"
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import msgspec
@@ -25,6 +26,21 @@ class Place(msgspec.Struct):
 
     seq: int = 0  # of the next frame
     pts: int | None = None  # of the last one, in the stream's time base
+
+
+@dataclass
+class Announced:
+    """A live frame that was offered before it is decoded."""
+
+    index: int  # of its slot
+    pts: int
+    layout: SurfaceLayout
+    header: Header
+    span: Opened | None
+    copied: tuple[int, int] | None = None  # when its pixels were queued for the slot, ns
+
+    def is_of(self, picture: Picture) -> bool:
+        return self.pts == picture.pts and self.layout == picture.surface.layout
 
 
 class Decoder:
@@ -51,13 +67,12 @@ class Decoder:
         rt.holding = self.surfaces.holding
         self.journal = rt.closing(Journal(settings.run_dir / f"decoder.{rt.instance}.journal", Place))
         self.place = self.journal.read() or Place()
-        self.reader = rt.closing(Reader(self.source, settings.decoder, self.place.pts, *_codec(rt.work)))
+        self.announced: Announced | None = None
+        codec, lent = _codec(rt.work)
+        self.reader = rt.closing(Reader(self.source, settings.decoder, self.place.pts, codec, lent, self.copy))
         rt.loop.watch(self.reader.wake_fd, self.reader.woken)
         self.state, self.detail, self.status_ns, self.ended = "opening", "", 0, False
         self.told_end = False
-        self.announced: tuple[int, Arrived, Header, Opened] | None = (
-            None  # slot of a frame offered before it is decoded
-        )
         self.one_to_one = True  # so far every packet has given its picture
         rt.loop.every_tick(self.tell)  # also while a frame waits for a slot
 
@@ -76,29 +91,36 @@ class Decoder:
         header = self.new_header(layout, event.captured_ns, event.pts_s)
         span = self.rt.tracer.open("decode", header, event.captured_ns) if self.rt.tracer.begin() else None
         header = msgspec.structs.replace(header, early=True, traceparent=span.traceparent if span else "")
-        self.announced = index, event, header, span
         self.surfaces.offer(index, header, [Part("frame")], written=False)
+        self.announced = Announced(index, event.pts, layout, header, span)
+
+    def copy(self, picture: Picture) -> None:
+        """The announced frame's pixels into its slot; called in the reader's thread, as soon as they are there."""
+        announced = self.announced
+        if announced and not announced.copied and announced.is_of(picture):
+            begin_ns = self.rt.loop.now_ns()
+            picture.surface.write(self.surfaces.slot(announced.index))
+            self.surfaces.written(announced.index)
+            announced.copied = begin_ns, self.rt.loop.now_ns()
 
     def confirm(self, picture: Picture) -> None:
         """The announced frame is decoded."""
-        (index, _, header, span), self.announced, rt = self.announced, None, self.rt
-        copy_ns = rt.loop.now_ns()
-        picture.surface.write(self.surfaces.slot(index))
-        self.surfaces.written(index)
-        marks = {"decode": (picture.decode_ns, picture.decoded_ns), "copy": (copy_ns, rt.loop.now_ns())}
-        rt.results.send(Confirmed(msgspec.structs.replace(header, marks=marks)))
-        if span:
-            span.end(picture.decoded_ns)
+        self.copy(picture)  # unless the reader's thread has done it
+        (one, self.announced), rt = (self.announced, None), self.rt
+        marks = {"decode": (picture.decode_ns, picture.decoded_ns), "copy": one.copied}
+        rt.results.send(Confirmed(msgspec.structs.replace(one.header, marks=marks)))
+        if one.span:
+            one.span.end(picture.decoded_ns)
         rt.count["frames_decoded"] += 1
 
     def cancel(self) -> None:
         """The announced frame did not come: nobody is to wait for it, and what came out of it is void."""
         if self.announced:
-            (index, _, header, span), self.announced = self.announced, None
-            self.rt.drop(header, "decode_error")
-            self.surfaces.written(index)
-            if span:
-                span.end(self.rt.loop.now_ns())
+            one, self.announced = self.announced, None
+            self.rt.drop(one.header, "decode_error")
+            self.surfaces.written(one.index)
+            if one.span:
+                one.span.end(self.rt.loop.now_ns())
 
     def new_header(self, layout: SurfaceLayout, captured_ns: int, pts_s: float) -> Header:
         """The next seq, written down before anybody hears of it."""
@@ -119,7 +141,7 @@ class Decoder:
     def show(self, picture: Picture) -> None:
         """One frame into a slot; a lossless one waits for it, a live one takes it from an older frame or is dropped."""
         rt, layout = self.rt, picture.surface.layout
-        if self.announced and self.announced[1].pts == picture.pts and self.surfaces.layout == layout:
+        if self.announced and self.announced.is_of(picture):
             return self.confirm(picture)
         self.cancel()  # it comes in another size, or later
         self.make_room(layout)
@@ -165,7 +187,7 @@ class Decoder:
         """Data that could not be decoded is a frame that was dropped."""
         layout = self.surfaces.layout or SurfaceLayout(0, 0, 0, "bt709", False)
         if self.announced:  # it was this one
-            self.rt.log.warning("seq %d skipped: %s", self.announced[2].seq, event.detail)
+            self.rt.log.warning("seq %d skipped: %s", self.announced.header.seq, event.detail)
             return self.cancel()
         self.rt.log.warning("seq %d skipped: %s", self.place.seq, event.detail)
         self.rt.drop(self.new_header(layout, self.rt.loop.now_ns(), 0.0), "decode_error")

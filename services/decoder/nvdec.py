@@ -49,6 +49,7 @@ class OnGpu:
         self._lead = bytes(context.extradata or b"")  # of RTSP: parameter sets that may not be in the stream itself
         self._lead = self._lead if ANNEX_B in self._lead[:4] else b""
         self._timed = True
+        self._pitches: dict[SurfaceLayout, int] = {}
         self._matrix = MATRICES.get(context.colorspace, "bt709" if context.height >= HD_ROWS else "bt601")
         self._full_range = context.color_range == FULL_RANGE or context.pix_fmt == "yuvj420p"
         self.early = live
@@ -97,6 +98,14 @@ class OnGpu:
     def surface(self, frame: "Frame") -> "Frame":
         return frame
 
+    def pitch(self, frame: nvc.DecodedFrame, layout: SurfaceLayout) -> int:
+        """Bytes from one of NVDEC's rows to the next; asked once a layout, it takes longer than a copy."""
+        if layout not in self._pitches:
+            (pitch, *_) = frame.cuda()[0].__cuda_array_interface__["strides"]
+            in_samples = pitch < layout.width * layout.sample_bytes  # so it is told of P016
+            self._pitches[layout] = pitch * (layout.sample_bytes if in_samples else 1)
+        return self._pitches[layout]
+
     def restart(self) -> None:
         if self._filter:
             self._filter.flush()
@@ -126,8 +135,7 @@ class Frame:
         row_bytes = layout.width * layout.sample_bytes
         half_rows = (layout.height + 1) // 2
         for plane, rows, offset in ((0, layout.height, 0), (1, half_rows, layout.pitch * layout.height)):
-            pitch = self._frame.cuda()[plane].__cuda_array_interface__["strides"][0]
-            pitch *= layout.sample_bytes if pitch < row_bytes else 1  # of P016 it is told in samples
+            pitch = self._codec.pitch(self._frame, layout)
             source = self._frame.GetPtrToPlane(plane)
             check(
                 cudart.cudaMemcpy2DAsync(

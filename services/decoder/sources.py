@@ -288,6 +288,7 @@ class Reader:
     """Runs `play` in a thread. `wake_fd` is readable when take() has something; a full queue holds the thread back.
 
     `lent`: a picture's pixels are the decoder's, so the thread goes on only when the picture was handled.
+    `at_once(picture)` is called in the thread itself, before anybody is woken.
     """
 
     def __init__(
@@ -297,9 +298,11 @@ class Reader:
         after_pts: int | None,
         codec: Callable | None = None,
         lent: bool = False,
+        at_once: Callable[[Picture], None] = lambda picture: None,
     ):
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._events: queue.Queue[Event | Exception] = queue.Queue(maxsize=2)
+        self._at_once = at_once
         self._stop, self._lent, self._handled = threading.Event(), lent, threading.Semaphore(0)
         self._thread = threading.Thread(
             target=self._run, args=(source, settings, after_pts, codec), daemon=True, name="reader"
@@ -331,6 +334,8 @@ class Reader:
     def _run(self, source: Source, settings: Decoder, after_pts: int | None, codec: Callable | None) -> None:
         try:
             for event in play(source, settings, after_pts, self._stop.wait, codec):
+                if isinstance(event, Picture):
+                    self._at_once(event)
                 self._put(event)
         except Exception as error:
             self._put(error)

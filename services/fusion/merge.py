@@ -10,7 +10,7 @@
 
 import numpy as np
 
-from common.engine.heads import overlap, survivors
+from common.engine.heads import overlap, survivors, touching
 
 SCORE, CUT, VIEW = 4, 5, 6  # columns behind x1, y1, x2, y2; a view is a tile or the whole frame
 MOST = 3000  # boxes are compared with each other, the best if there are more: memory grows with the square
@@ -22,10 +22,10 @@ def merge(rows: np.ndarray, same_iou: float, same_ios: float) -> np.ndarray:
     """float32 [n, 7] (see messages.Detections) -> float32 [k, 5], each person once, best first."""
     whole = rows[rows[:, CUT] == 0]
     whole = whole[np.argsort(-whole[:, SCORE], kind="stable")][:MOST]
-    iou, ios = overlap(whole[:, :4], whole[:, :4])
-    one_view = whole[:, VIEW][:, None] == whole[:, VIEW][None, :]
+    first, second, iou, ios = touching(whole)
+    one_view = whole[first, VIEW] == whole[second, VIEW]
     same = np.where(one_view, (iou > COPY_IOU) | (ios > COPY_IOS), (iou > same_iou) | (ios > same_ios))
-    return whole[survivors(same), :5]
+    return whole[survivors(len(whole), first[same], second[same]), :5]
 
 
 def believe(persons: np.ndarray, before: np.ndarray, new_score: float) -> np.ndarray:

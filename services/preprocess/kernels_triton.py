@@ -17,7 +17,7 @@ from common.geometry import Letterbox, TileGrid
 from common.messages import SurfaceLayout, TensorLayout
 from services.preprocess.kernels import PADDING, colour_matrix, taps
 
-PAIRS, BLOCK_X, WARPS = 4, 128, 2
+PAIRS, BLOCK_X, LETTERBOX, WARPS = 4, 128, 128, 2
 
 
 @triton.jit
@@ -37,28 +37,30 @@ def nv12_to_tensors(
     SAMPLE: tl.constexpr,  # bytes of a sample, the last is its upper 8 bits
     ALIGN: tl.constexpr,  # tiles begin in columns that are multiples of this, px
     EVEN: tl.constexpr,  # tiles begin in even rows and columns: four pixels share a chroma sample
-    PAIRS: tl.constexpr, BLOCK_X: tl.constexpr,  # a program writes 2 * PAIRS rows of BLOCK_X pixels
+    PAIRS: tl.constexpr, BLOCK_X: tl.constexpr,  # a program writes 2 * PAIRS rows of BLOCK_X pixels of a tile
+    LETTERBOX: tl.constexpr,  # or so many pixels of image 0, which cost more each
 ):  # fmt: skip
-    across = (SIZE + BLOCK_X - 1) // BLOCK_X
-    block, image = tl.program_id(0), tl.program_id(1)
-    first_y, first_x = (block // across) * (2 * PAIRS), (block % across) * BLOCK_X
     surface_ptr += SAMPLE - 1
     chroma_ptr = surface_ptr + height * pitch
-    out_ptr += image.to(tl.int64) * (3 * SIZE * SIZE)
-    if image == 0:
+    program, letterbox_programs = tl.program_id(0), (SIZE * SIZE + LETTERBOX - 1) // LETTERBOX
+    if program < letterbox_programs:  # the longest start first
         _letterbox(
             surface_ptr, chroma_ptr, out_ptr, rows_ptr, row_weights_ptr, columns_ptr, column_weights_ptr,
             chroma_rows_ptr, chroma_row_weights_ptr, chroma_columns_ptr, chroma_column_weights_ptr,
-            pitch, first_y, first_x, box_x, box_y, box_width, box_height,
+            pitch, program * LETTERBOX, box_x, box_y, box_width, box_height,
             gain, r_v, g_u, g_v, b_u, r_0, g_0, b_0, padding,
-            SIZE, TAPS_Y, TAPS_X, HALF_Y, HALF_X, SAMPLE, 2 * PAIRS, BLOCK_X,
+            SIZE, TAPS_Y, TAPS_X, HALF_Y, HALF_X, SAMPLE, LETTERBOX,
         )  # fmt: skip
     else:
-        tile = image - 1
+        across: tl.constexpr = (SIZE + BLOCK_X - 1) // BLOCK_X
+        blocks: tl.constexpr = across * ((SIZE + 2 * PAIRS - 1) // (2 * PAIRS))
+        tile, block = (program - letterbox_programs) // blocks, (program - letterbox_programs) % blocks
+        first_y, first_x = (block // across) * (2 * PAIRS), (block % across) * BLOCK_X
         tile_y = tl.minimum((tile // tile_columns) * tile_stride, last_y)
         tile_x = tl.multiple_of(tl.minimum((tile % tile_columns) * tile_stride, last_x), ALIGN)
         _tile(
-            surface_ptr, chroma_ptr, out_ptr, width, height, pitch, tile_y, tile_x, first_y, first_x,
+            surface_ptr, chroma_ptr, out_ptr + (1 + tile).to(tl.int64) * (3 * SIZE * SIZE),
+            width, height, pitch, tile_y, tile_x, first_y, first_x,
             gain, r_v, g_u, g_v, b_u, r_0, g_0, b_0, padding, SIZE, SAMPLE, EVEN, PAIRS, BLOCK_X,
         )  # fmt: skip
 
@@ -67,19 +69,19 @@ def nv12_to_tensors(
 def _letterbox(
     surface_ptr, chroma_ptr, out_ptr, rows_ptr, row_weights_ptr, columns_ptr, column_weights_ptr,
     chroma_rows_ptr, chroma_row_weights_ptr, chroma_columns_ptr, chroma_column_weights_ptr,
-    pitch, first_y, first_x, box_x, box_y, box_width, box_height,
+    pitch, first, box_x, box_y, box_width, box_height,
     gain, r_v, g_u, g_v, b_u, r_0, g_0, b_0, padding,
     SIZE: tl.constexpr, TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr, HALF_Y: tl.constexpr, HALF_X: tl.constexpr,
-    SAMPLE: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr,
+    SAMPLE: tl.constexpr, LETTERBOX: tl.constexpr,
 ):  # fmt: skip
-    """A block of image 0: luma and chroma, each summed over its taps, which are neighbours."""
-    here = tl.arange(0, BLOCK_Y * BLOCK_X)
-    y, x = first_y + here // BLOCK_X, first_x + here % BLOCK_X
+    """Some pixels of image 0: luma and chroma, each summed over its taps, which are neighbours."""
+    here = first + tl.arange(0, LETTERBOX)
+    y, x = here // SIZE, here % SIZE
     row, column = y - box_y, x - box_x
     inside = (row >= 0) & (row < box_height) & (column >= 0) & (column < box_width)
-    luma = tl.zeros([BLOCK_Y * BLOCK_X], tl.float32)
-    u = tl.zeros([BLOCK_Y * BLOCK_X], tl.float32)
-    v = tl.zeros([BLOCK_Y * BLOCK_X], tl.float32)
+    luma = tl.zeros([LETTERBOX], tl.float32)
+    u = tl.zeros([LETTERBOX], tl.float32)
+    v = tl.zeros([LETTERBOX], tl.float32)
     source_ptr = surface_ptr + tl.load(rows_ptr + row, inside, 0) * pitch
     source_ptr += tl.load(columns_ptr + column, inside, 0) * SAMPLE
     for i in range(TAPS_Y):
@@ -149,10 +151,12 @@ def _store(out_ptr, y, x, bright, red, green, blue, inside, padding, SIZE: tl.co
 def launch(surface: torch.Tensor, layout: SurfaceLayout, tensor: TensorLayout, out: torch.Tensor) -> None:
     """Queues one launch: surface uint8 [layout.nbytes or more] -> the first images of out [images, 3, S, S]."""
     images, tables, numbers, constants = _plan(layout, tensor, surface.device)
-    blocks = -(-tensor.size_px // BLOCK_X) * -(-tensor.size_px // (2 * PAIRS))
-    nv12_to_tensors[(blocks, images)](
-        surface, out, *tables, *numbers, **constants, PAIRS=PAIRS, BLOCK_X=BLOCK_X, num_warps=WARPS
-    )
+    size = tensor.size_px
+    blocks = -(-size // BLOCK_X) * -(-size // (2 * PAIRS))
+    nv12_to_tensors[(-(-size * size // LETTERBOX) + (images - 1) * blocks,)](
+        surface, out, *tables, *numbers, **constants,
+        PAIRS=PAIRS, BLOCK_X=BLOCK_X, LETTERBOX=LETTERBOX, num_warps=WARPS,
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=64)
