@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common import backend
+from common.runtime import make_private
 from common.settings import Settings
 
 START_S = 5.0
@@ -25,12 +26,13 @@ def daemon(settings: Settings) -> Iterator[dict[str, str]]:
     if not wanted or binary is None or backend.mps_pipe():
         yield {}
         return
+    make_private(settings.run_dir)
     folder = settings.run_dir / "mps"
     environment = {"CUDA_MPS_PIPE_DIRECTORY": str(folder), "CUDA_MPS_LOG_DIRECTORY": str(folder)}
     if (folder / "control").exists():  # of a group that was killed
         quit_daemon(binary, environment)
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700, parents=True)
+    folder.mkdir(mode=0o700)
     process = subprocess.Popen(
         [binary, "-f"], env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

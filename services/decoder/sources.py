@@ -180,7 +180,8 @@ def _pass(container, stream, decoder: Codec, source: Source, after_pts: int | No
         if isinstance(packet, Damaged):
             yield packet
             continue
-        if pace and packet.size and wait(pace.seconds_until(packet, stream)):
+        shown = after_pts is None or packet.pts is None or packet.pts > after_pts
+        if pace and packet.size and shown and wait(pace.seconds_until(packet, stream)):
             return
         captured[packet.pts] = now_ns = time.monotonic_ns()
         if decoder.early and packet.size and packet.pts is not None:

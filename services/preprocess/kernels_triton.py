@@ -17,7 +17,7 @@ from common.geometry import Letterbox, TileGrid
 from common.messages import SurfaceLayout, TensorLayout
 from services.preprocess.kernels import PADDING, colour_matrix, taps
 
-PAIRS, BLOCK_X, LETTERBOX, WARPS = 4, 128, 128, 2
+PAIRS, BLOCK_X, LETTERBOX, WARPS = 4, 128, 64, 2
 
 
 @triton.jit

@@ -35,7 +35,7 @@ from common.settings import Decoder, Engine, Settings, Source
 PLAN = Path(os.environ.get("PLAN", "/tmp/gpu/plans/yolo26n_coco.trt86vc.sm90.fp16.plan"))
 CLIP = Path(os.environ.get("FOOTAGE", ".gpu/footage")).absolute() / "towncentre_4k_mosaic_h264.mp4"
 LAYOUT = SurfaceLayout(3840, 2160, 3840, "bt709", False)
-WARM_UP_FRAMES = 150
+WARM_UP_FRAMES = 60
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -327,7 +327,7 @@ def flat(seconds: int, mps: bool, infer_tiles: int) -> dict:
     return {"mps": mps, "infer_tiles": infer_tiles, "frames_per_s": round(fps, 1), "ms": stages(counts)}
 
 
-def sources(number: int, seconds: int, mps: bool, infer_tiles: int, preprocess: int = 1) -> dict:
+def sources(number: int, seconds: int, mps: bool, infer_tiles: int) -> dict:
     """Cameras at 30 frames/s each: does the group hold them?"""
     cameras = {f"cam{i}": {"url": str(CLIP), "loop": True, "realtime": True, "fps": 30} for i in range(number)}
     with group(cameras, mps, infer_tiles) as g:
@@ -387,43 +387,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("section", nargs="+", choices=["kernel", "floor", "paced", "flat", "sources"])
     parser.add_argument("--out", type=Path, default=Path(".bench") / "gpu.json")
-    parser.add_argument("--seconds", type=int, default=60, help="of each paced run; the others take a third")
-    parser.add_argument("--most", type=int, default=8, help="sources to try")
+    parser.add_argument("--seconds", type=int, default=60, help="of each paced run; the others take a quarter")
+    parser.add_argument(
+        "--number", type=int, nargs="+", default=[6, 7, 8], help="sources: how many at once, each a run"
+    )
     parser.add_argument("--sweep", action="store_true", help="kernel: other block shapes too")
     args = parser.parse_args()
     result = machine()
     print(json.dumps(result))
     variants = [(True, 1), (True, 2), (False, 1), (False, 2)] if backend.mps_binary() else [(False, 1), (False, 2)]
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    runs = {
+        "kernel": [partial(kernel, args.sweep)],
+        "floor": [floor],
+        "paced": [partial(paced, args.seconds, *variant) for variant in variants],
+        "flat": [partial(flat, args.seconds // 4, *variants[1])],
+        "sources": [partial(sources, number, args.seconds // 4, *variants[1]) for number in args.number],
+    }
     for section in args.section:
         print(f"\n{section}", flush=True)
-        if section == "kernel":
-            result[section] = kernel(args.sweep)
-            print(json.dumps(result[section], indent=1))
-        elif section == "floor":
-            result[section] = floor()
-            print(json.dumps(result[section], indent=1))
-        elif section == "paced":
-            result[section] = []
-            for variant in variants:
-                row = paced(args.seconds, *variant)
-                result[section].append(row)
-                print({k: v for k, v in row.items() if k != "ms"})
-                print(table(row["ms"]), flush=True)
-        elif section == "flat":
-            result[section] = []
-            for variant in variants[:2]:
-                row = flat(args.seconds // 3, *variant)
-                result[section].append(row)
-                print({k: v for k, v in row.items() if k != "ms"})
-                print(table(row["ms"]), flush=True)
-        else:
-            result[section] = []
-            for number in range(max(1, args.most - 2), args.most + 1):
-                row = sources(number, args.seconds // 3, *variants[0])
-                result[section].append(row)
-                print({k: v for k, v in row.items() if k != "ms"}, row["ms"]["end_to_end"], flush=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        result[section] = []
+        for run in runs[section]:
+            row = run()
+            result[section].append(row)
+            print(json.dumps({key: value for key, value in row.items() if key != "ms"}))
+            print(table(row.get("ms", {})), flush=True)
+            args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written to {args.out}")
 
 

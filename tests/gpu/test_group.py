@@ -81,18 +81,18 @@ def test_each_service_is_killed_and_frozen_and_counting_resumes(gpu_group, stree
 
 
 def test_gpu_memory_returns_to_its_level(gpu_group, street):
-    """Every service with GPU memory is killed and started again 20 times, in turn first, then all at once."""
+    """The four services with GPU memory are killed and started again 20 times."""
     group = gpu_group({"cam": {"url": str(street), "loop": True, "realtime": True}})
     group.start()
     group.wait_counts(30, 90)
     names = [name for name in SERVICES if name != "fusion.0"]  # it has no GPU memory
     levels = []
-    for victims in [[name] for name in names] + [names] * (RESTARTS - 1):
-        for name in victims:
+    for _ in range(RESTARTS):
+        for name in names:
             group.signal(name, signal.SIGKILL)
-        group.start(*victims)
+        group.start(*names)
         group.wait_counts(3, 60)
         levels.append(used_mb())
-    print(f"GPU memory in use, MB, after each of {RESTARTS} restarts of every service: {levels}")
-    first, last = levels[len(names)], levels[-3:]
+        print(f"{levels[-1]} MB of GPU memory after restart {len(levels)} of all four services", flush=True)
+    first, last = levels[0], levels[-3:]
     assert min(last) <= first + 64, levels

@@ -8,7 +8,7 @@ from common.errors import BAD_DATA, SourceError
 from common.loop import Loop
 from common.messages import SurfaceLayout
 from common.settings import Decoder, Source
-from services.decoder.sources import Damaged, OnCpu, Picture, play
+from services.decoder.sources import Arrived, Changed, Damaged, OnCpu, Picture, play
 
 pytestmark = pytest.mark.gpu
 
@@ -148,3 +148,26 @@ def test_a_damaged_stream_goes_on(decode, tmp_path):
     path.write_bytes(data)
     shown = [event for event in decode.on_gpu(path) if not isinstance(event, Damaged)]
     assert len(shown) >= 40
+
+
+def test_a_network_stream_that_ends_is_opened_again(decode, tmp_path):
+    """The live path: each picture is announced by its packet before it is decoded."""
+    from functools import partial
+
+    from services.decoder.nvdec import OnGpu
+    from tests.pipeline.test_sources import QUICK, Camera
+
+    camera = Camera(encode(tmp_path / "clip.ts", "libx264", options={"bf": "0"}).read_bytes())
+    codec = partial(OnGpu, cuda_stream=decode.work.stream)
+    states, announced, shown = [], [], []
+    for event in play(Source(url=camera.url), QUICK, None, lambda seconds: False, codec):
+        if isinstance(event, Changed):
+            states.append(event.state)
+        elif isinstance(event, Arrived):
+            announced.append(event.pts)
+        elif isinstance(event, Picture):
+            shown.append(event.pts)
+        if states.count("reconnecting") == 2:
+            break
+    assert states == ["online", "reconnecting"] * 2
+    assert len(shown) >= 20 and shown == announced
