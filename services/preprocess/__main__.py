@@ -20,6 +20,7 @@ class Preprocess:
     def __init__(self, rt: Runtime):
         settings = rt.settings
         self.rt, self.wanted, self.kernel = rt, None, kernels.load(rt.work)
+        self.prepared: set[tuple[SurfaceLayout, TensorLayout]] = set()
         self.tensors = rt.closing(
             Downstream(
                 rt.loop,
@@ -62,6 +63,15 @@ class Preprocess:
             self.rt.tick()
         self.tensors.open(needed)
 
+    def prepare(self, surface: SurfaceLayout, tensor: TensorLayout) -> None:
+        """Lets the kernel get ready for layouts it has not seen yet, ticking meanwhile."""
+        if (surface, tensor) in self.prepared:
+            return
+        self.prepared.add((surface, tensor))
+        ready = self.kernel.prepare(surface, tensor)
+        while ready and self.rt.running and not ready.done():
+            self.rt.tick()
+
     def layout_for(self, surface: SurfaceLayout) -> TensorLayout:
         size, overlap = self.wanted.size_px, self.rt.settings.preprocess.overlap
         tiles = len(TileGrid(surface.width, surface.height, size, overlap))
@@ -92,6 +102,7 @@ class Preprocess:
         """The frame's tensors into a slot, which is offered while a GPU may still be writing it."""
         rt = self.rt
         self.make_room(lease.layout)
+        self.prepare(lease.layout, self.tensors.layout)
         index = self.acquire(header)
         if index is None:
             return rt.drop(header, "deadline" if rt.running else "stale")
@@ -100,7 +111,7 @@ class Preprocess:
             return rt.drop(header, "stale")
         began_ns = rt.loop.now_ns()
         try:
-            self.kernel(lease.slot, lease.layout, self.tensors.layout, self.tensors.slot(index))
+            self.kernel.run(lease.slot, lease.layout, self.tensors.layout, self.tensors.slot(index))
         except Refused:  # a GPU that is lost
             raise
         except Exception:

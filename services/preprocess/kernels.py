@@ -12,9 +12,10 @@ does the one launch of kernels_triton.py on a GPU (kernels_torch.py where Triton
 """
 
 import logging
-from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from math import ceil, floor
+from typing import Protocol
 
 import numpy as np
 
@@ -70,42 +71,73 @@ def taps(source: int, target: int, halved: bool) -> tuple[np.ndarray, np.ndarray
     return indices, weights
 
 
-# (surface slot, its layout, layout of the tensor slot, the tensor slot): queues or does the work of one frame
-Kernel = Callable[[object, SurfaceLayout, TensorLayout, object], None]
+class Kernel(Protocol):
+    """What preprocess does with a frame."""
+
+    def prepare(self, layout: SurfaceLayout, tensor: TensorLayout) -> Future | None:
+        """Begins what the first frame of these layouts needs and may take seconds; None: nothing."""
+
+    def run(self, surface, layout: SurfaceLayout, tensor: TensorLayout, slot) -> None:
+        """Does, or queues, the work: a surface slot in, a tensor slot out."""
 
 
 def load(work) -> Kernel:
     """The kernel for slots of this kind of memory, see common.memory."""
-    if work.kind == "shm":
-        return _on_cpu
-    try:
-        from services.preprocess.kernels_triton import launch
-    except ModuleNotFoundError:
-        logging.getLogger("preprocess").warning("Triton is not installed: torch does its work, several times slower")
-        from services.preprocess.kernels_torch import launch
-    return _on_gpu(launch, work)
+    return OnCpu() if work.kind == "shm" else OnGpu(work)
 
 
-def _on_cpu(surface: np.ndarray, layout: SurfaceLayout, tensor: TensorLayout, slot: np.ndarray) -> None:
-    out = slot.view(tensor.dtype).reshape(tensor.images, 3, tensor.size_px, tensor.size_px)
-    fused(surface, layout, tensor, out)
+class OnCpu:
+    """`fused`, at once."""
+
+    def prepare(self, layout: SurfaceLayout, tensor: TensorLayout) -> None:
+        return None
+
+    def run(self, surface: np.ndarray, layout: SurfaceLayout, tensor: TensorLayout, slot: np.ndarray) -> None:
+        out = slot.view(tensor.dtype).reshape(tensor.images, 3, tensor.size_px, tensor.size_px)
+        fused(surface, layout, tensor, out)
 
 
-def _on_gpu(launch: Callable, work) -> Kernel:
-    import torch
+class OnGpu:
+    """Triton's kernel, or torch's operations where Triton is missing, queued on the stream of `work`."""
 
-    stream = torch.cuda.ExternalStream(work.stream)
+    def __init__(self, work):
+        import torch
 
-    @lru_cache(maxsize=64)
-    def view(block, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+        try:
+            from services.preprocess.kernels_triton import launch
+        except ModuleNotFoundError:
+            logging.getLogger("preprocess").warning("Triton is not installed: torch does its work, many times slower")
+            from services.preprocess.kernels_torch import launch
+        self._torch, self._launch, self._stream = torch, launch, torch.cuda.ExternalStream(work.stream)
+        self._compiler = ThreadPoolExecutor(1, "compiler")
+        self._view = lru_cache(maxsize=64)(self._new_view)
+
+    def prepare(self, layout: SurfaceLayout, tensor: TensorLayout) -> Future:
+        """Compiles in a thread, on memory of its own: seconds, in which this process must not seem frozen."""
+        return self._compiler.submit(self._compile, layout, tensor)
+
+    def run(self, surface, layout: SurfaceLayout, tensor: TensorLayout, slot) -> None:
+        with self._torch.cuda.stream(self._stream):
+            pixels = self._view(surface, "uint8", (surface.nbytes,))
+            self._launch(pixels, layout, tensor, self._view(slot, tensor.dtype, _shape(tensor)))
+
+    def _compile(self, layout: SurfaceLayout, tensor: TensorLayout) -> None:
+        torch = self._torch
+        with torch.cuda.stream(torch.cuda.Stream()):
+            surface = torch.zeros(layout.nbytes, dtype=torch.uint8, device="cuda")
+            out = torch.empty(_shape(tensor), dtype=getattr(torch, tensor.dtype), device="cuda")
+            self._launch(surface, layout, tensor, out)
+            torch.cuda.current_stream().synchronize()
+        del surface, out
+        torch.cuda.empty_cache()
+
+    def _new_view(self, block, dtype: str, shape: tuple[int, ...]):
+        torch = self._torch
         return torch.as_tensor(block, device="cuda").view(getattr(torch, dtype)).reshape(shape)
 
-    def kernel(surface, layout: SurfaceLayout, tensor: TensorLayout, slot) -> None:
-        with torch.cuda.stream(stream):
-            out = view(slot, tensor.dtype, (tensor.images, 3, tensor.size_px, tensor.size_px))
-            launch(view(surface, "uint8", (surface.nbytes,)), layout, tensor, out)
 
-    return kernel
+def _shape(tensor: TensorLayout) -> tuple[int, int, int, int]:
+    return tensor.images, 3, tensor.size_px, tensor.size_px
 
 
 def reference(surface: np.ndarray, layout: SurfaceLayout, tensor: TensorLayout) -> np.ndarray:

@@ -194,7 +194,7 @@ def floor(frames: int = 300) -> dict:
     engine.warm_up()
     tensor = TensorLayout(33, 640, engine.input.dtype, 0.2)
     out = Block(int(check(cudart.cudaMalloc(tensor.nbytes))), tensor.nbytes)
-    run = kernels.load(work)
+    run = kernels.load(work).run
     stream = torch.cuda.ExternalStream(work.stream)
     measured: dict[str, list[float]] = {}
     steps = {

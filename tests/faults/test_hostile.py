@@ -5,7 +5,7 @@ import os
 import numpy as np
 import zmq
 
-from common.messages import SCHEMA, Detections, Dropped, Header, Hello, Part, Result, Status, encode
+from common.messages import SCHEMA, Confirmed, Detections, Dropped, Header, Hello, Part, Result, Status, encode
 from common.results import NAME
 from tests.support.squares import expected
 
@@ -29,6 +29,7 @@ FORGED = [
     Status("cam", "ended", 0),
     Dropped(header(), "because"),
     Status("nobody", "ended", 3),
+    Confirmed(header(seq=10**6 + 1, early=True)),
 ]
 
 

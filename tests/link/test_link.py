@@ -230,6 +230,21 @@ def test_a_new_epoch_reaches_consumers_and_the_old_one_is_never_read_again(world
         assert (pixels == 9).all()
 
 
+def test_what_waits_for_an_owner_that_is_gone_is_told_so_before_it_goes_on(world):
+    owner, consumer = world.owner(), world.consumer()
+    show(owner, 0, 1)
+    world.until(lambda: waiting(consumer), "the offer")
+    said = []
+    lease = consumer.lease(*consumer.take(), on_lift=lambda: said.append("void"))
+    assert not lease.lifted
+    owner.open(SurfaceLayout(64, 64, 64, "bt709", True))
+    world.until(lambda: lease.stale, "the end of the epoch")
+    assert lease.lifted and said == ["void"]
+    lease.release()
+    world.turn(5)
+    assert owner.idle and not world.lost[1:]
+
+
 def test_a_restarted_owner_is_found_again_and_its_leftovers_are_swept(world, run_dir):
     """The owner is a process that is SIGKILLed while it owns memory; the next one of that name starts clean."""
     code = (

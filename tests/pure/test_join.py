@@ -3,19 +3,20 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.messages import Detections, Dropped, Header, Part, Status
+from common.messages import Confirmed, Detections, Dropped, Header, Part, Status
 from services.fusion.join import Ended, Gap, Join, Settled
 
 MS = 1_000_000
 PARTS = [Part("global", 0, 0, 1, 3), Part("tiles", 0, 1, 4, 3), Part("tiles", 1, 5, 4, 3)]
 
 
-def header(seq, deadline_ns=0, source="cam"):
-    return Header(source=source, seq=seq, pts_s=0, captured_ns=0, deadline_ns=deadline_ns, width=9, height=9)
+def header(seq, deadline_ns=0, source="cam", early=False):
+    known = {"pts_s": 0, "captured_ns": 0, "width": 9, "height": 9}
+    return Header(source=source, seq=seq, deadline_ns=deadline_ns, early=early, **known)
 
 
-def answer(seq, part, deadline_ns=0):
-    return Detections(header(seq, deadline_ns), part, b"", 0, 0)
+def answer(seq, part, deadline_ns=0, early=False):
+    return Detections(header(seq, deadline_ns, early=early), part, b"", 0, 0)
 
 
 def new_join(reorder=4, idle_ms=1000):
@@ -182,3 +183,32 @@ def test_every_seq_exactly_once_and_in_order(data):
     join.end(Status("cam", "ended", frames), None, now)
     take(now + 11 * MS)
     assert seen == list(range(frames))
+
+
+def test_a_frame_that_was_offered_early_counts_only_when_its_decoder_confirms_it():
+    """What a GPU made of pixels that were never decoded must not be counted."""
+    for confirmed_first in (False, True):
+        join = new_join()
+        if confirmed_first:
+            assert join.add(Confirmed(header(0, early=True)), 9, 0)
+        for part in PARTS:
+            assert settled(join) == []
+            assert join.add(answer(0, part, early=True), part, 0)
+        if not confirmed_first:
+            assert settled(join) == []
+            assert join.add(Confirmed(header(0, early=True)), 9, 0)
+        (due,) = settled(join)
+        assert due.frame.real and due.frame.missing("stale") == {} and 9 in due.frame.receipts
+
+
+def test_an_early_frame_that_was_not_decoded_is_dropped_whatever_was_answered():
+    join = new_join()
+    for part in PARTS:
+        join.add(answer(0, part, early=True), part, 0)
+    join.add(Dropped(header(0, early=True), "decode_error"), 4, 0)
+    (due,) = settled(join)
+    assert due.frame.dropped == "decode_error"
+    for part in PARTS:
+        join.add(answer(1, part, deadline_ns=5 * MS, early=True), part, 0)
+    (due,) = settled(join, 6 * MS)  # its decoder died
+    assert not due.frame.real

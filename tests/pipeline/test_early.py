@@ -1,0 +1,93 @@
+"""A live frame is offered while it is decoded: confirmed, cancelled or left, and never counted without a picture."""
+
+import numpy as np
+import pytest
+
+from common.messages import Confirmed, Dropped, SurfaceLayout
+from common.runtime import Runtime
+from common.settings import Decoder as DecoderSettings
+from common.settings import Settings, Source
+from services.decoder.__main__ import Decoder
+from services.decoder.sources import Arrived, Changed, Damaged, OnCpu, Picture, play
+
+LAYOUT = SurfaceLayout(64, 48, 64, "bt709", False)
+
+
+class Pixels:
+    """A surface of one grey."""
+
+    layout = LAYOUT
+
+    def write(self, slot: np.ndarray) -> None:
+        slot[:] = 7
+
+
+def picture(pts):
+    return Picture(Pixels(), pts, pts / 25, 10, 11, 12)
+
+
+@pytest.fixture
+def decoder(run_dir, clip):
+    rt = Runtime("decoder", "cam", Settings(run_dir=run_dir, sources={"cam": {"url": str(clip), "realtime": True}}))
+    one = Decoder(rt)
+    one.surfaces.open(LAYOUT)
+    one.sent = lambda: [body for body in rt.results._waiting if not hasattr(body, "state")]
+    yield one
+    rt.close()
+
+
+def test_an_announced_frame_is_confirmed_with_its_times(decoder):
+    decoder.announce(Arrived(5, 0.2, 100))
+    index = decoder.announced.index
+    assert decoder.surfaces.holding() == [("cam", 0)]
+    assert decoder.announced.header.early
+    decoder.show(picture(5))
+    (said,) = decoder.sent()
+    assert isinstance(said, Confirmed) and (said.header.seq, said.header.captured_ns) == (0, 100)
+    assert said.header.marks["decode"] == (11, 12) and "copy" in said.header.marks
+    assert (decoder.surfaces.slot(index) == 7).all()
+
+
+def test_an_announced_frame_whose_packet_is_damaged_is_dropped_and_the_next_is_announced_again(decoder):
+    decoder.announce(Arrived(5, 0.2, 100))
+    decoder.skip(Damaged("torn"))
+    (said,) = decoder.sent()
+    assert isinstance(said, Dropped) and (said.header.seq, said.reason) == (0, "decode_error")
+    decoder.announce(Arrived(6, 0.24, 200))
+    assert decoder.announced.header.seq == 1
+
+
+def test_a_stream_whose_packets_do_not_give_their_pictures_is_not_announced_any_more(decoder):
+    """Interlaced fields, for instance: two packets, one picture."""
+    decoder.announce(Arrived(5, 0.2, 100))
+    decoder.announce(Arrived(6, 0.2, 110))
+    assert decoder.announced is None and not decoder.one_to_one
+    assert [body.reason for body in decoder.sent()] == ["decode_error"]
+    decoder.show(picture(6))
+    assert decoder.surfaces.holding()[-1] == ("cam", 1)
+    assert not any(isinstance(body, Confirmed) for body in decoder.sent())
+
+
+def test_a_new_size_is_not_written_into_an_old_slot(decoder):
+    decoder.announce(Arrived(5, 0.2, 100))
+    larger = picture(5)
+    larger.surface.layout = SurfaceLayout(128, 48, 128, "bt709", False)
+    decoder.show(larger)  # waits until the old ring is empty: nobody reads here, so until the deadline
+    assert [body.reason for body in decoder.sent()][0] == "decode_error"
+    assert decoder.surfaces.layout.width == 128
+
+
+def test_nothing_is_announced_before_the_first_picture(decoder):
+    decoder.surfaces.retire()
+    decoder.announce(Arrived(5, 0.2, 100))
+    assert decoder.announced is None and decoder.sent() == []
+
+
+def test_a_codec_that_is_early_announces_every_packet_of_the_file(clip):
+    class Early(OnCpu):
+        early = True
+
+    events = list(play(Source(url=str(clip)), DecoderSettings(), None, lambda seconds: False, Early))
+    announced = [event.pts for event in events if isinstance(event, Arrived)]
+    shown = [event.pts for event in events if isinstance(event, Picture)]
+    assert sorted(announced) == shown and events[-1] == Changed("ended")
