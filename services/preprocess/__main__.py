@@ -106,7 +106,7 @@ class Preprocess:
         index = self.acquire(header)
         if index is None:
             return rt.drop(header, "deadline" if rt.running else "stale")
-        if lease.stale:  # the surfaces' owner restarted while we waited
+        if lease.stale or self.tensors.layout is None:  # an owner, or the engines, changed while we waited
             self.tensors.abandon(index)
             return rt.drop(header, "stale")
         began_ns = rt.loop.now_ns()

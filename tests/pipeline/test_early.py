@@ -73,7 +73,7 @@ def test_a_new_size_is_not_written_into_an_old_slot(decoder):
     larger = picture(5)
     larger.surface.layout = SurfaceLayout(128, 48, 128, "bt709", False)
     decoder.show(larger)  # waits until the old ring is empty: nobody reads here, so until the deadline
-    assert [body.reason for body in decoder.sent()][0] == "decode_error"
+    assert next(body.reason for body in decoder.sent()) == "decode_error"
     assert decoder.surfaces.layout.width == 128
 
 
