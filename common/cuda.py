@@ -4,7 +4,6 @@ Raw cuda.bindings, no torch: a process that only copies or only infers stays sma
 """
 
 import ctypes
-import time
 
 import numpy as np
 from cuda.bindings import driver
@@ -68,16 +67,6 @@ def start() -> None:
 def device() -> cudart.cudaDeviceProp:
     """Properties of the GPU in use: name, major, minor, uuid, totalGlobalMem …"""
     return check(cudart.cudaGetDeviceProperties(0))
-
-
-def finish(stream: int) -> None:
-    """Waits until the stream has done all that was queued; raises GpuLost when it does not within STUCK_S."""
-    until = time.monotonic() + STUCK_S
-    while (code := cudart.cudaStreamQuery(stream))[0] == cudart.cudaError_t.cudaErrorNotReady:
-        if time.monotonic() > until:
-            raise GpuLost(STUCK)
-        time.sleep(0.0002)
-    check(code)
 
 
 def uuid() -> bytes:

@@ -41,18 +41,16 @@ class Inference:
             raise
         except Exception:
             return self._failed(lease, offer)
-        if jobs is None:
-            return rt.drop(header, "stale", part)
         rt.work.then(lambda: self._finish(lease, offer, jobs, began_ns))
 
-    def _start(self, lease: Lease, part: Part) -> list[tuple[int, Callable]] | None:
-        """(first image, its job) of every batch; None when the slot was lost meanwhile."""
+    def _start(self, lease: Lease, part: Part) -> list[tuple[int, Callable]]:
+        """(first image, its job) of every batch, as far as the slot was not lost meanwhile: then it is lifted."""
         jobs = []
         for first in range(0, part.count, self._engine.max_batch):
             if first:
                 self._rt.tick(0)  # a long batch on a CPU is not a freeze
                 if lease.stale:
-                    return None
+                    break
             count = min(self._engine.max_batch, part.count - first)
             jobs.append((first, self._engine.start(lease.slot, lease.layout, part.first + first, count)))
         return jobs
@@ -60,11 +58,11 @@ class Inference:
     def _finish(self, lease: Lease, offer: Offer, jobs: list[tuple[int, Callable]], began_ns: int) -> None:
         rt, header, part = self._rt, offer.header, offer.part
         lease.release()
-        if lease.lifted:
-            return rt.drop(header, "stale", part)
         arrived_ns = rt.loop.now_ns()
         try:
             found, gpu_ns = zip(*[job() for _, job in jobs])
+            if lease.lifted:
+                return rt.drop(header, "stale", part)
             persons = np.vstack(
                 [p + np.array([first, 0, 0, 0, 0, 0], np.float32) for p, (first, _) in zip(found, jobs)]
             )

@@ -162,8 +162,10 @@ def serve(service: str, loop: Callable[[Runtime], None]) -> None:
     except Exception:
         runtime.log.exception("failed")
         code = SOFTWARE
-    finally:
+    try:
         runtime.close()
+    except GpuLost as lost:
+        os._exit(code or _end(name, lost))
     sys.exit(code)
 
 

@@ -36,6 +36,7 @@ class Attached:
         try:
             self.mapped = memory.kind(kind).Mapped(self._work, self._run_dir, ring)
         except FileNotFoundError:
+            self.link.send(Unmapped(welcome.epoch))
             return  # replaced meanwhile: the next Welcome is on its way
         except Refused:
             if self.link.owner_ended:
@@ -144,13 +145,14 @@ class Upstream:
         return Lease(owner, offer, self._loop.now_ns(), on_lift)
 
     def close(self) -> None:
+        self._work.finish()  # an owner reuses and frees what we say goodbye to
         self._loop.leave(self._scan)
         for owner in self._owners.values():
             owner.link.close()
         self._owners.clear()
 
     def _lift(self) -> None:
-        """The work of this process is stuck: gives up the owners that it has been waiting for."""
+        """The work of this process is stuck behind a frozen owner: gives up everything that has waited for long."""
         for owner in self._owners.values():
             owner.lift(GIVE_UP_NS)
 

@@ -9,7 +9,6 @@ from common import engine
 from common import settings as settings_module
 from common.errors import NO_INPUT, SOFTWARE, Refused
 from common.settings import CONFIG_VARIABLE, PREFIX, Settings, Source, Workers
-from deploy import mps
 from deploy.display import JsonLines, display
 from deploy.group import Group, source_name
 from deploy.subscribe import Follower, Tally
@@ -81,12 +80,7 @@ def run_group(
     if not isinstance(screen, JsonLines):
         environment = {PREFIX + "LOG_LEVEL": "warning", **environment}
     lines = _open(out) if out else None
-    with mps.daemon(settings) as found:
-        group = Group(settings, {**environment, **found}, screen.say)
-        return _follow(settings, group, screen, tally, lines, out, truth)
-
-
-def _follow(settings, group, screen, tally, lines, out, truth) -> tuple[dict, int]:
+    group = Group(settings, environment, screen.say)
     screen.say(f"counts on {settings.publish}")
 
     def on_message(kind: str, name: str, content: dict) -> None:

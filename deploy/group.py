@@ -16,6 +16,7 @@ from common.link import Lock
 from common.runtime import SUPERVISOR_VARIABLE, make_private
 from common.settings import Settings
 from common.topology import SERVICES
+from deploy import mps
 
 LEFTOVERS = ("*.sock", "*.shm", "*.journal", "*.lock")
 RESTARTS, WITHIN_S = 10, 60.0  # more than this and the group gives up
@@ -60,7 +61,9 @@ class Group:
         self._ended: set[str] = set()
         self._recent: deque[float] = deque(maxlen=RESTARTS)
         self._stopping = False
-        self._arbiter = self._build(settings, environment)
+        self._mps = contextlib.ExitStack()  # ours alone: we hold the lock
+        found = self._mps.enter_context(mps.daemon(settings))
+        self._arbiter = self._build(settings, {**environment, **found})
 
     def _build(self, settings: Settings, environment: dict[str, str]):
         from circus import get_arbiter  # imports tornado: only `run` needs it
@@ -82,6 +85,7 @@ class Group:
         try:
             self._arbiter.start()
         finally:
+            self._mps.close()
             self._remove()
             self._lock.close()
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common import backend
-from common.runtime import make_private
 from common.settings import Settings
 
 START_S = 5.0
@@ -26,7 +25,6 @@ def daemon(settings: Settings) -> Iterator[dict[str, str]]:
     if not wanted or binary is None or backend.mps_pipe():
         yield {}
         return
-    make_private(settings.run_dir)
     folder = settings.run_dir / "mps"
     environment = {"CUDA_MPS_PIPE_DIRECTORY": str(folder), "CUDA_MPS_LOG_DIRECTORY": str(folder)}
     if (folder / "control").exists():  # of a group that was killed

@@ -88,9 +88,10 @@ def touching(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.
     first, second = np.nonzero(np.triu(meet, 1))
     width = np.minimum(x2[first], x2[second]) - np.maximum(x1[first], x1[second])
     height = np.minimum(y2[first], y2[second]) - np.maximum(y1[first], y1[second])
-    inter, area = width * height, (x2 - x1) * (y2 - y1)
-    smaller = np.minimum(area[first], area[second])
-    return first, second, inter / (area[first] + area[second] - inter), inter / smaller
+    inter, area = np.maximum(width, 0) * np.maximum(height, 0), (x2 - x1) * (y2 - y1)
+    union, smaller = area[first] + area[second] - inter, np.minimum(area[first], area[second])
+    tiny = np.float32(1e-9)  # an engine may give boxes that are inverted or flat: they overlap nothing
+    return first, second, inter / np.maximum(union, tiny), inter / np.maximum(smaller, tiny)
 
 
 def survivors(n: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from common import backend
-from common.cuda import CudaError, check, cudart, device, finish, pinned
+from common.cuda import CudaError, check, cudart, device, pinned
 from common.engine.heads import head
 from common.engine.protocol import Persons, plan_path
 from common.errors import Refused
@@ -40,7 +40,7 @@ class TensorRTEngine:
     """
 
     def __init__(self, settings: EngineSettings, work, graphs: bool = True, counters: Counter | None = None):
-        self._trt, self._stream, self._graphs_wanted = runtime_module(), work.stream, graphs
+        self._trt, self._work, self._stream, self._graphs_wanted = runtime_module(), work, work.stream, graphs
         self.counters: Counter[str] = Counter() if counters is None else counters
         path = plan_path(settings.model)
         self._logger = _logger(self._trt)
@@ -75,7 +75,7 @@ class TensorRTEngine:
         check(cudart.cudaMemsetAsync(address, 0, nbytes, self._stream))
         for images in {1, self._warm_batch}:
             self._enqueue(address, images)
-        finish(self._stream)
+        self._work.finish()
         check(cudart.cudaFree(address))
 
     def start(self, slot, layout: TensorLayout, first: int, count: int) -> Callable[[], tuple[Persons, int]]:
@@ -111,7 +111,7 @@ class TensorRTEngine:
 
     def outputs(self, count: int) -> list[np.ndarray]:
         """Copies of the raw outputs of the last batch, for tests: waits for the stream."""
-        finish(self._stream)
+        self._work.finish()
         copies = []
         for out in self._outputs:
             copy = np.empty((count, *out.shape[1:]), out.dtype)
@@ -121,7 +121,7 @@ class TensorRTEngine:
 
     def close(self) -> None:
         """Frees graphs and buffers; the engine goes with its last reference."""
-        finish(self._stream)
+        self._work.finish()
         for graph in self._graphs.values():
             if graph is not None:
                 check(cudart.cudaGraphExecDestroy(graph))
@@ -147,7 +147,7 @@ class TensorRTEngine:
             if len(self._graphs) >= GRAPHS:
                 old = self._graphs.pop(next(iter(self._graphs)))
                 if old is not None:
-                    finish(self._stream)  # it may still be running
+                    self._work.finish()  # it may still be running
                     check(cudart.cudaGraphExecDestroy(old))
             self._graphs[key] = self._capture(address, images)
         return self._graphs[key]
@@ -155,7 +155,7 @@ class TensorRTEngine:
     def _capture(self, address: int, images: int):
         """A graph of one batch, or None where TensorRT cannot be captured (said once)."""
         self._enqueue(address, images)  # a new shape sets itself up outside of the capture
-        finish(self._stream)
+        self._work.finish()
         mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         check(cudart.cudaStreamBeginCapture(self._stream, mode))
         started = self._context.execute_async_v3(self._stream)

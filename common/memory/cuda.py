@@ -6,13 +6,14 @@ differences: a reader that waits for an event of a dead owner waits for ever (se
 and an event must be recorded before it is waited for, so a slot could not be offered before its picture is decoded.
 
 A reader frees nothing before its own stream is through: a mapping that has ended is closed in order, behind the work
-that still reads it. The owner frees last (Downstream sees to that).
+that still reads it. As long as it lives, an owner frees after its readers (Downstream sees to that).
 """
 
 import contextlib
 import os
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,9 +82,17 @@ class Work:
         at_least = driver.CUstreamWaitValue_flags.CU_STREAM_WAIT_VALUE_GEQ
         check(driver.cuStreamWaitValue32(self.stream, address, generation, at_least))
 
+    def finish(self) -> None:
+        """Waits, with the host, for what is queued; gives frozen owners up like the loop does."""
+        began_s = time.monotonic()
+        while (code := cudart.cudaStreamQuery(self._stream))[0] == cudart.cudaError_t.cudaErrorNotReady:
+            self._judge((time.monotonic() - began_s) * 1e9)
+            time.sleep(0.0002)
+        check(code)
+
     def close(self) -> None:
         """Waits for what is queued; the stream goes with the process."""
-        cuda.finish(self.stream)
+        self.finish()
         self._waits.put(None)
 
     def _wait(self) -> None:
@@ -151,9 +160,8 @@ class Owned(_Slots):
         self._work.set_fence(self.fence(index), generation)
 
     def close(self) -> None:
-        """Frees the ring; readers must have closed their mappings, or be gone."""
-        cuda.finish(self._work.stream)
-        check(cudart.cudaFree(self._base))
+        """Frees the ring behind what is queued; readers must have closed their mappings, or be gone."""
+        self._work.then(lambda: check(cudart.cudaFree(self._base)))
 
 
 class Mapped(_Slots):

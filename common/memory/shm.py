@@ -33,6 +33,9 @@ class Work:
         """Calls back at once."""
         callback()
 
+    def finish(self) -> None:
+        """It has."""
+
     def close(self) -> None:
         """Nothing to give back."""
 

@@ -1,6 +1,6 @@
 """decoder: one source -> NV12 surfaces in a ring, offered one by one. `python -m services.decoder SOURCE_NAME`
 
-file, RTSP, … --> PyAV --> surfaces ring, part "frame"
+file, RTSP, … --> PyAV, or its demuxer and NVDEC --> surfaces ring, part "frame"
 """
 
 from collections.abc import Callable
@@ -113,11 +113,11 @@ class Decoder:
             one.span.end(picture.decoded_ns)
         rt.count["frames_decoded"] += 1
 
-    def cancel(self) -> None:
+    def cancel(self, reason: str = "decode_error") -> None:
         """The announced frame did not come: nobody is to wait for it, and what came out of it is void."""
         if self.announced:
             one, self.announced = self.announced, None
-            self.rt.drop(one.header, "decode_error")
+            self.rt.drop(one.header, reason)
             self.surfaces.written(one.index)
             if one.span:
                 one.span.end(self.rt.loop.now_ns())
@@ -193,7 +193,9 @@ class Decoder:
         self.rt.drop(self.new_header(layout, self.rt.loop.now_ns(), 0.0), "decode_error")
 
     def change(self, event: Changed) -> None:
-        self.cancel()
+        if event.state != "online":
+            self.cancel("stale")
+            self.one_to_one = True  # whatever comes next is another stream
         if event.state != self.state:
             self.rt.log.info("%s is %s%s", redacted(self.source.url), event.state, event.detail and f": {event.detail}")
         self.state, self.detail, self.ended = event.state, event.detail[:DETAIL_MAX], event.state == "ended"
@@ -225,6 +227,7 @@ def run(rt: Runtime) -> None:
                 break
     while rt.running and not (decoder.told_end and decoder.surfaces.drained and rt.results.settled):
         rt.tick()  # the last frames are still being read, the last results not yet settled
+    decoder.cancel("stale")  # asked to end before its picture came
     rt.linger(lambda: decoder.surfaces.drained)
 
 

@@ -92,6 +92,9 @@ class OnGpu:
         try:
             decoded = self._decoder.Decode(data)
         except Exception as error:
+            code = cudart.cudaStreamQuery(self._stream)
+            if code[0] != cudart.cudaError_t.cudaErrorNotReady:
+                check(code)  # it was not the data, the GPU is lost
             raise DecodeError(_why(error)) from None
         return [Frame(self, frame, data.pts if self.early else frame.getPTS()) for frame in decoded]
 

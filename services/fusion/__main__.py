@@ -54,7 +54,7 @@ class Fusion:
             self.join.resume(name, self.sources[name].totals.next_seq)
         return self.sources[name]
 
-    def on_result(self, body: Detections | Dropped | Status | Report, receipt: object) -> None:
+    def on_result(self, body: Detections | Dropped | Confirmed | Status | Report, receipt: object) -> None:
         now = self.rt.loop.now_ns()
         if isinstance(body, Report):
             self.publisher.send("service", body.service, {"pid": body.pid, "counters": body.counters})

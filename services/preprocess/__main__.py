@@ -104,11 +104,12 @@ class Preprocess:
         self.make_room(lease.layout)
         self.prepare(lease.layout, self.tensors.layout)
         index = self.acquire(header)
+        if lease.lifted or lease.stale or self.tensors.layout is None:  # what is there, or wanted, changed meanwhile
+            if index is not None:
+                self.tensors.abandon(index)
+            return None if lease.lifted else rt.drop(header, "stale")
         if index is None:
             return rt.drop(header, "deadline" if rt.running else "stale")
-        if lease.stale or self.tensors.layout is None:  # an owner, or the engines, changed while we waited
-            self.tensors.abandon(index)
-            return rt.drop(header, "stale")
         began_ns = rt.loop.now_ns()
         try:
             self.kernel.run(lease.slot, lease.layout, self.tensors.layout, self.tensors.slot(index))

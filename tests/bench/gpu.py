@@ -163,7 +163,7 @@ def floor(frames: int = 300) -> dict:
     """Each stage alone in this process; the engine also as the two workers' batches, one after the other."""
     import torch
 
-    from common.cuda import check, cudart, finish
+    from common.cuda import check, cudart
     from common.engine.tensorrt import TensorRTEngine
     from common.memory.cuda import Block, Work
     from services.decoder.nvdec import OnGpu
@@ -187,7 +187,7 @@ def floor(frames: int = 300) -> dict:
             began = began or (time.perf_counter() if len(times) == 20 else None)
             if len(times) >= frames:
                 break
-        finish(work.stream)
+        work.finish()
         events.close()
         decode.append({**spread(times[20:]), "frames_per_s": round((frames - 20) / (time.perf_counter() - began), 1)})
     engine = TensorRTEngine(Engine(model=str(PLAN)), work)
@@ -212,7 +212,7 @@ def floor(frames: int = 300) -> dict:
             for _ in range(INNER):
                 step()
             end.record(stream)
-            finish(work.stream)
+            work.finish()
             measured[name].append(begin.elapsed_time(end) / INNER)
     result = {name: spread(times[20:]) for name, times in measured.items()}
     result["33 images at once"] = spread(at_once(out, tensor))

@@ -25,7 +25,7 @@ class Decode:
     def on_gpu(self, path, **options):
         from functools import partial
 
-        from common.cuda import check, cudart, finish
+        from common.cuda import check, cudart
         from common.memory.cuda import Block
         from services.decoder.nvdec import OnGpu
 
@@ -39,7 +39,7 @@ class Decode:
                 slot = slot or Block(int(check(cudart.cudaMalloc(layout.nbytes))), layout.nbytes)
                 event.surface.write(slot)
                 host = np.empty(layout.nbytes, np.uint8)
-                finish(self.work.stream)
+                self.work.finish()
                 kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
                 check(cudart.cudaMemcpy(host.ctypes.data, slot.address, host.nbytes, kind))
                 yield event, layout, host

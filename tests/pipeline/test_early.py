@@ -91,3 +91,13 @@ def test_a_codec_that_is_early_announces_every_packet_of_the_file(clip):
     announced = [event.pts for event in events if isinstance(event, Arrived)]
     shown = [event.pts for event in events if isinstance(event, Picture)]
     assert sorted(announced) == shown and events[-1] == Changed("ended")
+
+
+def test_the_first_picture_after_a_reconnect_keeps_its_seq_and_streams_are_announced_again(decoder):
+    decoder.one_to_one = False
+    decoder.change(Changed("reconnecting", "gone"))
+    decoder.announce(Arrived(5, 0.2, 100))
+    decoder.change(Changed("online"))  # comes with the first picture, behind its announcement
+    decoder.show(picture(5))
+    (said,) = decoder.sent()
+    assert isinstance(said, Confirmed) and said.header.seq == 0

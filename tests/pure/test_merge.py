@@ -58,3 +58,11 @@ def test_a_weak_box_counts_only_where_somebody_was():
     assert len(believe(weak, np.zeros((0, 5), np.float32), 0.35)) == 0
     assert len(believe(weak, nearby, 0.35)) == 1
     assert len(believe(weak, nearby + np.array([500, 0, 500, 0, 0]), 0.35)) == 0
+
+
+def test_an_inverted_or_flat_box_takes_nobody_away():
+    """An engine may give them; they overlap nothing and must not pass for a copy of who is there."""
+    person = [0, 0, 100, 200, 0.5, 0, 0]
+    for strange in ([60, 10, 40, 150, 0.9, 0, 1], [60, 150, 40, 10, 0.9, 0, 1], [50, 10, 50, 150, 0.9, 0, 1]):
+        left = merge(np.array([strange, person], np.float32), 0.5, 0.7)
+        assert person[:5] in [list(map(float, row)) for row in left.round(3)]
