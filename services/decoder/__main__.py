@@ -15,7 +15,8 @@ from common.journal import Journal
 from common.messages import Confirmed, Header, Part, Status, SurfaceLayout
 from common.runtime import Runtime, serve
 from common.telemetry import Opened
-from services.decoder.sources import Arrived, Changed, Damaged, Picture, Reader, redacted
+from services.decoder.reader import Reader
+from services.decoder.sources import Arrived, Changed, Damaged, Picture, redacted
 
 STATUS_NS = 1_000_000_000
 DETAIL_MAX = 500  # characters of a status

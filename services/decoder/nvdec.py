@@ -15,7 +15,8 @@ from common import cuda
 from common.cuda import check, cudart
 from common.errors import BAD_DATA, SourceError
 from common.messages import SurfaceLayout
-from services.decoder.sources import FULL_RANGE, HD_ROWS, MATRICES, PITCH_PX, DecodeError
+from services.decoder.ffmpeg import FULL_RANGE, HD_ROWS, MATRICES, PITCH_PX
+from services.decoder.sources import DecodeError
 
 CODECS = {  # FFmpeg's name -> (NVDEC's name, bitstream filters that give what NVDEC's parser reads)
     "h264": ("H264", "h264_mp4toannexb"),

@@ -1,30 +1,22 @@
-"""Where pictures come from: any file or URL that FFmpeg opens, read by a thread so that a hanging camera hangs nothing.
+"""Where pictures come from: `play` is the plain sequence of what happens to a source, any file or URL FFmpeg opens.
 
-`play` is the plain sequence of what happens to a source; `Reader` runs it in a thread and wakes the service's loop.
+What decodes its packets is a Codec: ffmpeg.py, or nvdec.py on a GPU. reader.py runs all this in a thread.
 """
 
-import os
-import queue
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import av
-import numpy as np
 
 from common.errors import BAD_DATA, NO_INPUT, SourceError
 from common.messages import SurfaceLayout
 from common.settings import Decoder, Source
+from services.decoder.ffmpeg import OnCpu
 
-PITCH_PX = 64  # rows of a surface start at multiples of this, as they do on a GPU
-HD_ROWS = 720  # from here on an unspecified colour matrix is taken as BT.709, below as BT.601
-MATRICES = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020", 10: "bt2020"}  # AVColorSpace
-FULL_RANGE = 2  # AVColorRange
 JUMP_S = 1.0  # a real-time file that is this late, or jumps, starts its clock anew
-PLANAR = {"yuv420p": False, "yuvj420p": True, "nv12": False}  # formats copied as they are -> full range by name
 
 
 @dataclass(frozen=True)
@@ -50,7 +42,7 @@ class Surface(Protocol):
 
 
 class Codec(Protocol):
-    """What decodes one opening of a source: the FFmpeg of this file, or NVDEC (nvdec.py)."""
+    """What decodes one opening of a source: FFmpeg (ffmpeg.py) or NVDEC (nvdec.py)."""
 
     early: bool  # a picture's slot may be offered when its packet has arrived
 
@@ -62,6 +54,10 @@ class Codec(Protocol):
 
     def restart(self) -> None:
         """The next packet is the beginning of the file again."""
+
+
+class DecodeError(Exception):
+    """A packet that a hardware decoder could not decode."""
 
 
 @dataclass(frozen=True)
@@ -283,135 +279,3 @@ class _Pace:
         if not self._fps and packet.dts is not None:
             return float(packet.dts * packet.time_base)
         return float(self._count / (self._fps or stream.average_rate or stream.guessed_rate or 25))
-
-
-class Reader:
-    """Runs `play` in a thread. `wake_fd` is readable when take() has something; a full queue holds the thread back.
-
-    `lent`: a picture's pixels are the decoder's, so the thread goes on only when the picture was handled.
-    `at_once(picture)` is called in the thread itself, before anybody is woken.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        settings: Decoder,
-        after_pts: int | None,
-        codec: Callable | None = None,
-        lent: bool = False,
-        at_once: Callable[[Picture], None] = lambda picture: None,
-    ):
-        self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._events: queue.Queue[Event | Exception] = queue.Queue(maxsize=2)
-        self._at_once = at_once
-        self._stop, self._lent, self._handled = threading.Event(), lent, threading.Semaphore(0)
-        self._thread = threading.Thread(
-            target=self._run, args=(source, settings, after_pts, codec), daemon=True, name="reader"
-        )
-        self._thread.start()
-
-    def woken(self) -> None:
-        """Makes wake_fd wait for the next event; call it whenever wake_fd is readable."""
-        os.eventfd_read(self.wake_fd)
-
-    def take(self) -> Iterator[Event]:
-        """What has happened so far; raises what ended the thread."""
-        while True:
-            try:
-                event = self._events.get_nowait()
-            except queue.Empty:
-                return
-            if isinstance(event, Exception):
-                raise event
-            yield event
-            if self._lent and isinstance(event, Picture):
-                self._handled.release()
-
-    def close(self) -> None:
-        """Stops the thread; one that hangs in FFmpeg is left to die with the process."""
-        self._stop.set()
-        self._thread.join(timeout=1)
-
-    def _run(self, source: Source, settings: Decoder, after_pts: int | None, codec: Callable | None) -> None:
-        try:
-            for event in play(source, settings, after_pts, self._stop.wait, codec):
-                if isinstance(event, Picture):
-                    self._at_once(event)
-                self._put(event)
-        except Exception as error:
-            self._put(error)
-
-    def _put(self, event: Event | Exception) -> None:
-        while not self._stop.is_set():
-            try:
-                self._events.put(event, timeout=0.1)
-            except queue.Full:
-                continue
-            os.eventfd_write(self.wake_fd, 1)
-            break
-        if self._lent and isinstance(event, Picture):
-            while not self._stop.is_set() and not self._handled.acquire(timeout=0.1):
-                pass
-
-
-class DecodeError(Exception):
-    """A packet that a hardware decoder could not decode."""
-
-
-class OnCpu:
-    """FFmpeg's own decoders."""
-
-    early = False
-
-    def __init__(self, stream: av.VideoStream, live: bool):
-        stream.thread_type = "SLICE" if live else "AUTO"  # frame threads would hold frames back
-        self._context = stream.codec_context
-
-    def decode(self, packet: av.Packet) -> list[av.VideoFrame]:
-        return packet.decode()
-
-    def surface(self, frame: av.VideoFrame) -> "AvSurface":
-        return AvSurface(frame)
-
-    def restart(self) -> None:
-        self._context.flush_buffers()
-
-
-class AvSurface:
-    """A frame of FFmpeg's."""
-
-    def __init__(self, frame: av.VideoFrame):
-        self.frame, self.layout = frame, layout_of(frame)
-
-    def write(self, slot: np.ndarray) -> None:
-        copy_nv12(self.frame, self.layout, slot)
-
-
-def layout_of(frame: av.VideoFrame) -> SurfaceLayout:
-    """The surface that a frame becomes. An unspecified matrix is BT.709 from 720 rows on, BT.601 below."""
-    pitch = -(-frame.width // PITCH_PX) * PITCH_PX
-    if frame.format.is_rgb:  # swscale makes BT.601, limited range of it
-        return SurfaceLayout(frame.width, frame.height, pitch, "bt601", False)
-    matrix = MATRICES.get(frame.colorspace, "bt709" if frame.height >= HD_ROWS else "bt601")
-    full = frame.color_range == FULL_RANGE or PLANAR.get(frame.format.name, False)
-    return SurfaceLayout(frame.width, frame.height, pitch, matrix, full)
-
-
-def copy_nv12(frame: av.VideoFrame, layout: SurfaceLayout, slot: np.ndarray) -> None:
-    """Writes a frame into a slot, uint8, as NV12. 8-bit 4:2:0 is copied exactly, other formats go through swscale."""
-    rows = slot[: layout.nbytes].reshape(-1, layout.pitch)
-    luma, chroma = rows[: layout.height], rows[layout.height :]
-    if frame.format.name not in PLANAR:
-        frame = frame.reformat(format="nv12")
-    luma[:, : layout.width] = _plane(frame, 0, layout.width)
-    half = (layout.width + 1) // 2
-    if frame.format.name == "nv12":
-        chroma[:, : 2 * half] = _plane(frame, 1, 2 * half)
-    else:
-        chroma[:, 0 : 2 * half : 2] = _plane(frame, 1, half)
-        chroma[:, 1 : 2 * half : 2] = _plane(frame, 2, half)
-
-
-def _plane(frame: av.VideoFrame, index: int, row_bytes: int) -> np.ndarray:
-    plane = frame.planes[index]
-    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, :row_bytes]

@@ -8,7 +8,8 @@ from common.errors import BAD_DATA, SourceError
 from common.loop import Loop
 from common.messages import SurfaceLayout
 from common.settings import Decoder, Source
-from services.decoder.sources import Arrived, Changed, Damaged, OnCpu, Picture, play
+from services.decoder.ffmpeg import OnCpu
+from services.decoder.sources import Arrived, Changed, Damaged, Picture, play
 
 pytestmark = pytest.mark.gpu
 

@@ -8,7 +8,8 @@ from common.runtime import Runtime
 from common.settings import Decoder as DecoderSettings
 from common.settings import Settings, Source
 from services.decoder.__main__ import Decoder
-from services.decoder.sources import Arrived, Changed, Damaged, OnCpu, Picture, play
+from services.decoder.ffmpeg import OnCpu
+from services.decoder.sources import Arrived, Changed, Damaged, Picture, play
 
 LAYOUT = SurfaceLayout(64, 48, 64, "bt709", False)
 

@@ -10,7 +10,7 @@ import sys
 import time
 
 WORK = {
-    "decoder": ("services.decoder.sources", "copy_nv12"),
+    "decoder": ("services.decoder.ffmpeg", "copy_nv12"),
     "preprocess": ("services.preprocess.kernels", "fused"),
     "infer_global": ("common.engine.onnxruntime", "OnnxEngine.run"),
     "infer_tiles": ("common.engine.onnxruntime", "OnnxEngine.run"),

@@ -1,0 +1,71 @@
+"""FFmpeg's decoders, on the CPU: frames of any format -> NV12 in a slot of shared memory."""
+
+import av
+import numpy as np
+
+from common.messages import SurfaceLayout
+
+PITCH_PX = 64  # rows of a surface start at multiples of this, as they do on a GPU
+HD_ROWS = 720  # from here on an unspecified colour matrix is taken as BT.709, below as BT.601
+MATRICES = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020", 10: "bt2020"}  # AVColorSpace
+FULL_RANGE = 2  # AVColorRange
+PLANAR = {"yuv420p": False, "yuvj420p": True, "nv12": False}  # formats copied as they are -> full range by name
+
+
+class OnCpu:
+    """FFmpeg's own decoders."""
+
+    early = False
+
+    def __init__(self, stream: av.VideoStream, live: bool):
+        stream.thread_type = "SLICE" if live else "AUTO"  # frame threads would hold frames back
+        self._context = stream.codec_context
+
+    def decode(self, packet: av.Packet) -> list[av.VideoFrame]:
+        return packet.decode()
+
+    def surface(self, frame: av.VideoFrame) -> "AvSurface":
+        return AvSurface(frame)
+
+    def restart(self) -> None:
+        self._context.flush_buffers()
+
+
+class AvSurface:
+    """A frame of FFmpeg's."""
+
+    def __init__(self, frame: av.VideoFrame):
+        self.frame, self.layout = frame, layout_of(frame)
+
+    def write(self, slot: np.ndarray) -> None:
+        copy_nv12(self.frame, self.layout, slot)
+
+
+def layout_of(frame: av.VideoFrame) -> SurfaceLayout:
+    """The surface that a frame becomes. An unspecified matrix is BT.709 from 720 rows on, BT.601 below."""
+    pitch = -(-frame.width // PITCH_PX) * PITCH_PX
+    if frame.format.is_rgb:  # swscale makes BT.601, limited range of it
+        return SurfaceLayout(frame.width, frame.height, pitch, "bt601", False)
+    matrix = MATRICES.get(frame.colorspace, "bt709" if frame.height >= HD_ROWS else "bt601")
+    full = frame.color_range == FULL_RANGE or PLANAR.get(frame.format.name, False)
+    return SurfaceLayout(frame.width, frame.height, pitch, matrix, full)
+
+
+def copy_nv12(frame: av.VideoFrame, layout: SurfaceLayout, slot: np.ndarray) -> None:
+    """Writes a frame into a slot, uint8, as NV12. 8-bit 4:2:0 is copied exactly, other formats go through swscale."""
+    rows = slot[: layout.nbytes].reshape(-1, layout.pitch)
+    luma, chroma = rows[: layout.height], rows[layout.height :]
+    if frame.format.name not in PLANAR:
+        frame = frame.reformat(format="nv12")
+    luma[:, : layout.width] = _plane(frame, 0, layout.width)
+    half = (layout.width + 1) // 2
+    if frame.format.name == "nv12":
+        chroma[:, : 2 * half] = _plane(frame, 1, 2 * half)
+    else:
+        chroma[:, 0 : 2 * half : 2] = _plane(frame, 1, half)
+        chroma[:, 1 : 2 * half : 2] = _plane(frame, 2, half)
+
+
+def _plane(frame: av.VideoFrame, index: int, row_bytes: int) -> np.ndarray:
+    plane = frame.planes[index]
+    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, :row_bytes]
