@@ -84,13 +84,14 @@ def _nvdec() -> tuple[bool, str]:
     """What the GPU decodes: "h264 8 bit up to 4096x4096 …"; false when not even H.264."""
     from services.decoder import nvdec
 
-    able = []
+    able, engines = [], 0
     for codec in nvdec.CODECS:
         caps = {bits: nvdec.capabilities(codec, bits) for bits in (8, 10)}
+        engines = max(engines, caps[8]["num_decoder_engines"])
         bits = [str(b) for b, c in caps.items() if c["supported"]]
         if bits:
             able.append(f"{codec} {'/'.join(bits)} bit to {caps[8]['width_max']}x{caps[8]['height_max']}")
-    return any(text.startswith("h264") for text in able), ", ".join(able) or "nothing"
+    return any(text.startswith("h264") for text in able), f"{engines} engines: " + (", ".join(able) or "nothing")
 
 
 def _mps() -> str:

@@ -392,10 +392,12 @@ def main() -> None:
         "--number", type=int, nargs="+", default=[6, 7, 8], help="sources: how many at once, each a run"
     )
     parser.add_argument("--sweep", action="store_true", help="kernel: other block shapes too")
+    parser.add_argument("--mps", choices=["both", "off"], default="both", help="off: only the runs without MPS")
     args = parser.parse_args()
     result = machine()
     print(json.dumps(result))
     variants = [(True, 1), (True, 2), (False, 1), (False, 2)] if backend.mps_binary() else [(False, 1), (False, 2)]
+    variants = [variant for variant in variants if args.mps == "both" or not variant[0]]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     runs = {
         "kernel": [partial(kernel, args.sweep)],

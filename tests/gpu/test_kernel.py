@@ -1,5 +1,9 @@
 """The fused kernel gives the reference's values: natively on a GPU, elsewhere in Triton's interpreter."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -63,6 +67,18 @@ def test_a_kernel_that_is_half_a_pixel_off_would_be_seen():
     shifted = np.roll(pixels.reshape(-1, layout.pitch), 1, axis=1).reshape(-1)
     with pytest.raises(AssertionError):
         assert_equal(run(kernels_triton.launch, layout, shifted, tensor), reference(pixels, layout, tensor))
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_kernels_compile_for_gpus_that_are_not_here(capability):
+    """The interpreter takes what the compiler refuses; and stores of tiles are to be 16 bytes wide."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-m", "tests.gpu.compile", str(capability)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines() == [
+        "nv12_to_tensors (3840, 2160) float16 True", "nv12_to_tensors (1367, 769) float32 True", "suppress"
+    ]  # fmt: skip
 
 
 @pytest.mark.gpu

@@ -1,0 +1,44 @@
+"""Compiles the kernels for a GPU that need not be there: `python -m tests.gpu.compile 90`. The interpreter of the other
+tests accepts what the compiler does not."""
+
+import sys
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+
+from common.engine import dense
+from common.messages import SurfaceLayout, TensorLayout
+from services.preprocess import kernels_triton
+
+
+def build(kernel, kinds: list[str], constants: dict, capability: int, warps: int) -> str:
+    """PTX of a kernel whose first arguments are of these kinds, the others constants."""
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else kinds[i] for i, name in enumerate(names)}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(kinds) if kind[0] == "*"}
+    known = {(names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(kernel, signature, constexprs=known, attrs=aligned)
+    return compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps}).asm["ptx"]
+
+
+def main(capability: int) -> None:
+    for size, sample_bytes, dtype in (((3840, 2160), 1, "float16"), ((1367, 769), 2, "float32")):
+        layout = SurfaceLayout(*size, 2 * (size[0] + 1), "bt709", False, sample_bytes)
+        tensor = TensorLayout(40, 640, dtype, 0.2)
+        _, tables, numbers, constants = kernels_triton._plan(layout, tensor, torch.device("cpu"))
+        kinds = ["*u8", "*fp16" if dtype == "float16" else "*fp32", *["*i32", "*fp32"] * (len(tables) // 2)]
+        kinds += ["fp32" if isinstance(number, float) else "i32" for number in numbers]
+        shape = {
+            "PAIRS": kernels_triton.PAIRS,
+            "BLOCK_X": kernels_triton.BLOCK_X,
+            "LETTERBOX": kernels_triton.LETTERBOX,
+        }
+        ptx = build(kernels_triton.nv12_to_tensors, kinds, constants | shape, capability, kernels_triton.WARPS)
+        print("nv12_to_tensors", size, dtype, "st.global.v4.b32" in ptx)
+    build(dense.suppress, ["*fp32", "*fp32", "*i32", "fp32"], {"MOST": 1024}, capability, 4)
+    print("suppress")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
