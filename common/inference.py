@@ -57,11 +57,11 @@ class Inference:
 
     def _finish(self, lease: Lease, offer: Offer, jobs: list[tuple[int, Callable]], began_ns: int) -> None:
         rt, header, part = self._rt, offer.header, offer.part
-        lease.release()
         arrived_ns = rt.loop.now_ns()
         try:
             found, gpu_ns = zip(*[job() for _, job in jobs])
             if lease.lifted:
+                lease.release()
                 return rt.drop(header, "stale", part)
             persons = np.vstack(
                 [p + np.array([first, 0, 0, 0, 0, 0], np.float32) for p, (first, _) in zip(found, jobs)]
@@ -74,10 +74,11 @@ class Inference:
         self._errors = 0
         ended_ns = rt.loop.now_ns()
         began_ns = max(began_ns, arrived_ns - sum(gpu_ns)) if sum(gpu_ns) else began_ns  # it may have waited for input
-        rt.count["parts_inferred"] += 1
-        rt.tracer.record(rt.service, header, began_ns, ended_ns, images=part.count, persons=len(boxes), part=part.index)
         data = boxes.astype("<f4").tobytes()
         rt.results.send(Detections(header, part, data, began_ns, ended_ns, sum(gpu_ns)))
+        lease.release()  # last: who is frozen in between has answered what the owner takes for lost
+        rt.count["parts_inferred"] += 1
+        rt.tracer.record(rt.service, header, began_ns, ended_ns, images=part.count, persons=len(boxes), part=part.index)
 
     def _failed(self, lease: Lease, offer: Offer) -> None:
         self._rt.work.then(lease.release)  # behind what was queued before it failed

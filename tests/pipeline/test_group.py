@@ -97,8 +97,13 @@ def test_engines_restarted_with_another_model_get_tensors_of_its_size(group, cli
 def test_two_tile_workers_share_the_work(group, clip):
     """Groups of 3 tiles, four a frame: the least recently used worker gets the next."""
     g = group({"cam": {"url": str(clip)}}, preprocess__group="3")
-    g.start("infer_tiles.1")
-    counts = run_to_end(g)
+    workers = ("infer_tiles.0", "infer_tiles.1")
+    g.start("fusion.0", "infer_global.0", *workers, "preprocess.0")
+    g.wait_for(lambda: all(name in {n for _, n, _ in list(g.messages)} for name in workers), "both workers")
+    g.start("decoder.cam")
+    g.wait_for(g.ended, "the end of the source", 60)
+    g.check_books()
+    counts = g.of("counts")
     assert all(c["complete"] for c in counts)
     g.wait_for(
         lambda: sum(g.counters(f"infer_tiles.{i}").get("parts_inferred", 0) for i in (0, 1)) == 4 * FRAMES,
