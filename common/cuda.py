@@ -11,9 +11,9 @@ from cuda.bindings import runtime as cudart
 
 from common.errors import GpuLost, Refused
 
-HANDLE_BYTES = 64  # of a CUDA IPC memory or event handle
+HANDLE_BYTES = 64  # of a CUDA IPC memory handle
 UUID_BYTES = 16
-STUCK_S = 2.0  # queued work takes milliseconds; after this the GPU, or the event of a dead owner, will not answer
+STUCK_S = 2.0  # queued work takes milliseconds; after this the GPU, or a frozen owner, will not answer
 STUCK = "The GPU does not finish what this process gave it: the process ends and must be started again."
 _HARMLESS = {  # errors that leave the context usable; after any other one this process must end
     cudart.cudaError_t.cudaErrorInvalidValue,
@@ -80,7 +80,7 @@ def context() -> int:
     return int(current)
 
 
-def bytes_of(handle: cudart.cudaIpcMemHandle_t | cudart.cudaIpcEventHandle_t) -> bytes:
+def bytes_of(handle: cudart.cudaIpcMemHandle_t) -> bytes:
     """The 64 bytes of an IPC handle."""
     return ctypes.string_at(handle.getPtr(), HANDLE_BYTES)
 

@@ -59,7 +59,7 @@ class Inference:
         rt, header, part = self._rt, offer.header, offer.part
         arrived_ns = rt.loop.now_ns()
         try:
-            found, gpu_ns = zip(*[job() for _, job in jobs])
+            found, times_ns = zip(*[job() for _, job in jobs])
             if lease.lifted:
                 lease.release()
                 return rt.drop(header, "stale", part)
@@ -72,10 +72,10 @@ class Inference:
         except Exception:
             return self._failed(lease, offer)
         self._errors = 0
-        ended_ns = rt.loop.now_ns()
-        began_ns = max(began_ns, arrived_ns - sum(gpu_ns)) if sum(gpu_ns) else began_ns  # it may have waited for input
+        ended_ns, gpu_ns = rt.loop.now_ns(), sum(times_ns)
+        began_ns = max(began_ns, arrived_ns - gpu_ns) if gpu_ns else began_ns  # it may have waited for input
         data = boxes.astype("<f4").tobytes()
-        rt.results.send(Detections(header, part, data, began_ns, ended_ns, sum(gpu_ns)))
+        rt.results.send(Detections(header, part, data, began_ns, ended_ns, gpu_ns))
         lease.release()  # last: who is frozen in between has answered what the owner takes for lost
         rt.count["parts_inferred"] += 1
         rt.tracer.record(rt.service, header, began_ns, ended_ns, images=part.count, persons=len(boxes), part=part.index)

@@ -94,8 +94,16 @@ class TensorLayout(Struct, frozen=True, tag="tensor"):
     overlap: float
 
     @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return self.images, 3, self.size_px, self.size_px
+
+    @property
+    def image_bytes(self) -> int:
+        return 3 * self.size_px**2 * (2 if self.dtype == "float16" else 4)
+
+    @property
     def nbytes(self) -> int:
-        return self.images * 3 * self.size_px**2 * (2 if self.dtype == "float16" else 4)
+        return self.images * self.image_bytes
 
 
 class RingSpec(Struct, frozen=True):

@@ -42,7 +42,7 @@ class OnnxEngine:
         self.run(np.zeros((1, 3, self.input.size_px, self.input.size_px), self.input.dtype))
 
     def start(self, slot: np.ndarray, layout: TensorLayout, first: int, count: int) -> Callable:
-        images = slot.view(layout.dtype).reshape(layout.images, 3, layout.size_px, layout.size_px)
+        images = slot.view(layout.dtype).reshape(layout.shape)
         persons = self.run(images[first : first + count])
         return lambda: (persons, 0)
 

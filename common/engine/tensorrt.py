@@ -79,8 +79,7 @@ class TensorRTEngine:
         check(cudart.cudaFree(address))
 
     def start(self, slot, layout: TensorLayout, first: int, count: int) -> Callable[[], tuple[Persons, int]]:
-        image_bytes = 3 * layout.size_px**2 * np.dtype(layout.dtype).itemsize
-        address = slot.address + first * image_bytes
+        address = slot.address + first * layout.image_bytes
         result = self._results.pop() if self._results else _Result(self)
         check(cudart.cudaEventRecord(result.begin, self._stream))
         graph = self._graph(address, count)

@@ -129,9 +129,10 @@ class Work:
 
 
 class _Slots:
-    _step: int
-    _nbytes: int
-    _base: int
+    _base: int  # address of the ring
+
+    def __init__(self, work: Work, slot_bytes: int):
+        self._work, self._nbytes, self._step = work, slot_bytes, -(-slot_bytes // ALIGN) * ALIGN
 
     def slot(self, index: int) -> Block:
         """The slot's block of GPU memory."""
@@ -146,7 +147,7 @@ class Owned(_Slots):
     """Allocates a ring on the GPU and exports it. Raises Refused when there is no room for it."""
 
     def __init__(self, work: Work, run_dir: Path, name: str, epoch: str, slots: int, slot_bytes: int):
-        self._work, self._nbytes, self._step = work, slot_bytes, -(-slot_bytes // ALIGN) * ALIGN
+        super().__init__(work, slot_bytes)
         total = -(-(ALIGN + slots * self._step) // BLOCK) * BLOCK
         try:
             self._base = int(check(cudart.cudaMalloc(total)))
@@ -172,7 +173,7 @@ class Mapped(_Slots):
             raise Refused(f"The ring handle has {len(spec.handle)} bytes, which is no CUDA ring.")
         if spec.handle[:UUID_BYTES] != cuda.uuid():
             raise Refused("The ring is on another GPU: give all processes of a group the same CUDA_VISIBLE_DEVICES.")
-        self._work, self._nbytes, self._step = work, spec.slot_bytes, -(-spec.slot_bytes // ALIGN) * ALIGN
+        super().__init__(work, spec.slot_bytes)
         try:
             handle = cuda.fill(cudart.cudaIpcMemHandle_t(), spec.handle[UUID_BYTES:])
             self._base = int(check(cudart.cudaIpcOpenMemHandle(handle, cudart.cudaIpcMemLazyEnablePeerAccess)))

@@ -43,12 +43,22 @@ class AvSurface:
 
 def layout_of(frame: av.VideoFrame) -> SurfaceLayout:
     """The surface that a frame becomes. An unspecified matrix is BT.709 from 720 rows on, BT.601 below."""
-    pitch = -(-frame.width // PITCH_PX) * PITCH_PX
+    pitch = pitch_of(frame.width)
     if frame.format.is_rgb:  # swscale makes BT.601, limited range of it
         return SurfaceLayout(frame.width, frame.height, pitch, "bt601", False)
-    matrix = MATRICES.get(frame.colorspace, "bt709" if frame.height >= HD_ROWS else "bt601")
-    full = frame.color_range == FULL_RANGE or PLANAR.get(frame.format.name, False)
-    return SurfaceLayout(frame.width, frame.height, pitch, matrix, full)
+    colour = colour_of(frame.colorspace, frame.color_range, frame.format.name, frame.height)
+    return SurfaceLayout(frame.width, frame.height, pitch, *colour)
+
+
+def pitch_of(width: int) -> int:
+    """Samples from one row of a slot to the next."""
+    return -(-width // PITCH_PX) * PITCH_PX
+
+
+def colour_of(colorspace: int, color_range: int, pixel_format: str | None, height: int) -> tuple[str, bool]:
+    """(matrix, full range?) from what FFmpeg says of a stream or frame."""
+    matrix = MATRICES.get(colorspace, "bt709" if height >= HD_ROWS else "bt601")
+    return matrix, color_range == FULL_RANGE or PLANAR.get(pixel_format, False)
 
 
 def copy_nv12(frame: av.VideoFrame, layout: SurfaceLayout, slot: np.ndarray) -> None:

@@ -15,7 +15,7 @@ from common import cuda
 from common.cuda import check, cudart
 from common.errors import BAD_DATA, SourceError
 from common.messages import SurfaceLayout
-from services.decoder.ffmpeg import FULL_RANGE, HD_ROWS, MATRICES, PITCH_PX
+from services.decoder.ffmpeg import colour_of, pitch_of
 from services.decoder.sources import DecodeError
 
 CODECS = {  # FFmpeg's name -> (NVDEC's name, bitstream filters that give what NVDEC's parser reads)
@@ -51,8 +51,7 @@ class OnGpu:
         self._lead = self._lead if ANNEX_B in self._lead[:4] else b""
         self._timed = True
         self._pitches: dict[SurfaceLayout, int] = {}
-        self._matrix = MATRICES.get(context.colorspace, "bt709" if context.height >= HD_ROWS else "bt601")
-        self._full_range = context.color_range == FULL_RANGE or context.pix_fmt == "yuvj420p"
+        self._colour = colour_of(context.colorspace, context.color_range, context.pix_fmt, context.height)
         self.early = live
         flags = nvc.VideoPacketFlag
         self._flags = int(flags.ENDOFPICTURE.value) | int(flags.TIMESTAMP.value) if live else 0
@@ -118,8 +117,7 @@ class OnGpu:
         """The slot that a frame fits into, with our own pitch."""
         sample_bytes = 2 if "P016" in str(frame.format) else 1
         width, height = self._decoder.GetWidth(), self._decoder.GetHeight()
-        pitch = -(-width // PITCH_PX) * PITCH_PX * sample_bytes
-        return SurfaceLayout(width, height, pitch, self._matrix, self._full_range, sample_bytes)
+        return SurfaceLayout(width, height, pitch_of(width) * sample_bytes, *self._colour, sample_bytes)
 
 
 class Frame:
@@ -137,9 +135,8 @@ class Frame:
         """Queues the copy into a slot on the decoder's stream, which decodes the next frame behind it."""
         layout, stream = self.layout, self._codec._stream
         row_bytes = layout.width * layout.sample_bytes
-        half_rows = (layout.height + 1) // 2
+        pitch, half_rows = self._codec.pitch(self._frame, layout), (layout.height + 1) // 2
         for plane, rows, offset in ((0, layout.height, 0), (1, half_rows, layout.pitch * layout.height)):
-            pitch = self._codec.pitch(self._frame, layout)
             source = self._frame.GetPtrToPlane(plane)
             check(
                 cudart.cudaMemcpy2DAsync(

@@ -93,8 +93,7 @@ class OnCpu:
         return None
 
     def run(self, surface: np.ndarray, layout: SurfaceLayout, tensor: TensorLayout, slot: np.ndarray) -> None:
-        out = slot.view(tensor.dtype).reshape(tensor.images, 3, tensor.size_px, tensor.size_px)
-        fused(surface, layout, tensor, out)
+        fused(surface, layout, tensor, slot.view(tensor.dtype).reshape(tensor.shape))
 
 
 class OnGpu:
@@ -119,13 +118,13 @@ class OnGpu:
     def run(self, surface, layout: SurfaceLayout, tensor: TensorLayout, slot) -> None:
         with self._torch.cuda.stream(self._stream):
             pixels = self._view(surface, "uint8", (surface.nbytes,))
-            self._launch(pixels, layout, tensor, self._view(slot, tensor.dtype, _shape(tensor)))
+            self._launch(pixels, layout, tensor, self._view(slot, tensor.dtype, tensor.shape))
 
     def _compile(self, layout: SurfaceLayout, tensor: TensorLayout) -> None:
         torch = self._torch
         with torch.cuda.stream(torch.cuda.Stream()):
             surface = torch.zeros(layout.nbytes, dtype=torch.uint8, device="cuda")
-            out = torch.empty(_shape(tensor), dtype=getattr(torch, tensor.dtype), device="cuda")
+            out = torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype), device="cuda")
             self._launch(surface, layout, tensor, out)
             torch.cuda.current_stream().synchronize()
         del surface, out
@@ -134,10 +133,6 @@ class OnGpu:
     def _new_view(self, block, dtype: str, shape: tuple[int, ...]):
         torch = self._torch
         return torch.as_tensor(block, device="cuda").view(getattr(torch, dtype)).reshape(shape)
-
-
-def _shape(tensor: TensorLayout) -> tuple[int, int, int, int]:
-    return tensor.images, 3, tensor.size_px, tensor.size_px
 
 
 def reference(surface: np.ndarray, layout: SurfaceLayout, tensor: TensorLayout) -> np.ndarray:

@@ -25,8 +25,6 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-
 from common.downstream import Downstream
 from common.link import Timing
 from common.loop import Loop
@@ -36,17 +34,12 @@ from common.telemetry import Tracer
 from common.upstream import Upstream
 from deploy.demo.plaza import render_clip
 from deploy.subscribe import Tally
+from tests.bench import spread
 from tests.support import squares
 from tests.support.group import SERVICES, Group
 
 ROOT = Path(__file__).parents[2]
 DEMO_MODEL = ROOT / "deploy" / "demo" / "plaza.onnx"
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and 99th percentile."""
-    p50, p99 = np.percentile(values, [50, 99])
-    return {"p50": round(float(p50), 4), "p99": round(float(p99), 4)}
 
 
 def new_group(model: Path, source: dict, **settings: str) -> Group:

@@ -31,17 +31,12 @@ from common.geometry import Letterbox, TileGrid
 from common.loop import Loop
 from common.messages import SurfaceLayout, TensorLayout
 from common.settings import Decoder, Engine, Settings, Source
+from tests.bench import spread
 
 PLAN = Path(os.environ.get("PLAN", "/tmp/gpu/plans/yolo26n_coco.trt86vc.sm90.fp16.plan"))
 CLIP = Path(os.environ.get("FOOTAGE", ".gpu/footage")).absolute() / "towncentre_4k_mosaic_h264.mp4"
 LAYOUT = SurfaceLayout(3840, 2160, 3840, "bt709", False)
 WARM_UP_FRAMES = 60
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and 99th percentile."""
-    p50, p99 = np.percentile(values, [50, 99])
-    return {"p50": round(float(p50), 4), "p99": round(float(p99), 4)}
 
 
 def gpu_ms(work: Callable[[int], None], rounds: int = 60, inner: int = 20) -> dict[str, float]:

@@ -37,3 +37,12 @@ def street():
     if not path.is_file():
         pytest.skip(f"no clip at {path}: set FOOTAGE")
     return path.absolute()
+
+
+@pytest.fixture
+def reader(run_dir):
+    from tests.gpu.ends import Reader
+
+    one = Reader(run_dir)
+    yield one
+    one.close()

@@ -5,17 +5,10 @@ import pytest
 
 from common.errors import CONFIG, NO_INPUT, Refused
 from common.settings import Engine
-from tests.gpu.test_memory import Owner, Reader
+from tests.gpu.ends import Owner
 
 pytestmark = pytest.mark.gpu
 PARTS = [(0, 1), (1, 16), (17, 16), (3, 5), (0, 17), (1, 16), (0, 32)]  # first image, count
-
-
-@pytest.fixture
-def reader(run_dir):
-    one = Reader(run_dir)
-    yield one
-    one.close()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """CUDA IPC between two processes: the wait is real, every death and re-attachment has a known outcome."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,68 +10,10 @@ import numpy as np
 import pytest
 
 from common.errors import SOFTWARE, Refused
-from common.link import Timing
-from common.loop import Loop
-from common.messages import SCHEMA, Hello, RingSpec
-from common.upstream import Upstream
+from common.messages import RingSpec
+from tests.gpu.ends import Owner, Reader
 
 pytestmark = pytest.mark.gpu
-
-
-class Owner:
-    """tests.gpu.owner in a process of its own."""
-
-    def __init__(self, run_dir, *arguments):
-        command = [sys.executable, "-m", "tests.gpu.owner", str(run_dir), *arguments]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout.readline() == "up\n"
-
-    def tell(self, *words):
-        self.process.stdin.write(" ".join(map(str, words)) + "\n")
-        self.process.stdin.flush()
-
-    def kill(self):
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-
-
-class Reader:
-    """This process as the consumer."""
-
-    def __init__(self, run_dir):
-        from common.memory.cuda import Work
-
-        self.loop = Loop()
-        self.work = Work(self.loop)
-        hello = Hello(SCHEMA, "preprocess.0", os.getpid(), "frame", 3)
-        self.upstream = Upstream(self.loop, run_dir, "surfaces", hello, Timing(), self.work)
-
-    def until(self, condition, what, timeout_s=10):
-        end = time.monotonic() + timeout_s
-        while not (found := condition()):
-            assert time.monotonic() < end, f"not within {timeout_s} s: {what}"
-            self.loop.tick(5)
-        return found
-
-    def take(self):
-        return self.until(self.upstream.take, "an offer")
-
-    def copy(self, lease):
-        """Queues a copy of the slot to the host; (array, list that is non-empty when it has arrived)."""
-        from common.cuda import check, cudart, pinned
-
-        host, done = pinned((lease.slot.nbytes,), "uint8"), []
-        host[:] = 255
-        kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        check(cudart.cudaMemcpyAsync(host.ctypes.data, lease.slot.address, host.nbytes, kind, self.work.stream))
-        self.work.then(lambda: done.append(lease.release()))
-        return host, done
-
-    def close(self):
-        self.upstream.close()
-        self.work.close()
-        self.loop.close()
 
 
 @pytest.fixture
@@ -80,13 +21,6 @@ def owner(run_dir):
     one = Owner(run_dir)
     yield one
     one.kill()
-
-
-@pytest.fixture
-def reader(run_dir):
-    one = Reader(run_dir)
-    yield one
-    one.close()
 
 
 def used_mb():
@@ -158,7 +92,7 @@ ORPHAN = """
 import sys; sys.path.insert(0, ".")
 from pathlib import Path
 from common.errors import GpuLost
-from tests.gpu.test_memory import Reader
+from tests.gpu.ends import Reader
 reader = Reader(Path(sys.argv[1]))
 host, done = reader.copy(reader.upstream.lease(*reader.take()))
 print("queued", flush=True)
