@@ -16,6 +16,11 @@ ERRORS_IN_A_ROW = 3  # then the process ends, to be restarted
 ToFrame = Callable[[TensorLayout, Header, Part, np.ndarray], np.ndarray]
 
 
+def credits(rt: Runtime) -> int:
+    """Parts an infer process accepts at once: on a GPU some of them are of frames that are still being decoded."""
+    return rt.settings.link.credits * (2 if rt.work.kind == "cuda" else 1)
+
+
 class Inference:
     """Answers offers with detections. On a GPU the next part is queued while this one runs: credit says how many."""
 

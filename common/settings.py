@@ -66,12 +66,19 @@ class Decoder(Section):
 
 
 class Preprocess(Section):
-    slots: int = Field(3, ge=3, le=64)
-    """Slots of the tensors ring, one frame each"""
+    slots: int = Field(0, ge=0, le=64)
+    """Slots of the tensors ring, one frame each; 0: two more than there are sources, 3 at least"""
     overlap: float = Field(0.2, ge=0, le=0.5)
     """Overlap of neighbouring tiles, share of a side"""
     group: int = Field(16, ge=1, le=256)
     """Tiles an infer_tiles worker gets at once, at most"""
+
+    @field_validator("slots")
+    @classmethod
+    def _one_each(cls, value: int) -> int:
+        if 0 < value < 3:
+            raise ValueError("a ring has 3 slots at least: one written, one waiting, one read")
+        return value
 
 
 class Engine(Section):
@@ -161,6 +168,11 @@ class Settings(BaseSettings):
     engine: Engine = Engine()
     fusion: Fusion = Fusion()
     telemetry: Telemetry = Telemetry()
+
+    @property
+    def tensor_slots(self) -> int:
+        """Slots of the tensors ring: frames of all sources wait there side by side."""
+        return self.preprocess.slots or max(3, len(self.sources) + 2)
 
     @property
     def publish(self) -> str:

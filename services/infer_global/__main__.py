@@ -7,7 +7,7 @@ import numpy as np
 
 from common import engine as engines
 from common.geometry import Letterbox
-from common.inference import Inference
+from common.inference import Inference, credits
 from common.messages import Header, Part, TensorLayout
 from common.runtime import Runtime, serve
 from common.upstream import Upstream
@@ -17,7 +17,7 @@ def run(rt: Runtime) -> None:
     settings, workers = rt.settings, rt.settings.workers
     engine = rt.closing(engines.load(settings, workers.infer_global + workers.infer_tiles, rt.work))
     engine.warm_up()
-    hello = rt.hello("global", settings.link.credits, engine.input)
+    hello = rt.hello("global", credits(rt), engine.input)
     tensors = rt.closing(Upstream(rt.loop, settings.run_dir, "tensors", hello, rt.timing, rt.work))
     inference = Inference(rt, engine, tensors, to_frame)
     rt.ready()

@@ -27,7 +27,7 @@ class Preprocess:
                 settings.run_dir,
                 "tensors",
                 rt.instance,
-                settings.preprocess.slots,
+                settings.tensor_slots,
                 rt.timing,
                 on_lost=rt.drop_part,
                 admit=self.admit,
@@ -78,10 +78,13 @@ class Preprocess:
         return TensorLayout(1 + tiles, size, self.wanted.dtype, overlap)
 
     def acquire(self, header: Header) -> int | None:
-        """A free tensor slot: a lossless frame waits for it, a live one takes it from an older one, or is dropped."""
+        """A free tensor slot: a frame waits for it, but a live one takes it from an older one of its own source.
+
+        So sources do not push each other out: when there are too many, each waits its turn and drops its own oldest.
+        """
         live = header.deadline_ns > 0
         while self.rt.running and not self.rt.late(header):
-            index = self.tensors.acquire(evict=lambda older: live and older.deadline_ns > 0)
+            index = self.tensors.acquire(evict=lambda older: live and older.source == header.source)
             if index is not None:
                 return index
             self.rt.tick()

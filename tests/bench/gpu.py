@@ -4,6 +4,7 @@
     floor     decode alone, kernel alone, engine alone: what no pipeline can beat
     paced     the group at 30 frames/s from a looped 4K file: every stage and hop, with and without MPS, 1 and 2 workers
     flat      the group as fast as it can, one source, lossless
+    decoders  NVDEC alone: as many processes as there are numbers, each decoding as fast as it can
     sources   how many 4K sources at 30 frames/s at once, none dropped
 
 PLAN and FOOTAGE name the plan and the clip, see tests/gpu/conftest.py. Medians of one run on one machine.
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -298,11 +300,11 @@ def paced(seconds: int, mps: bool, infer_tiles: int) -> dict:
         time.sleep(seconds)
         counts, after = g.of("counts")[first:], g.totals("cam")
         begin, end = counts[0], counts[-1]
-    dropped = {why: n - before["dropped"].get(why, 0) for why, n in after["dropped"].items()}
+    dropped = Counter(after["dropped"]) - Counter(before["dropped"])
     table = stages(counts)
     return {
         "mps": mps, "infer_tiles": infer_tiles, "seconds": seconds, "frames": len(counts),
-        "dropped": {why: n for why, n in dropped.items() if n}, "incomplete": sum(not c["complete"] for c in counts),
+        "dropped": dict(dropped), "incomplete": sum(not c["complete"] for c in counts),
         "frames_per_s": round((len(counts) - 1) / _seconds(begin, end), 2), "ms": table,
     }  # fmt: skip
 
@@ -322,6 +324,14 @@ def flat(seconds: int, mps: bool, infer_tiles: int) -> dict:
     return {"mps": mps, "infer_tiles": infer_tiles, "frames_per_s": round(fps, 1), "ms": stages(counts)}
 
 
+def decoders(number: int, seconds: float = 4) -> dict:
+    """Processes that only decode, each flat out."""
+    command = [sys.executable, "-m", "tests.bench.decode", str(CLIP), str(seconds)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(number)]
+    each = [float(process.communicate()[0]) for process in processes]
+    return {"decoders": number, "frames_per_s": round(sum(each), 1), "each": each}
+
+
 def sources(number: int, seconds: int, mps: bool, infer_tiles: int) -> dict:
     """Cameras at 30 frames/s each: does the group hold them?"""
     cameras = {f"cam{i}": {"url": str(CLIP), "loop": True, "realtime": True, "fps": 30} for i in range(number)}
@@ -332,12 +342,14 @@ def sources(number: int, seconds: int, mps: bool, infer_tiles: int) -> dict:
         time.sleep(seconds)
         after = {name: g.totals(name) for name in cameras}
         counts = g.of("counts")[first:]
-    dropped = sum(sum(after[n]["dropped"].values()) - sum(before[n]["dropped"].values()) for n in cameras)
+    dropped = Counter()
+    for name in cameras:
+        dropped.update(Counter(after[name]["dropped"]) - Counter(before[name]["dropped"]))
     incomplete = sum(after[n]["incomplete"] - before[n]["incomplete"] for n in cameras)
     return {
         "sources": number, "mps": mps, "infer_tiles": infer_tiles, "seconds": seconds, "frames": len(counts),
         "frames_per_s": round((len(counts) - 1) / _seconds(counts[0], counts[-1]), 1),
-        "dropped": dropped, "incomplete": incomplete, "ms": stages(counts),
+        "dropped": dict(dropped), "incomplete": incomplete, "ms": stages(counts),
     }  # fmt: skip
 
 
@@ -380,11 +392,11 @@ def table(ms: dict[str, dict[str, float]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("section", nargs="+", choices=["kernel", "floor", "paced", "flat", "sources"])
+    parser.add_argument("section", nargs="+", choices=["kernel", "floor", "paced", "flat", "decoders", "sources"])
     parser.add_argument("--out", type=Path, default=Path(".bench") / "gpu.json")
     parser.add_argument("--seconds", type=int, default=60, help="of each paced run; the others take a quarter")
     parser.add_argument(
-        "--number", type=int, nargs="+", default=[6, 7, 8], help="sources: how many at once, each a run"
+        "--number", type=int, nargs="+", default=[6, 7, 8], help="decoders, sources: how many at once, each a run"
     )
     parser.add_argument("--sweep", action="store_true", help="kernel: other block shapes too")
     parser.add_argument("--mps", choices=["both", "off"], default="both", help="off: only the runs without MPS")
@@ -399,6 +411,7 @@ def main() -> None:
         "floor": [floor],
         "paced": [partial(paced, args.seconds, *variant) for variant in variants],
         "flat": [partial(flat, args.seconds // 4, *variants[1])],
+        "decoders": [partial(decoders, number) for number in args.number],
         "sources": [partial(sources, number, args.seconds // 4, *variants[1]) for number in args.number],
     }
     for section in args.section:

@@ -137,6 +137,20 @@ def test_a_live_source_faster_than_the_machine_stays_bounded(group, clip):
     assert all(c["count"] == expected(c["seq"]) for c in g.of("counts") if c["complete"])
 
 
+def test_a_greedy_live_source_does_not_push_another_one_out(group, clip):
+    """Together they are too fast: the slow one waits its turn and loses nothing, the fast one drops its own frames."""
+    greedy, modest = ({"url": str(clip), "realtime": True, "loop": True, "fps": fps} for fps in (60, 1))
+    g = group({"greedy": greedy, "modest": modest})
+    g.start("fusion.0", "preprocess.0", "decoder.greedy", "decoder.modest")
+    g.start("infer_tiles.0", fault=("--slow", "12"))
+    g.start("infer_global.0", fault=("--slow", "144"))  # so that whole frames wait in the tensors ring
+    g.wait_for(lambda: len(g.of("counts", "modest")) >= 8, "8 frames of the modest source", 60)
+    assert g.totals("greedy")["dropped"].get("no_credit", 0) > 20
+    assert not g.totals("modest")["dropped"]
+    for name in ("greedy", "modest"):
+        g.check_books(name)
+
+
 def test_traces_of_one_frame_are_one_tree_across_processes(group, clip, tmp_path):
     file = tmp_path / "traces.jsonl"
     g = group({"cam": {"url": str(clip)}}, telemetry__exporter="file", telemetry__ratio="1", telemetry__file=str(file))

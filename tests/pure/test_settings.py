@@ -28,7 +28,7 @@ def test_environment_wins_over_the_file_which_wins_over_the_defaults(monkeypatch
     config(monkeypatch, tmp_path, '[decoder]\nslots = 5\n[engine]\nscore = 0.4\n[sources.door]\nurl = "a.mp4"\n')
     monkeypatch.setenv("PEOPLECOUNTER_DECODER__SLOTS", "7")
     loaded = settings.load()
-    assert (loaded.decoder.slots, loaded.engine.score, loaded.preprocess.slots) == (7, 0.4, 3)
+    assert (loaded.decoder.slots, loaded.engine.score, loaded.tensor_slots) == (7, 0.4, 3)
     assert loaded.sources["door"].url == "a.mp4"
 
 
@@ -38,6 +38,7 @@ def test_environment_wins_over_the_file_which_wins_over_the_defaults(monkeypatch
         ("[decoder]\nslot = 5", "'decoder.slot' does not exist: the nearest is 'decoder.slots'"),
         ("[engin]\nscore = 0.3", "'engin' does not exist: the nearest is 'engine."),
         ('[sources.door]\nurl = "a"\nrealtim = true', "nearest is 'sources.NAME.realtime'"),
+        ("[preprocess]\nslots = 2", "'preprocess.slots' is '2': a ring has 3 slots at least"),
         ("[decoder]\nslots = 1", "'decoder.slots' is '1': input should be greater than or equal to 3"),
         ('[fusion]\npublish = "tcp://0.0.0.0:5570"', "on loopback"),
         ('[sources."a/b"]\nurl = "a"', "sources.a/b"),
