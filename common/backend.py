@@ -18,11 +18,17 @@ PACKAGES = {"cuda-python": "cuda.bindings", "PyNvVideoCodec": "PyNvVideoCodec", 
 
 
 def resolve(settings: Settings) -> str:
-    """ "cpu" or "cuda"; `auto` is cuda when the model is a plan. Raises Refused, in words, for what cannot run here."""
-    plan = is_plan(Path(settings.engine.model)) if settings.engine.model else False
+    """ "cpu" or "cuda"; `auto` is cuda when the model is a plan, or a served one and everything for it is here.
+
+    Raises Refused, in words, for what cannot run here.
+    """
+    served = settings.engine.model.startswith("tcp://")
+    plan = is_plan(Path(settings.engine.model)) if settings.engine.model and not served else served
     if settings.backend == "cpu" or not (plan or settings.backend == "cuda"):
         return "cpu"
     missing = next((f"{what}: {detail}" for what, fine, detail in cuda_checks() if not fine), None)
+    if missing and served and settings.backend == "auto":
+        return "cpu"
     if missing and settings.backend == "cuda":
         raise Refused(f"The cuda backend cannot run here ({missing}): see 'peoplecounter doctor', or use 'cpu'.")
     if missing:

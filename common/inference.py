@@ -26,11 +26,22 @@ class Inference:
 
     def __init__(self, rt: Runtime, engine: Engine, tensors: Upstream, to_frame: ToFrame):
         self._rt, self._engine, self._tensors, self._to_frame = rt, engine, tensors, to_frame
+        self._next: Engine | None = None
         self._errors = 0
+
+    def exchange(self, engine: Engine) -> None:
+        """The next part is inferred by this engine, and all after it."""
+        self._next = engine
+
+    def close(self) -> None:
+        self._engine.close()
 
     def answer(self, owner: Attached, offer: Offer) -> None:
         """Leases the part and starts its inference; every way out either answers the part or says why not."""
         rt, header, part = self._rt, offer.header, offer.part
+        if self._next:  # between two parts, so none is of both; what the old one still has queued it finishes
+            old, self._engine, self._next = self._engine, self._next, None
+            rt.work.then(old.close)
         while rt.running and rt.results.full and not rt.late(header):
             rt.tick()  # fusion is behind: a lossless source waits here, a live one until its deadline
         lease = self._tensors.lease(owner, offer)
@@ -50,14 +61,15 @@ class Inference:
 
     def _start(self, lease: Lease, part: Part) -> list[tuple[int, Callable]]:
         """(first image, its job) of every batch, as far as the slot was not lost meanwhile: then it is lifted."""
-        jobs = []
-        for first in range(0, part.count, self._engine.max_batch):
+        jobs, first = [], 0
+        while first < part.count:
             if first:
                 self._rt.tick(0)  # a long batch on a CPU is not a freeze
                 if lease.stale:
                     break
-            count = min(self._engine.max_batch, part.count - first)
+            count = self._engine.batch(part.count - first)
             jobs.append((first, self._engine.start(lease.slot, lease.layout, part.first + first, count)))
+            first += count
         return jobs
 
     def _finish(self, lease: Lease, offer: Offer, jobs: list[tuple[int, Callable]], began_ns: int) -> None:

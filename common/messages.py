@@ -15,6 +15,8 @@ Control plane, on the socket of a ring's owner (ROUTER) and its consumers (DEALE
     Bye                              -->
 
 Results, on fusion's socket: Hello / Welcome / Beat / Bye as above, then Result(number, body) --> and <-- Ack(numbers).
+A swap, on each infer process' socket: the same, then Prepare --> <-- Prepared; when all are: Commit --> <-- Committed.
+Models, on the socket of `engine serve`: Fetch --> and <-- Chunk | Refuse.
 """
 
 from typing import Annotated, Literal
@@ -30,6 +32,7 @@ MAX_BYTES = 1 << 20  # of one message; libzmq refuses more, see link.py
 
 Name = Annotated[str, Meta(max_length=128)]
 Text = Annotated[str, Meta(max_length=1000)]
+Hash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]  # SHA-256
 Count = Annotated[int, Meta(ge=0)]
 Seq = Annotated[int, Meta(ge=0, lt=2**53)]  # an integer in any JSON reader
 Small = Annotated[int, Meta(ge=0, le=65_535)]  # sides in px, images, tiles, parts
@@ -239,7 +242,49 @@ class Ack(Struct, frozen=True, tag="ack"):
     numbers: list[Count]
 
 
-Message = Hello | Welcome | Refuse | Offer | Release | Unmapped | Beat | Bye | Result | Ack
+class Prepare(Struct, frozen=True, tag="prepare"):
+    """Load this model beside the one that runs, without using it yet."""
+
+    model: Annotated[str, Meta(max_length=4096)]
+    sha256: Hash
+
+
+class Prepared(Struct, frozen=True, tag="prepared"):
+    """It is loaded, or why not."""
+
+    seconds: float
+    refusal: Text = ""
+
+
+class Commit(Struct, frozen=True, tag="commit"):
+    """From the next frame on, use it."""
+
+
+class Committed(Struct, frozen=True, tag="committed"):
+    pass
+
+
+class Fetch(Struct, frozen=True, tag="fetch"):
+    """Asks for a piece of what is served, from byte `offset` on."""
+
+    schema: int
+    item: Literal["model", "weights"]
+    offset: Count
+
+
+class Chunk(Struct, frozen=True, tag="chunk"):
+    """A piece of an item, and what the whole of it is."""
+
+    item: Name
+    total: Count  # bytes
+    sha256: Hash
+    offset: Count
+    data: bytes
+    sidecar: bytes = b""  # of a plan, JSON, with its first piece
+
+
+Control = Hello | Welcome | Refuse | Offer | Release | Unmapped | Beat | Bye | Result | Ack
+Message = Control | Prepare | Prepared | Commit | Committed | Fetch | Chunk
 DROP_REASONS = ("no_slot", "no_credit", "deadline", "stale", "decode_error", "engine_error")
 
 _encoder = msgspec.msgpack.Encoder()

@@ -83,7 +83,13 @@ class Preprocess(Section):
 
 class Engine(Section):
     model: str = ""
-    """ONNX file, or TensorRT plan for cuda; empty: the demo's model, which knows only the demo's plaza"""
+    """ONNX file, or TensorRT plan for cuda, or tcp://HOST:PORT where one is served; empty: the demo's, for its plaza"""
+    sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
+    """What the model must be, by its SHA-256; empty: whatever lies there"""
+    server_key: str = Field("", pattern=r"^([!-~]{40})?$")
+    """Public key (CURVE, Z85) of a tcp:// model's server, which must prove that it has it; needed beyond loopback"""
+    limit_mb: int = Field(1024, ge=1, le=65_536)
+    """Largest model that is loaded, MB"""
     threads: int = Field(0, ge=0, le=256)
     """ONNX Runtime threads of each infer process; 0: share the cores between them"""
     score: float = Field(0.2, gt=0, lt=1)

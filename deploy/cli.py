@@ -14,6 +14,7 @@ from common.errors import Refused
 from common.settings import CONFIG_VARIABLE
 from deploy import evaluate
 from deploy.display import display, summary_lines
+from deploy.engine.cli import app as engine
 from deploy.foreground import configure, overrides, run_group
 from deploy.subscribe import POLL_S, messages
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 models = typer.Typer(no_args_is_help=True, help="Models to count with.")
 app.add_typer(models, name="models")
+app.add_typer(engine, name="engine")
 
 SILENT_S = 3.0  # of silence until `watch` says so
 AsJson = Annotated[bool, typer.Option("--json", help="Print for machines: JSON, one object a line.")]

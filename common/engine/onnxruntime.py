@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from common.engine import model
 from common.engine.heads import head
-from common.errors import NO_INPUT, Refused
+from common.errors import Refused
 from common.messages import Input, TensorLayout
 from common.settings import Engine as EngineSettings
 
@@ -21,25 +22,26 @@ class OnnxEngine:
     """A detector in an ONNX file. Images are run one by one: on a CPU a batch is no faster, only later."""
 
     def __init__(self, settings: EngineSettings, processes: int = 1):
-        path = Path(settings.model) if settings.model else DEMO_MODEL
-        if not path.is_file():
-            raise Refused(f"The model {path} does not exist: name an ONNX file in engine.model.", NO_INPUT)
+        found = model.read(settings if settings.model else settings.model_copy(update={"model": str(DEMO_MODEL)}))
+        path = found.name
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // processes)
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores are shared
         options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(found.data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime has a dozen exception types of its own
             raise Refused(f"The model {path} cannot be loaded: {str(error).splitlines()[0]}") from None
         (image, *others), outputs = self._session.get_inputs(), self._session.get_outputs()
         self._name, self._outputs, self._score = image.name, [outputs[0].name], settings.score
         self.input = _input(path, image, others)
-        self.max_batch = 1
         self._head = head([output.shape for output in outputs], settings.person_class)
 
     def warm_up(self) -> None:
         self.run(np.zeros((1, 3, self.input.size_px, self.input.size_px), self.input.dtype))
+
+    def batch(self, images: int) -> int:
+        return 1
 
     def start(self, slot: np.ndarray, layout: TensorLayout, first: int, count: int) -> Callable:
         images = slot.view(layout.dtype).reshape(layout.shape)
@@ -55,7 +57,7 @@ class OnnxEngine:
         self._session = None
 
 
-def _input(path: Path, image: onnxruntime.NodeArg, others: list) -> Input:
+def _input(path: str, image: onnxruntime.NodeArg, others: list) -> Input:
     shape, dtype = list(image.shape), DTYPES.get(image.type)
     batch, channels, *sides = shape if len(shape) == 4 else (0, 0)
     free = all(not isinstance(side, int) for side in sides)

@@ -1,20 +1,26 @@
 """TensorRT: a plan that reads tensor slots in place, its launches captured as CUDA graphs.
 
 Whichever runtime is installed will do: full, lean or dispatch; the latter two run version-compatible plans only. One
-execution context and one stream, so batches follow each other and may share the buffers that the graphs have baked in.
+stream, and one execution context for each of the plan's profiles, so batches follow each other and may share the
+buffers that the graphs have baked in.
 """
 
 import importlib
 import logging
+import threading
 from collections import Counter, deque
 from collections.abc import Callable
 
 import numpy as np
 
-from common import backend
+from common import backend, cuda, plans
 from common.cuda import CudaError, check, cudart, device, pinned
+from common.engine import model
 from common.engine.heads import head
+from common.engine.model import Swapped
 from common.engine.protocol import Persons, plan_path
+from common.engine.refit import refit
+from common.engine.stream import is_endpoint
 from common.errors import Refused
 from common.messages import Input, TensorLayout
 from common.settings import Engine as EngineSettings
@@ -22,6 +28,7 @@ from common.settings import Engine as EngineSettings
 GRAPHS = 64  # (address, images) combinations that get a graph; others are launched without
 ROW = 6  # columns of a box row that are read back; masks behind them stay on the GPU
 BOX_DTYPES = ("float32", "float16")
+LOADING = threading.Lock()  # a thread loads an engine: what it calls may break a capture
 TO_HOST = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
 
 
@@ -39,23 +46,27 @@ class TensorRTEngine:
     Raises Refused for a plan that is missing, was made for another TensorRT or GPU, or is no person detector.
     """
 
-    def __init__(self, settings: EngineSettings, work, graphs: bool = True, counters: Counter | None = None):
+    def __init__(
+        self,
+        settings: EngineSettings,
+        work,
+        graphs: bool = True,
+        weights: Swapped | None = None,
+        counters: Counter | None = None,
+    ):
+        cuda.start()  # this may be a thread of its own, see swap.py
         self._trt, self._work, self._stream, self._graphs_wanted = runtime_module(), work, work.stream, graphs
         self.counters: Counter[str] = Counter() if counters is None else counters
-        path = plan_path(settings.model)
-        self._logger = _logger(self._trt)
-        runtime = self._trt.Runtime(self._logger)
-        runtime.engine_host_code_allowed = True  # a version-compatible plan brings its own lean runtime
-        self._runtime, self._engine = runtime, runtime.deserialize_cuda_engine(path.read_bytes())
-        if self._engine is None:
-            raise Refused(
-                f"The plan {path} does not load in TensorRT {self._trt.__version__} on {device().name.decode()}: "
-                f"{self._logger.said or 'no reason given'}. Build it for this GPU and version."
-            )
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise Refused(f"The plan {path} gets no execution context: {self._logger.said or 'no room on the GPU'}.")
-        self._name, self.input, self.max_batch, self._warm_batch = self._read_input(path)
+        with LOADING:
+            self._load(settings, weights)
+
+    def _load(self, settings: EngineSettings, weights: Swapped | None) -> None:
+        trt, path = self._trt, settings.model
+        self._logger = plans.logger(trt)
+        self._runtime, self._engine = _deserialize(trt, settings, weights, self._logger)
+        self._name, self.input, self._profiles = self._read_input(path)
+        self._most = max(most for _, _, most in self._profiles)
+        self._contexts = [self._new_context(i, path) for i in range(len(self._profiles))]
         self._outputs, shapes = self._bind_outputs(path)
         self._head = head(shapes, settings.person_class)
         self._score = settings.score
@@ -69,14 +80,22 @@ class TensorRTEngine:
         self._graphs: dict[tuple[int, int], object] = {}  # insertion order is age
 
     def warm_up(self) -> None:
-        """One batch of zeros, so that kernels are loaded; later shapes need no more than their first launch."""
-        nbytes = self._warm_batch * 3 * self.input.size_px**2 * np.dtype(self.input.dtype).itemsize
-        address = check(cudart.cudaMalloc(nbytes))
-        check(cudart.cudaMemsetAsync(address, 0, nbytes, self._stream))
-        for images in {1, self._warm_batch}:
-            self._enqueue(address, images)
-        self._work.finish()
-        check(cudart.cudaFree(address))
+        """Batches of zeros on a stream of its own, so that kernels are loaded; others only need their first launch."""
+        sizes = sorted({images for least, usual, _ in self._profiles for images in (least, usual)})
+        nbytes = sizes[-1] * 3 * self.input.size_px**2 * np.dtype(self.input.dtype).itemsize
+        with LOADING:
+            stream = check(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
+            address = check(cudart.cudaMalloc(nbytes))
+            check(cudart.cudaMemsetAsync(address, 0, nbytes, stream))
+            for images in sizes:
+                self._enqueue(address, images, int(stream))
+            check(cudart.cudaStreamSynchronize(stream))
+            check(cudart.cudaFree(address))
+            check(cudart.cudaStreamDestroy(stream))
+
+    def batch(self, images: int) -> int:
+        """The largest batch that a profile takes and these images fill."""
+        return max(min(images, most) for least, _, most in self._profiles if least <= images)
 
     def start(self, slot, layout: TensorLayout, first: int, count: int) -> Callable[[], tuple[Persons, int]]:
         address = slot.address + first * layout.image_bytes
@@ -85,7 +104,7 @@ class TensorRTEngine:
         graph = self._graph(address, count)
         if graph is None:
             self.counters["batches_plain"] += 1
-            self._enqueue(address, count)
+            self._enqueue(address, count, self._stream)
         else:
             self.counters["batches_graph"] += 1
             check(cudart.cudaGraphLaunch(graph, self._stream))
@@ -127,14 +146,19 @@ class TensorRTEngine:
         self._graphs.clear()
         for out in self._outputs:
             check(cudart.cudaFree(out.address))
-        self._context = self._engine = self._runtime = None
+        self._contexts = self._engine = self._runtime = None
 
-    def _enqueue(self, address: int, images: int) -> None:
-        context, size = self._context, self.input.size_px
+    def _context(self, images: int):
+        """The context of the profile that fits this many images most closely."""
+        fitting = [(most - least, i) for i, (least, _, most) in enumerate(self._profiles) if least <= images <= most]
+        return self._contexts[min(fitting)[1]]
+
+    def _enqueue(self, address: int, images: int, stream: int) -> None:
+        context, size = self._context(images), self.input.size_px
         if tuple(context.get_tensor_shape(self._name)) != (images, 3, size, size):
             context.set_input_shape(self._name, (images, 3, size, size))
         context.set_tensor_address(self._name, address)
-        if not context.execute_async_v3(self._stream):
+        if not context.execute_async_v3(stream):
             raise RuntimeError(f"TensorRT did not start a batch of {images}: {self._logger.said}")
 
     def _graph(self, address: int, images: int):
@@ -143,21 +167,26 @@ class TensorRTEngine:
         if not self._graphs_wanted:
             return None
         if key not in self._graphs:
-            if len(self._graphs) >= GRAPHS:
-                old = self._graphs.pop(next(iter(self._graphs)))
-                if old is not None:
-                    self._work.finish()  # it may still be running
-                    check(cudart.cudaGraphExecDestroy(old))
-            self._graphs[key] = self._capture(address, images)
+            if not LOADING.acquire(blocking=False):
+                return None  # the next time
+            try:
+                if len(self._graphs) >= GRAPHS:
+                    old = self._graphs.pop(next(iter(self._graphs)))
+                    if old is not None:
+                        self._work.finish()  # it may still be running
+                        check(cudart.cudaGraphExecDestroy(old))
+                self._graphs[key] = self._capture(address, images)
+            finally:
+                LOADING.release()
         return self._graphs[key]
 
     def _capture(self, address: int, images: int):
         """A graph of one batch, or None where TensorRT cannot be captured (said once)."""
-        self._enqueue(address, images)  # a new shape sets itself up outside of the capture
+        self._enqueue(address, images, self._stream)  # a new shape sets itself up outside of the capture
         self._work.finish()
         mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         check(cudart.cudaStreamBeginCapture(self._stream, mode))
-        started = self._context.execute_async_v3(self._stream)
+        started = self._context(images).execute_async_v3(self._stream)
         try:
             graph = check(cudart.cudaStreamEndCapture(self._stream))
             if not started:
@@ -170,8 +199,8 @@ class TensorRTEngine:
         self.counters["graphs_captured"] += 1
         return captured
 
-    def _read_input(self, path) -> tuple[str, Input, int, int]:
-        """(name, what it reads, most images, usual images) of the one input."""
+    def _read_input(self, path: str) -> tuple[str, Input, list[tuple[int, int, int]]]:
+        """(name, what it reads, (least, usual, most) images of every profile) of the one input."""
         engine, mode = self._engine, self._trt.TensorIOMode.INPUT
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name) == mode]
@@ -182,18 +211,24 @@ class TensorRTEngine:
                 f"The plan {path} reads {', '.join(inputs) or 'nothing'} {dtype} {list(shape)}: expected one float32 "
                 "or float16 input [B, 3, S, S]."
             )
-        if shape[0] > 0:
-            usual = most = shape[0]
-            if most > 1:
-                raise Refused(f"The plan {path} has a fixed batch of {most}: build it with a batch of 1 or a free one.")
-        else:
-            _, usual, most = (dims[0] for dims in engine.get_tensor_profile_shape(inputs[0], 0))
-        return inputs[0], Input(shape[2], dtype), most, usual
+        profiles = [(shape[0],) * 3]
+        if shape[0] < 0:
+            sizes = [engine.get_tensor_profile_shape(inputs[0], i) for i in range(engine.num_optimization_profiles)]
+            profiles = [tuple(dims[0] for dims in profile) for profile in sizes]
+        if all(least > 1 for least, _, _ in profiles):
+            raise Refused(f"The plan {path} takes no single image: build it with a batch of 1 too, or with a free one.")
+        return inputs[0], Input(shape[2], dtype), profiles
+
+    def _new_context(self, profile: int, path: str):
+        context = self._engine.create_execution_context()
+        if context is None or (profile and not context.set_optimization_profile_async(profile, self._stream)):
+            raise Refused(f"The plan {path} gets no execution context: {self._logger.said or 'no room on the GPU'}.")
+        return context
 
     def _bind_outputs(self, path) -> tuple[list["_Output"], list[list[int | None]]]:
         """Device buffers for the largest batch, boxes first, and the shapes that tell the head."""
-        engine, context, size = self._engine, self._context, self.input.size_px
-        context.set_input_shape(self._name, (self.max_batch, 3, size, size))
+        engine, context, size = self._engine, self._context(self._most), self.input.size_px
+        context.set_input_shape(self._name, (self._most, 3, size, size))
         outputs, shapes = [], []
         for i in range(engine.num_io_tensors):
             name = engine.get_tensor_name(i)
@@ -204,7 +239,8 @@ class TensorRTEngine:
                 raise Refused(f"The plan {path} gives {name} in a type that is not read here.")
             nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
             outputs.append(_Output(name, check(cudart.cudaMalloc(nbytes)), shape, dtype))
-            context.set_tensor_address(name, outputs[-1].address)
+            for one in self._contexts:
+                one.set_tensor_address(name, outputs[-1].address)
         outputs.sort(key=lambda out: len(out.shape))  # boxes [B, n, …] before mask prototypes [B, 32, h, w]
         shapes = [[None, *out.shape[1:]] for out in outputs]
         if outputs and outputs[0].dtype not in BOX_DTYPES:
@@ -218,6 +254,29 @@ class TensorRTEngine:
         return DenseOnGpu(first.address, first.shape, first.dtype, self._head, self._score, self._stream)
 
 
+def _deserialize(trt, settings: EngineSettings, weights: Swapped | None, log):
+    """(runtime, engine) of the plan that the settings name, with the weights of an ONNX file where it has none."""
+    if not is_endpoint(settings.model):
+        plan_path(settings.model)
+    found, gpu = model.read(settings), device()
+    if found.sidecar:
+        plans.check_fits(found.sidecar, trt.__version__, gpu.name.decode(), f"{gpu.major}.{gpu.minor}", found.name)
+    runtime = trt.Runtime(log)
+    runtime.engine_host_code_allowed = True  # a version-compatible plan brings its own lean runtime
+    engine = runtime.deserialize_cuda_engine(found.data)
+    if engine is None:
+        raise Refused(
+            f"The plan {found.name} does not load in TensorRT {trt.__version__} on {gpu.name.decode()}: "
+            f"{log.said or 'no reason given'}. Build it for this GPU and version."
+        )
+    if weights:
+        onnx = model.read(settings.model_copy(update={"model": weights.model, "sha256": weights.sha256}))
+        refit(trt, engine, onnx.data, log, found.name)
+    elif found.sidecar and found.sidecar.stripped:
+        refit(trt, engine, model.read_weights(settings, found.sidecar), log, found.name)
+    return runtime, engine
+
+
 class _Output:
     """One output tensor's device memory."""
 
@@ -229,7 +288,7 @@ class _Result:
     """What one batch in flight needs for itself: page-locked rows, and events around its time on the GPU."""
 
     def __init__(self, engine: TensorRTEngine):
-        self.rows = pinned((engine.max_batch, engine._rows, ROW), engine._dtype)
+        self.rows = pinned((engine._most, engine._rows, ROW), engine._dtype)
         self.begin, self.end = check(cudart.cudaEventCreate()), check(cudart.cudaEventCreate())
 
 
@@ -237,21 +296,3 @@ def _dtype(trt, engine, name: str) -> str | None:
     kinds = {trt.DataType.FLOAT: "float32", trt.DataType.HALF: "float16"}
     kinds |= {trt.DataType.INT32: "int32", trt.DataType.INT8: "int8", trt.DataType.UINT8: "uint8"}
     return kinds.get(engine.get_tensor_dtype(name))
-
-
-def _logger(trt):
-    """A TensorRT logger that hands on what is bad and remembers the last of it."""
-    log = logging.getLogger("tensorrt")
-
-    class Logger(trt.ILogger):
-        said = ""
-
-        def __init__(self):
-            trt.ILogger.__init__(self)
-
-        def log(self, severity, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.said = self.said or message.strip().rstrip(".")
-            log.log(logging.INFO if severity == trt.ILogger.ERROR else logging.DEBUG, "%s", message)
-
-    return Logger()

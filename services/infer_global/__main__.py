@@ -5,21 +5,22 @@ tensors ring, part "global" --> engine --> results to fusion
 
 import numpy as np
 
-from common import engine as engines
 from common.geometry import Letterbox
 from common.inference import Inference, credits
 from common.messages import Header, Part, TensorLayout
 from common.runtime import Runtime, serve
+from common.swap import Swap
 from common.upstream import Upstream
 
 
 def run(rt: Runtime) -> None:
     settings, workers = rt.settings, rt.settings.workers
-    engine = rt.closing(engines.load(settings, workers.infer_global + workers.infer_tiles, rt.work))
-    engine.warm_up()
+    swap = rt.closing(Swap(rt, workers.infer_global + workers.infer_tiles))
+    engine = swap.load()
     hello = rt.hello("global", credits(rt), engine.input)
     tensors = rt.closing(Upstream(rt.loop, settings.run_dir, "tensors", hello, rt.timing, rt.work))
-    inference = Inference(rt, engine, tensors, to_frame)
+    inference = rt.closing(Inference(rt, engine, tensors, to_frame))
+    swap.serve(inference)
     rt.ready()
     while rt.running:
         rt.tick()

@@ -7,21 +7,22 @@ from functools import partial
 
 import numpy as np
 
-from common import engine as engines
 from common.geometry import TileGrid
 from common.inference import Inference, credits
 from common.messages import Header, Part, TensorLayout
 from common.runtime import Runtime, serve
+from common.swap import Swap
 from common.upstream import Upstream
 
 
 def run(rt: Runtime) -> None:
     settings, workers = rt.settings, rt.settings.workers
-    engine = rt.closing(engines.load(settings, workers.infer_global + workers.infer_tiles, rt.work))
-    engine.warm_up()
+    swap = rt.closing(Swap(rt, workers.infer_global + workers.infer_tiles))
+    engine = swap.load()
     hello = rt.hello("tiles", credits(rt), engine.input)
     tensors = rt.closing(Upstream(rt.loop, settings.run_dir, "tensors", hello, rt.timing, rt.work))
-    inference = Inference(rt, engine, tensors, partial(to_frame, edge_px=settings.fusion.edge_px))
+    inference = rt.closing(Inference(rt, engine, tensors, partial(to_frame, edge_px=settings.fusion.edge_px)))
+    swap.serve(inference)
     rt.ready()
     while rt.running:
         rt.tick()

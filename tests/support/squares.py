@@ -49,8 +49,13 @@ def make_clip(path: Path, frames: int = FRAMES, sizes: tuple[tuple[int, int], ..
     return path
 
 
-def make_model(path: Path, batch: int | str = "batch", size: int = SIZE, dtype: int = TensorProto.FLOAT) -> Path:
-    """ONNX, `images` [batch, 3, size, size] -> `output0` [batch, cells, 6]: x1, y1, x2, y2, score, class 0."""
+def make_model(
+    path: Path, batch: int | str = "batch", size: int = SIZE, dtype: int = TensorProto.FLOAT, gain: float = 10
+) -> Path:
+    """ONNX, `images` [batch, 3, size, size] -> `output0` [batch, cells, 6]: x1, y1, x2, y2, score, class 0.
+
+    `gain` is a weight: with 1 it sees nothing.
+    """
     side = size // CELL
     y, x = np.mgrid[:side, :side].reshape(2, 1, -1, 1) * CELL
     inset = 3  # so that no box touches a tile's edge
@@ -68,7 +73,7 @@ def make_model(path: Path, batch: int | str = "batch", size: int = SIZE, dtype: 
         helper.make_node("Concat", ["placed", "scores", "class"], ["output0"], axis=2),
     ]
     constants = {"channel": np.array([1]), "column": np.array([0, -1, 1]), "zero": np.zeros(1, kind)}
-    constants |= {"ten": np.array([10], kind), "nine": np.array([9], kind)}
+    constants |= {"ten": np.array([gain], kind), "nine": np.array([9], kind)}
     constants["boxes"] = boxes.astype(kind)
     graph = helper.make_graph(
         nodes,

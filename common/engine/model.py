@@ -1,0 +1,73 @@
+"""A model's bytes and what is known of them, from a file or from `engine serve`; checked before anybody loads them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import plans
+from common.engine import stream
+from common.errors import NO_INPUT, Refused
+from common.plans import Sidecar, sha256
+from common.settings import Engine as EngineSettings
+
+
+@dataclass(frozen=True)
+class Model:
+    """What engine.model names."""
+
+    name: str  # for sentences
+    data: bytes
+    sidecar: Sidecar | None = None
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """A model that takes the place of engine.model while a group runs, see swap.py."""
+
+    model: str
+    sha256: str
+
+
+def read(settings: EngineSettings) -> Model:
+    """The model of the settings. Raises Refused for one that is missing, too large, or not what it should be."""
+    name = settings.model
+    if stream.is_endpoint(name):
+        data, described = stream.fetch(name, "model", settings.server_key, settings.limit_mb << 20)
+        sidecar = plans.decode_sidecar(described, name) if described else None
+    else:
+        path = Path(name)
+        data, sidecar = read_file(path, settings.limit_mb), plans.read_sidecar(path)
+    if settings.sha256 and sha256(data) != settings.sha256:
+        raise Refused(f"The model {name} has the SHA-256 {sha256(data)}, engine.sha256 says {settings.sha256}.")
+    if sidecar is not None:
+        plans.check_bytes(sidecar, data, name)
+    return Model(name, data, sidecar)
+
+
+def read_weights(settings: EngineSettings, sidecar: Sidecar) -> bytes:
+    """The ONNX file of a stripped plan, which holds its weights."""
+    if stream.is_endpoint(settings.model):
+        data, _ = stream.fetch(settings.model, "weights", settings.server_key, settings.limit_mb << 20)
+        name = f"served at {settings.model}"
+    else:
+        path = Path(settings.model).parent / sidecar.onnx
+        data, name = read_file(path, settings.limit_mb, f"which holds the weights of {settings.model}, "), str(path)
+    if sha256(data) != sidecar.onnx_sha256:
+        raise Refused(
+            f"The ONNX file {name} is not the one that {settings.model} was built from: its weights would be others."
+        )
+    return data
+
+
+def read_file(path: Path, limit_mb: int, role: str = "") -> bytes:
+    """A whole file of a bounded size."""
+    try:
+        size = path.stat().st_size
+        if size > limit_mb << 20:
+            raise Refused(f"The model {path} has {size >> 20} MB, more than the {limit_mb} MB of engine.limit_mb.")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise Refused(
+            f"The model {path}, {role}does not exist." if role else f"The model {path} does not exist.", NO_INPUT
+        ) from None
+    except OSError as error:
+        raise Refused(f"The model {path} cannot be read: {error.strerror}.", NO_INPUT) from None

@@ -1,0 +1,1 @@
+"""From an ONNX file to a small, fast, reproducible TensorRT plan: `peoplecounter engine …`."""

@@ -1,0 +1,228 @@
+"""What an engine costs and what it counts: a table of speed, size and people, in JSON, Markdown and HTML."""
+
+import html
+import importlib.metadata
+import time
+from pathlib import Path
+
+import numpy as np
+
+from common import backend, plans
+from common.engine import Engine
+from common.engine import load as load_engine
+from common.loop import Loop
+from common.messages import Header, Part, TensorLayout
+from common.settings import Settings
+from deploy.engine import calibration
+from services.fusion.merge import believe, merge
+from services.infer_global.__main__ import to_frame as global_to_frame
+from services.infer_tiles.__main__ import to_frame as tiles_to_frame
+
+BATCHES = (1, 8, 16, 32)
+ROUNDS, WARM_UP = 60, 10
+# trtexec, batch 8, median GPU ms / engine MB, yolo26n-seg on an RTX 5060 Ti: what the pipeline rebuilt here had
+ROADMAP = {"FP32": (5.17, 7.8), "FP16": (4.89, 7.9), "FP8 Q/DQ": (5.10, 6.5), "weight-stripped": (5.17, 4.1)}
+
+
+class Bench:
+    """The engines of one backend, over the same images."""
+
+    def __init__(self, settings: Settings):
+        from common import memory
+
+        self.settings, self.kind = settings, memory.KINDS[backend.resolve(settings)]
+        self._work = memory.kind(self.kind).Work(Loop())
+
+    def measure(self, model: Path, surfaces: list, rounds: int = ROUNDS) -> dict:
+        """One engine's row: load_s, megabytes, ms {batch: {"p50", "p99"}} with and without graphs, counts."""
+        settings = self.settings.model_copy(
+            update={"engine": self.settings.engine.model_copy(update={"model": str(model)})}
+        )
+        began_s = time.perf_counter()
+        engine = load_engine(settings, 1, self._work)
+        engine.warm_up()
+        row = {
+            "model": model.name,
+            "megabytes": round(model.stat().st_size / 1e6, 2),
+            "load_s": round(time.perf_counter() - began_s, 2),
+            "input": f"{engine.input.dtype} {engine.input.size_px} px",
+        }
+        sidecar = plans.read_sidecar(model)
+        if sidecar:
+            row |= {"tensorrt": sidecar.tensorrt, "build_s": sidecar.build_s, "stripped": sidecar.stripped}
+        row["ms"] = self._times(engine, rounds)
+        if self.kind == "cuda":
+            plain = load_engine(settings, 1, self._work, graphs=False)
+            plain.warm_up()
+            row["ms_without_graphs"] = self._times(plain, rounds)
+            plain.close()
+        row["counts"] = self.counts(engine, surfaces)
+        engine.close()
+        return row
+
+    def counts(self, engine: Engine, surfaces: list) -> list[int]:
+        """People in each of these frames, by our merge, as fusion would count them."""
+        fusion, overlap = self.settings.fusion, self.settings.preprocess.overlap
+        before, found = np.zeros((0, 5), np.float32), []
+        for layout, surface in surfaces:
+            images = calibration.tensor(surface, layout, engine.input.size_px, overlap, engine.input.dtype)
+            tensor = TensorLayout(len(images), engine.input.size_px, engine.input.dtype, overlap)
+            header = Header(
+                source="bench", seq=0, pts_s=0, captured_ns=0, deadline_ns=0, width=layout.width, height=layout.height
+            )
+            with self._slot(images) as slot:
+                parts = [(0, 1), (1, len(images) - 1)]
+                persons = [self._persons(engine, slot, tensor, first, count) for first, count in parts]
+            rows = np.vstack(
+                [
+                    global_to_frame(tensor, header, Part("global"), persons[0]),
+                    tiles_to_frame(tensor, header, Part("tiles", 0, *parts[1]), persons[1], fusion.edge_px),
+                ]
+            ).astype(np.float32)
+            before = believe(merge(rows, fusion.same_iou, fusion.same_ios), before, fusion.new_score)
+            found.append(len(before))
+        return found
+
+    def _persons(self, engine: Engine, slot, tensor: TensorLayout, first: int, count: int) -> np.ndarray:
+        parts, done = [], 0
+        while done < count:
+            batch = engine.batch(count - done)
+            job = engine.start(slot, tensor, first + done, batch)
+            self._work.finish()
+            persons, _ = job()
+            parts.append(persons + np.array([done, 0, 0, 0, 0, 0], np.float32))
+            done += batch
+        return np.vstack(parts)
+
+    def _times(self, engine: Engine, rounds: int) -> dict[str, dict[str, float]]:
+        """Milliseconds of each batch that the engine has: on the GPU where there is one, else on the clock."""
+        size, dtype = engine.input.size_px, engine.input.dtype
+        images = np.random.default_rng(0).random((max(BATCHES), 3, size, size), np.float32).astype(dtype)
+        tensor, times = TensorLayout(len(images), size, dtype, 0.2), {}
+        with self._slot(images) as slot:
+            for batch in BATCHES:
+                if engine.batch(batch) != batch:
+                    continue
+                taken = []
+                for _ in range(WARM_UP + rounds):
+                    began_ns = time.perf_counter_ns()
+                    job = engine.start(slot, tensor, 0, batch)
+                    self._work.finish()
+                    gpu_ns = job()[1]
+                    taken.append((gpu_ns or time.perf_counter_ns() - began_ns) / 1e6)
+                p50, p99 = np.percentile(taken[WARM_UP:], [50, 99])
+                times[str(batch)] = {"p50": round(float(p50), 3), "p99": round(float(p99), 3)}
+        return times
+
+    def _slot(self, images: np.ndarray):
+        return _OnGpu(images) if self.kind == "cuda" else _InMemory(images)
+
+
+class _InMemory:
+    """Images where the CPU engine reads them."""
+
+    def __init__(self, images: np.ndarray):
+        self._bytes = np.ascontiguousarray(images).reshape(-1).view(np.uint8)
+
+    def __enter__(self) -> np.ndarray:
+        return self._bytes
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class _OnGpu:
+    """Images in GPU memory of our own."""
+
+    def __init__(self, images: np.ndarray):
+        self._images = np.ascontiguousarray(images)
+
+    def __enter__(self):
+        from common.cuda import check, cudart
+        from common.memory.cuda import Block
+
+        self._address = int(check(cudart.cudaMalloc(self._images.nbytes)))
+        kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+        check(cudart.cudaMemcpy(self._address, self._images.ctypes.data, self._images.nbytes, kind))
+        return Block(self._address, self._images.nbytes)
+
+    def __exit__(self, *_: object) -> None:
+        from common.cuda import check, cudart
+
+        check(cudart.cudaFree(self._address))
+
+
+def machine(kind: str) -> str:
+    """What was measured on, for the table's title."""
+    if kind == "cuda":
+        from common.cuda import device
+        from common.engine.tensorrt import runtime_module
+
+        return f"{device().name.decode()}, TensorRT {runtime_module().__version__}, ms on the GPU"
+    return f"CPU, ONNX Runtime {importlib.metadata.version('onnxruntime')}, ms on the clock"
+
+
+def compare(rows: list[dict]) -> list[dict]:
+    """Adds what each row counts against the first: mean, mean absolute difference of a frame, share of the mean."""
+    first = np.array(rows[0]["counts"], float)
+    for row in rows:
+        counts = np.array(row["counts"], float)
+        row["people"] = round(float(counts.mean()), 2)
+        row["difference"] = round(float(np.abs(counts - first).mean()), 3)
+        row["difference_pct"] = round(100 * float(counts.sum() - first.sum()) / max(1.0, float(first.sum())), 2)
+    return rows
+
+
+def tables(rows: list[dict], machine: str) -> list[tuple[str, list[list[str]]]]:
+    """(title, cells with their header) of ours and of the roadmap's."""
+    header = [
+        "engine",
+        "MB",
+        *(f"batch {b}, ms p50 / p99" for b in BATCHES),
+        "without graphs, batch 8",
+        "people",
+        "to the first",
+    ]
+    body = []
+    for row in rows:
+        ms, plain = row["ms"], row.get("ms_without_graphs", {}).get("8")
+        body.append(
+            [
+                row["model"],
+                f"{row['megabytes']:.1f}",
+                *(f"{ms[str(b)]['p50']:.2f} / {ms[str(b)]['p99']:.2f}" if str(b) in ms else "–" for b in BATCHES),
+                f"{plain['p50']:.2f}" if plain else "–",
+                f"{row['people']:.2f}",
+                f"{row['difference_pct']:+.1f} %, {row['difference']:.2f} a frame",
+            ]
+        )
+    roadmap = [["engine", "MB", "batch 8, ms p50"], *([k, f"{mb:.1f}", f"{ms:.2f}"] for k, (ms, mb) in ROADMAP.items())]
+    return [
+        (machine, [header, *body]),
+        ("the pipeline rebuilt here: yolo26n-seg on an RTX 5060 Ti, trtexec", roadmap),
+    ]
+
+
+def markdown(rows: list[dict], machine: str) -> str:
+    out = []
+    for title, (header, *body) in tables(rows, machine):
+        lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *body)]
+        out.append(f"**{title}**\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(out)
+
+
+def page(rows: list[dict], machine: str) -> str:
+    parts = []
+    for title, (header, *body) in tables(rows, machine):
+        cells = ["".join(f"<th>{html.escape(c)}</th>" for c in header)]
+        cells += ["".join(f"<td>{html.escape(c)}</td>" for c in row) for row in body]
+        inner = "\n".join(f"<tr>{c}</tr>" for c in cells)
+        parts.append(f"<h2>{html.escape(title)}</h2>\n<table>\n{inner}\n</table>")
+    style = (
+        "body{font:15px system-ui;margin:2rem}table{border-collapse:collapse}"
+        "td,th{padding:.3rem .8rem;border-bottom:1px solid #ccc;text-align:right}"
+        "td:first-child,th:first-child{text-align:left}"
+    )
+    body = "\n".join(parts)
+    head = f'<meta charset="utf-8"><title>Engines</title><style>{style}</style>'
+    return f'<!doctype html>\n<html lang="en">{head}\n{body}\n</html>\n'

@@ -1,0 +1,322 @@
+"""ONNX -> plan with TensorRT's builder, 10.15 to 11.x; 8.6 too, whose networks are weakly typed.
+
+Precision comes from the ONNX file (strongly typed): see `engine precision`. TensorRT is imported where it is used, and
+nothing else but the standard library and CUDA's bindings, so this module also runs in a builder's own Python.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from common import plans
+from common.errors import NO_INPUT, SOFTWARE, Refused
+from common.plans import Replacement, Sidecar
+from deploy.engine.timing import TimingCache, key
+
+POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a build may be told."""
+
+    batches: tuple[tuple[int, int, int], ...] = ((1, 16, 32),)  # least, usual, most images: a profile each
+    workspace_mb: int = 4096
+    level: int = 3  # optimization level 0 … 5
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    strip: bool = False  # leave the weights out, they come from the ONNX file at load
+    refit: bool = False  # take other weights later, see `engine swap`
+    timing_cache: Path | None = None  # its folder; None: off
+
+    def check(self) -> None:
+        for least, usual, most in self.batches:
+            if not 1 <= least <= usual <= most <= 1024:
+                raise Refused(f"The batch {least}/{usual}/{most} is none: 1 <= least <= usual <= most <= 1024.")
+        if not 0 <= self.level <= 5:
+            raise Refused(f"The optimization level {self.level} does not exist: there are 0 to 5.")
+        if self.version_compatible and (self.strip or self.refit):
+            raise Refused("A version-compatible plan takes no weights later: leave --strip and --refit out.")
+
+
+class Progress:
+    """How far a build is, for whoever watches it from another thread; `cancel()` ends it."""
+
+    def __init__(self):
+        self.phases: dict[str, tuple[int, int]] = {}  # name -> (steps done, of), outermost first
+        self.cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+
+def build(
+    onnx: Path,
+    write: Callable[[bytes], None],
+    options: Options,
+    progress: Progress,
+    trt=None,
+) -> tuple[Sidecar, float | None]:
+    """Builds and hands the plan to `write`, piece by piece; returns (its sidecar, seconds over the first such build).
+
+    The sidecar's hash and size are left to the caller, who sees the bytes. Raises Refused, in words, for an ONNX file
+    that is missing or that TensorRT does not take, for a builder or GPU that is missing, and when cancelled.
+    """
+    options.check()
+    trt = trt or _tensorrt()
+    data = read_onnx(onnx)
+    gpu, capability, cuda = _machine()
+    log = plans.logger(trt)
+    builder = trt.Builder(log)
+    network, config = _network(trt, builder), builder.create_builder_config()
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(data, str(onnx)):
+        why = parser.get_error(0).desc() if parser.num_errors else log.said
+        raise Refused(f"TensorRT does not take {onnx}: {why.strip().rstrip('.')}.")
+    batches = _profiles(trt, builder, config, network, options, onnx)
+    _configure(trt, config, options)
+    cache = None
+    if options.timing_cache:
+        cache = TimingCache(options.timing_cache, key(gpu, capability, trt.__version__, cuda))
+    warm = _attach(trt, config, cache)
+    monitor = _monitor(trt, progress) if hasattr(trt, "IProgressMonitor") else None  # must outlive the build
+    if monitor is not None:
+        config.progress_monitor = monitor
+    began_s = time.monotonic()
+    failure = _serialize(trt, builder, network, config, write)
+    seconds = time.monotonic() - began_s
+    if progress.cancelled.is_set():
+        raise Refused("The build was cancelled: nothing was written.", SOFTWARE)
+    if failure is not None:
+        raise Refused(f"TensorRT did not build {onnx}: {failure or log.said or 'no reason given'}.", SOFTWARE)
+    ratio = None
+    if cache:
+        cache.add(lambda there: _merged(config, there))
+        description = {**asdict(options), "timing_cache": None, "onnx": plans.sha256(data)}
+        ratio = cache.ratio(plans.sha256(repr(sorted(description.items())).encode()), seconds)
+    sidecar = Sidecar(
+        plan_sha256="",
+        plan_bytes=0,
+        onnx=str(onnx),
+        onnx_sha256=plans.sha256(data),
+        tensorrt=trt.__version__,
+        gpu=gpu,
+        compute_capability=capability,
+        version_compatible=options.version_compatible,
+        hardware_compatible=options.hardware_compatible,
+        stripped=options.strip,
+        refit="any" if options.refit else "identical" if options.strip else "no",
+        batches=batches,
+        level=options.level,
+        workspace_mb=options.workspace_mb,
+        inputs=[_described(network.get_input(i)) for i in range(network.num_inputs)],
+        outputs=[_described(network.get_output(i)) for i in range(network.num_outputs)],
+        build_s=round(seconds, 2),
+        timing_cache="off" if cache is None else "warm" if warm else "cold",
+        built=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+    return sidecar, ratio
+
+
+def build_file(onnx: Path, plan: Path, options: Options, progress: Progress, trt=None) -> tuple[Sidecar, float | None]:
+    """The same into a file and its sidecar, which appear when they are whole."""
+    with Replacement(plan) as file:
+        sidecar, ratio = build(onnx, file.write, options, progress, trt)
+        sidecar = Sidecar(
+            **{
+                **asdict(sidecar),
+                "plan_sha256": file.sha256,
+                "plan_bytes": file.nbytes,
+                "onnx": os.path.relpath(onnx.absolute(), plan.absolute().parent),
+            }
+        )
+        plans.sidecar_path(plan).unlink(missing_ok=True)  # an old sidecar never describes a new plan
+        try:
+            file.commit()
+        except OSError as error:
+            raise Refused(f"{plan} cannot be written: {error.strerror}.", SOFTWARE) from None
+    plans.write_file(plans.sidecar_path(plan), sidecar.encode())
+    return sidecar, ratio
+
+
+def build_memory(onnx: Path, options: Options, progress: Progress, trt=None) -> tuple[bytes, Sidecar, float | None]:
+    """The same without a disk."""
+    pieces: list[bytes] = []
+    sidecar, ratio = build(onnx, lambda data: pieces.append(bytes(data)), options, progress, trt)
+    plan = b"".join(pieces)
+    described = {**asdict(sidecar), "plan_sha256": plans.sha256(plan), "plan_bytes": len(plan), "onnx": onnx.name}
+    return plan, Sidecar(**described), ratio
+
+
+def watched(work: Callable[[], object], progress: Progress, show: Callable[[], None] = lambda: None):
+    """Runs `work` in a thread, calling `show` meanwhile: Ctrl-C is heard, and cancels at the builder's next step."""
+    outcome: list = []
+
+    def run() -> None:
+        try:
+            outcome.append((work(), None))
+        except BaseException as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=run, daemon=True, name="builder")
+    thread.start()
+    while thread.is_alive():
+        try:
+            thread.join(POLL_S)
+            show()
+        except KeyboardInterrupt:
+            if progress.cancelled.is_set():
+                raise
+            progress.cancel()
+    result, error = outcome[0]
+    if error is not None:
+        raise error
+    return result
+
+
+def read_onnx(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Refused(f"The ONNX file {path} cannot be read: {error.strerror}.", NO_INPUT) from None
+
+
+def _tensorrt():
+    try:
+        import tensorrt
+    except ImportError:
+        raise Refused("Plans are built by the full TensorRT package, which is not installed: extra 'gpu'.") from None
+    return tensorrt
+
+
+def _machine() -> tuple[str, str, int]:
+    """(GPU, its compute capability, CUDA runtime version as 13000)."""
+    try:
+        from common import cuda
+    except ImportError:
+        raise Refused("Plans are built on a GPU: cuda-python is not installed, extra 'gpu'.") from None
+    cuda.start()
+    properties = cuda.device()
+    version = cuda.check(cuda.cudart.cudaRuntimeGetVersion())
+    return properties.name.decode(), f"{properties.major}.{properties.minor}", version
+
+
+def _network(trt, builder):
+    """A strongly typed network; TensorRT 8.6 has none, there a network is told that its batch is explicit."""
+    flags = trt.NetworkDefinitionCreationFlag
+    kind = flags.STRONGLY_TYPED if hasattr(flags, "STRONGLY_TYPED") else flags.EXPLICIT_BATCH
+    return builder.create_network(1 << int(kind))
+
+
+def _profiles(trt, builder, config, network, options: Options, onnx: Path) -> list[list[int]]:
+    """Adds a profile for each batch; a network of one fixed batch has none. Returns the batches that it can run."""
+    if network.num_inputs != 1:
+        raise Refused(f"{onnx} reads {network.num_inputs} tensors: expected one image tensor.")
+    image = network.get_input(0)
+    batch, *rest = tuple(image.shape)
+    if len(rest) != 3 or -1 in rest:
+        raise Refused(f"{onnx} reads {image.name} {[batch, *rest]}: expected [B, 3, S, S] where only B is free.")
+    if batch != -1:
+        return [[batch] * 3]
+    for sizes in options.batches:
+        profile = builder.create_optimization_profile()
+        profile.set_shape(image.name, *[(size, *rest) for size in sizes])
+        config.add_optimization_profile(profile)
+    return [list(sizes) for sizes in options.batches]
+
+
+def _configure(trt, config, options: Options) -> None:
+    flags = trt.BuilderFlag
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
+    config.builder_optimization_level = options.level
+    config.max_aux_streams = 0  # a linear graph; our processes overlap each other instead
+    if options.version_compatible:
+        config.set_flag(flags.VERSION_COMPATIBLE)
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.strip:
+        config.set_flag(flags.STRIP_PLAN)
+    if options.refit:
+        config.set_flag(flags.REFIT)
+    elif options.strip:
+        config.set_flag(flags.REFIT_IDENTICAL)
+    if not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
+        config.set_flag(flags.FP16)  # 8.6: it is the builder who chooses where
+
+
+def _attach(trt, config, cache: TimingCache | None) -> bool:
+    """Gives the builder what was measured before; True when there was something."""
+    if cache is None:
+        config.set_flag(trt.BuilderFlag.DISABLE_TIMING_CACHE)
+        return False
+    known = cache.read()
+    if known and config.set_timing_cache(config.create_timing_cache(known), False):
+        return True
+    config.set_timing_cache(config.create_timing_cache(b""), False)
+    return False
+
+
+def _merged(config, there: bytes) -> bytes:
+    """What this build measured and what is there."""
+    mine = config.get_timing_cache()
+    if there:
+        mine.combine(config.create_timing_cache(there), False)
+    return bytes(memoryview(mine.serialize()))
+
+
+def _serialize(trt, builder, network, config, write: Callable[[bytes], None]) -> str | None:
+    """Builds and writes; None when all went well, else why not, or an empty string."""
+    if not hasattr(trt, "IStreamWriter"):  # 8.6
+        plan = builder.build_serialized_network(network, config)
+        return _written(write, memoryview(plan)) if plan is not None else ""
+
+    class Writer(trt.IStreamWriter):
+        failure: str | None = None
+
+        def __init__(self):
+            trt.IStreamWriter.__init__(self)
+
+        def write(self, data) -> int:
+            """Takes all, or nothing: an exception must not cross TensorRT."""
+            self.failure = self.failure or _written(write, data)
+            return 0 if self.failure else len(data)
+
+    writer = Writer()
+    done = builder.build_serialized_network_to_stream(network, config, writer)
+    return None if done and writer.failure is None else writer.failure or ""
+
+
+def _written(write: Callable[[bytes], None], data) -> str | None:
+    try:
+        write(data)
+    except OSError as error:
+        return f"the plan cannot be written, {error.strerror}"
+    return None
+
+
+def _monitor(trt, progress: Progress):
+    """TensorRT's view of a Progress; its threads call it."""
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self):
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase, num_steps: int) -> None:
+            progress.phases[phase_name] = (0, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if phase_name in progress.phases:
+                progress.phases[phase_name] = (step + 1, progress.phases[phase_name][1])
+            return not progress.cancelled.is_set()
+
+        def phase_finish(self, phase_name: str) -> None:
+            progress.phases.pop(phase_name, None)
+
+    return Monitor()
+
+
+def _described(tensor) -> dict:
+    return {"name": tensor.name, "dtype": str(tensor.dtype).rpartition(".")[2], "shape": list(tensor.shape)}

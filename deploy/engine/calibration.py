@@ -1,0 +1,44 @@
+"""Images to calibrate with: the user's own footage as the engine will see it, letterboxed and in tiles, never noise."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from common.geometry import TileGrid
+from common.messages import SurfaceLayout, TensorLayout
+from common.settings import Decoder, Source
+from services.decoder.sources import Picture, play
+from services.preprocess.kernels import fused
+
+
+def frames(clip: Path, every: int = 1) -> Iterator[tuple[SurfaceLayout, np.ndarray]]:
+    """(layout, uint8 surface) of every n-th frame of a file. Raises SourceError for a file that is no video."""
+    pictures = (
+        e for e in play(Source(url=str(clip)), Decoder(), None, lambda seconds: False) if isinstance(e, Picture)
+    )
+    for number, picture in enumerate(pictures):
+        if number % every == 0:
+            layout = picture.surface.layout
+            surface = np.empty(layout.nbytes, np.uint8)
+            picture.surface.write(surface)
+            yield layout, surface
+
+
+def tensor(surface: np.ndarray, layout: SurfaceLayout, size_px: int, overlap: float, dtype: str) -> np.ndarray:
+    """[1 + tiles, 3, S, S]: what preprocess makes of a frame."""
+    images = 1 + len(TileGrid(layout.width, layout.height, size_px, overlap))
+    wanted = TensorLayout(images, size_px, dtype, overlap)
+    out = np.empty(wanted.shape, dtype)
+    fused(surface, layout, wanted, out)
+    return out
+
+
+def images(clip: Path, count: int, size_px: int, overlap: float) -> np.ndarray:
+    """float32 [<= count, 3, S, S], spread over the footage: letterboxed frames, and as many tiles as there is room."""
+    total = sum(1 for _ in frames(clip))
+    every = max(1, total // min(total, max(4, count // 8)))
+    picked = [tensor(surface, layout, size_px, overlap, "float32") for layout, surface in frames(clip, every)]
+    per_frame = max(2, count // len(picked))
+    step = [np.unique(np.linspace(0, len(images) - 1, per_frame).astype(int)) for images in picked]
+    return np.concatenate([images[kept] for images, kept in zip(picked, step)])[:count]

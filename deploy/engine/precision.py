@@ -1,0 +1,83 @@
+"""ONNX -> ONNX of a lower precision, by NVIDIA's ModelOpt in an environment of its own: its pins clash with ours."""
+
+import os
+import subprocess
+import tempfile
+import venv
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from common.engine.onnxruntime import OnnxEngine
+from common.errors import SOFTWARE, Refused
+from common.plans import Replacement
+from common.settings import Engine, Preprocess
+from deploy.engine import calibration
+
+PRECISIONS = ("fp16", "int8", "fp8")
+MODELOPT = "nvidia-modelopt==0.47.0"  # installed alone: what it says it needs is more than its ONNX part does
+NEEDS = (
+    "torch==2.13.0", "onnx==1.21.0", "onnxruntime==1.24.4", "onnxconverter-common==1.16.0", "onnx-graphsurgeon==0.6.1",
+    "onnxslim==0.1.98", "onnxscript==0.7.2", "polygraphy==0.53.6", "cppimport==26.4.17", "lief==1.0.0",
+    "ml_dtypes==0.6.0", "nvidia-ml-py==13.615.71", "tqdm==4.70.1", "scipy==1.17.1", "omegaconf==2.4.0",
+    "setuptools>=80",
+)  # fmt: skip
+IMAGES = 24  # to calibrate with: more change the ranges little, and the time a lot
+
+
+def environment(folder: Path | None = None) -> Path:
+    """The Python that has ModelOpt; installed on first use (about 1 GB, and more where torch comes with CUDA)."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peoplecounter"
+    folder = folder or base / MODELOPT.replace("==", "-")
+    python, done = folder / "bin" / "python", folder / "installed"
+    if done.exists():
+        return python
+    venv.create(folder, with_pip=True, clear=True)
+    install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    for step in ([*install, *NEEDS], [*install, "--no-deps", MODELOPT]):
+        if subprocess.run(step).returncode:
+            raise Refused(f"ModelOpt could not be installed in {folder}: see the lines above.", SOFTWARE)
+    done.touch()
+    return python
+
+
+def convert(
+    source: Path,
+    target: Path,
+    precision: str,
+    footage: Path,
+    python: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Writes `target`, and loads it once, so that what was written runs. Raises Refused, in words."""
+    if precision not in PRECISIONS:
+        raise Refused(f"The precision {precision!r} does not exist: there are {', '.join(PRECISIONS)}.")
+    size_px = _load(source).size_px
+    images = calibration.images(footage, IMAGES, size_px, Preprocess().overlap)
+    say(f"calibrating with {len(images)} images of {footage}")
+    with tempfile.TemporaryDirectory() as folder:
+        data, out = Path(folder) / "images.npy", Path(folder) / "out.onnx"
+        np.save(data, images)
+        command = [
+            python or environment(),
+            Path(__file__).with_name("quantize.py"),
+            precision,
+            source.absolute(),
+            out,
+            data,
+        ]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        if done.returncode or not out.exists():
+            why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise Refused(f"ModelOpt did not convert {source} to {precision}: {why}", SOFTWARE)
+        _load(out)
+        with Replacement(target) as file:
+            file.write(out.read_bytes())
+            file.commit()
+
+
+def _load(path: Path):
+    engine = OnnxEngine(Engine(model=str(path)))
+    engine.close()
+    return engine.input

@@ -1,0 +1,55 @@
+"""Runs in ModelOpt's own environment: `python quantize.py fp16|int8|fp8 IN.onnx OUT.onnx IMAGES.npy`, see precision.py.
+
+FP16 by AutoCast: operators whose values leave FP16's comfort on the calibration images stay FP32, box arithmetic in
+pixels among them. INT8 and FP8 as Q/DQ pairs with ranges from the calibration images; the rest stays FP32.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+DATA_MAX = 512.0  # pixels beyond this have half a pixel of rounding in FP16
+
+
+def main(precision: str, source: str, target: str, images: str) -> None:
+    data = np.load(images)
+    name = onnx.load(source, load_external_data=False).graph.input[0].name
+    if precision == "fp16":
+        from modelopt.onnx.autocast import convert_to_mixed_precision
+
+        with tempfile.TemporaryDirectory() as folder:
+            one = Path(folder) / "images.npz"
+            np.savez(one, **{name: data[:1]})
+            model = convert_to_mixed_precision(
+                source, low_precision_type="fp16", data_max=DATA_MAX, keep_io_types=True, calibration_data=str(one)
+            )
+        onnx.save(read_fp16(model), target)
+    else:
+        from modelopt.onnx.quantization import quantize
+
+        quantize(
+            source, quantize_mode=precision, calibration_data={name: data}, calibration_eps=["cpu"],
+            output_path=target, high_precision_dtype="fp32", log_level="ERROR",
+        )  # fmt: skip
+
+
+def read_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Makes an input that is only cast to FP16 an FP16 input: preprocess then writes half the bytes."""
+    graph = model.graph
+    image = graph.input[0]
+    readers = [node for node in graph.node if image.name in node.input]
+    if readers and all(n.op_type == "Cast" and n.attribute[0].i == onnx.TensorProto.FLOAT16 for n in readers):
+        renamed = {node.output[0]: image.name for node in readers}
+        for node in readers:
+            graph.node.remove(node)
+        for node in graph.node:
+            node.input[:] = [renamed.get(name, name) for name in node.input]
+        image.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    return model
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

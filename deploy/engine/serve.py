@@ -1,0 +1,123 @@
+"""Serves one model to infer services on other machines, from memory: they may start with no engine on their disk.
+
+Beyond loopback the server proves with a CURVE key that it is the one its clients trust; what it serves is no secret.
+"""
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import zmq
+
+from common.engine.stream import LOOPBACK
+from common.errors import NO_INPUT, Refused
+from common.messages import SCHEMA, Chunk, Fetch, Refuse, decode, encode
+from common.plans import Sidecar, sha256
+
+PIECE = 512 << 10  # bytes of a chunk, half of what a message may have
+POLL_MS = 200
+REQUEST_BYTES_MAX = 1024
+KEY_CHARACTERS = 40  # of a CURVE key in Z85
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something that is served."""
+
+    data: bytes
+    sha256: str
+    sidecar: bytes = b""
+
+
+def items(model: bytes, sidecar: Sidecar | None, weights: bytes | None) -> dict[str, Item]:
+    """What `Fetch` may ask for."""
+    served = {"model": Item(model, sha256(model), sidecar.encode() if sidecar else b"")}
+    if weights is not None:
+        served["weights"] = Item(weights, sha256(weights))
+    return served
+
+
+def key_pair(path: Path) -> tuple[bytes, bytes]:
+    """(public, secret) key of a file that holds the secret one in Z85; made, readable for its owner only, if new."""
+    try:
+        secret = path.read_bytes().strip()
+    except FileNotFoundError:
+        _, secret = zmq.curve_keypair()
+        try:
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(secret + b"\n")
+        except OSError as error:
+            raise Refused(f"The key file {path} cannot be written: {error.strerror}.", NO_INPUT) from None
+    except OSError as error:
+        raise Refused(f"The key file {path} cannot be read: {error.strerror}.", NO_INPUT) from None
+    if path.stat().st_mode & 0o077:
+        raise Refused(f"The key file {path} can be read by others: chmod 600 it.")
+    try:
+        return zmq.curve_public(secret), secret
+    except (zmq.ZMQError, ValueError):
+        raise Refused(f"The key file {path} holds no CURVE key of {KEY_CHARACTERS} characters.") from None
+
+
+class Server:
+    """A bound socket that answers Fetch. What is malformed is counted and ignored."""
+
+    def __init__(self, endpoint: str, served: dict[str, Item], secret: bytes | None):
+        if secret is None and not LOOPBACK.match(endpoint):
+            raise Refused(f"{endpoint} is not on loopback: name a --key file, so that clients know who serves.")
+        self._served, self.answered, self.malformed, self.running = served, 0, 0, True
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, REQUEST_BYTES_MAX)
+        if secret is not None:
+            self._socket.curve_server, self._socket.curve_secretkey = True, secret
+        try:
+            self._socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            raise Refused(f"{endpoint} cannot be bound: {error.strerror}.") from None
+
+    @property
+    def endpoint(self) -> str:
+        """Where it is bound, with the port that was picked for tcp://…:0 or :*."""
+        return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def run(self) -> None:
+        """Answers until `running` is False."""
+        while self.running:
+            if self._socket.poll(POLL_MS):
+                self._answer()
+        self._context.destroy(linger=0)
+
+    def _answer(self) -> None:
+        try:
+            identity, data = self._socket.recv_multipart(zmq.NOBLOCK)
+            wanted = decode(data)
+            if not isinstance(wanted, Fetch):
+                raise ValueError("no request")
+        except zmq.Again:
+            return
+        except (ValueError, msgspec.MsgspecError):
+            self.malformed += 1
+            return
+        self._socket.send_multipart([identity, encode(self._reply(wanted))], zmq.NOBLOCK)
+        self.answered += 1
+
+    def _reply(self, wanted: Fetch) -> Chunk | Refuse:
+        if wanted.schema != SCHEMA:
+            return Refuse(f"schema {SCHEMA} is spoken here, not {wanted.schema}: run the same version everywhere.")
+        item = self._served.get(wanted.item)
+        if item is None:
+            return Refuse("there is none.")
+        piece = item.data[wanted.offset : wanted.offset + PIECE]
+        described = item.sidecar if wanted.offset == 0 else b""
+        return Chunk(wanted.item, len(item.data), item.sha256, wanted.offset, piece, described)
+
+
+def run(server: Server) -> None:
+    """Serves until SIGINT or SIGTERM."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: setattr(server, "running", False))
+    server.run()

@@ -1,0 +1,114 @@
+"""A running group gets another model: between two frames, in every infer process or in none, and for good."""
+
+import hashlib
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.errors import CONFIG, SOFTWARE
+from tests.support.squares import expected, make_model
+
+ROOT = Path(__file__).parents[2]
+WORKERS = ("infer_global.0", "infer_tiles.0", "infer_tiles.1")
+
+
+def swap(g, model):
+    command = [sys.executable, "-m", "deploy.cli", "engine", "swap", str(model), "--run-dir", str(g.run_dir)]
+    return subprocess.run(command, cwd=ROOT, env=g.environment, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def blind(tmp_path):
+    """The same network with another weight: it sees nobody."""
+    return make_model(tmp_path / "blind.onnx", gain=1)
+
+
+@pytest.fixture
+def live(group, clip):
+    g = group({"cam": {"url": str(clip), "realtime": True, "loop": True, "fps": 10}})
+    g.start("fusion.0", *WORKERS, "preprocess.0")
+    g.wait_for(lambda: {*WORKERS} <= {name for _, name, _ in g.messages}, "the infer processes")
+    g.start("decoder.cam")
+    g.wait_counts(20)
+    return g
+
+
+def losses(g):
+    g.check_books()
+    return sum(g.totals()["dropped"].values()) + g.totals()["incomplete"]
+
+
+def test_all_change_between_two_frames_and_none_is_lost(live, blind):
+    before = losses(live)
+    done = swap(live, blind)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == list(WORKERS)
+    live.wait_counts(20)
+    assert losses(live) == before
+    counts = [(c["count"], expected(c["seq"])) for c in live.of("counts")]
+    changed = next(i for i, (count, squares) in enumerate(counts) if count != squares)
+    assert all(count == squares for count, squares in counts[:changed])
+    assert all(count == 0 for count, _ in counts[changed + 2 :])  # two parts of a frame may see the change apart
+    assert changed >= 20
+
+
+def test_a_restarted_process_loads_what_the_group_was_swapped_to(live, blind):
+    assert swap(live, blind).returncode == 0
+    for name in ("infer_tiles.0", "infer_tiles.1"):
+        live.signal(name, signal.SIGKILL)
+    live.wait_for(lambda: live.of("counts")[-1]["complete"] is False, "the lack of them")
+    live.start("infer_tiles.0")
+    live.wait_counts(5)
+    assert all(c["count"] == 0 for c in live.of("counts")[-5:])
+    live.start("infer_tiles.1")  # which takes its socket away when it ends
+    new = live.processes["infer_tiles.1"].pid
+    live.wait_for(lambda: any(c["pid"] == new for c in live.of("service", "infer_tiles.1")), "the new process")
+
+
+@pytest.mark.parametrize("case", ["another size", "no model", "missing"])
+def test_a_wrong_model_is_refused_by_all_and_the_old_one_stays(live, tmp_path, case):
+    model = tmp_path / "new.onnx"
+    if case == "another size":
+        make_model(model, size=96)
+    elif case == "no model":
+        model.write_bytes(b"\x08\x09" * 500)
+    done = swap(live, model)
+    assert done.returncode in (CONFIG, SOFTWARE) and len(done.stderr.splitlines()) == 1, done.stderr
+    said = {"another size": "96 px", "no model": "cannot be loaded", "missing": "cannot be read"}[case]
+    assert said in done.stderr
+    first, before = live.counted(), losses(live)
+    live.wait_counts(10)
+    assert losses(live) == before
+    assert all(c["count"] == expected(c["seq"]) for c in live.of("counts")[first:])
+
+
+def test_with_one_process_frozen_nobody_changes(live, blind):
+    live.signal("infer_tiles.1", signal.SIGSTOP)
+    done = swap(live, blind)
+    live.signal("infer_tiles.1", signal.SIGCONT)
+    assert done.returncode == SOFTWARE
+    assert "infer_tiles.1 does not answer: the others keep the old model" in done.stderr
+    first = live.counted(complete=True)
+    live.wait_counts(20)
+    assert all(c["count"] == expected(c["seq"]) for c in live.of("counts")[first + 5 :] if c["complete"])
+
+
+def test_what_is_swapped_in_is_what_was_asked_for(live, blind):
+    """A hash in the message, so a file that changes on the way is refused."""
+    assert swap(live, blind).returncode == 0
+    record = (live.run_dir / "engine.journal").read_bytes()
+    assert hashlib.sha256(blind.read_bytes()).hexdigest().encode() in record
+    make_model(blind, gain=2)
+    live.signal("infer_global.0", signal.SIGKILL)
+    live.start("infer_global.0")
+    assert live.wait_exit("infer_global.0") == CONFIG
+    assert "has the SHA-256" in live.tail()
+
+
+def test_without_a_group_it_says_so(run_dir, blind, group, clip):
+    g = group({"cam": {"url": str(clip)}})
+    done = swap(g, blind)
+    assert done.returncode == CONFIG and "No infer service runs" in done.stderr
