@@ -16,7 +16,7 @@ from common.messages import MAX_BYTES, SCHEMA, Chunk, Fetch, Refuse, decode, enc
 
 SILENT_S = 10.0  # without an answer, the server is not there
 ASK_S = 1.0  # then the same piece is asked for again: the server may have been restarted
-LOOPBACK = re.compile(r"tcp://(127\.\d+\.\d+\.\d+|\[::1\]|localhost):\d+$")
+LOOPBACK = re.compile(r"tcp://(127\.\d+\.\d+\.\d+|\[::1\]|localhost):(\d+|\*)$")
 ENDPOINT = re.compile(r"tcp://[^/]+:\d+$")
 
 
@@ -52,8 +52,8 @@ def _fetch(socket: zmq.Socket, endpoint: str, item: str, most_bytes: int) -> tup
     first = _ask(socket, endpoint, Fetch(SCHEMA, item, 0))
     if first.total > most_bytes:
         raise Refused(
-            f"The {item} served at {endpoint} has {first.total >> 20} MB, more than the {most_bytes >> 20} MB that "
-            "engine.limit_mb allows."
+            f"The {item} served at {endpoint} has {first.total} bytes, more than the {most_bytes} that engine.limit_mb "
+            "allows."
         )
     content = bytearray(first.data)
     while len(content) < first.total:

@@ -243,8 +243,10 @@ def _configure(trt, config, options: Options) -> None:
         config.set_flag(flags.REFIT)
     elif options.strip:
         config.set_flag(flags.REFIT_IDENTICAL)
-    if not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
-        config.set_flag(flags.FP16)  # 8.6: it is the builder who chooses where
+    if not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):  # 8.6
+        config.set_flag(flags.FP16)  # it is the builder who chooses where
+        sources = trt.TacticSource  # those of later versions too: no cuBLAS, no cuDNN
+        config.set_tactic_sources(1 << int(sources.EDGE_MASK_CONVOLUTIONS) | 1 << int(sources.JIT_CONVOLUTIONS))
 
 
 def _attach(trt, config, cache: TimingCache | None) -> bool:

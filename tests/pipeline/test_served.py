@@ -1,0 +1,149 @@
+"""Engines that start without a model on their disk: served in pieces, summed up, bounded, from whom it should be."""
+
+import hashlib
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import zmq
+
+from common.engine import stream
+from common.errors import CONFIG, SOFTWARE, Refused
+from common.messages import SCHEMA, Chunk, Fetch, decode, encode
+from deploy.engine.serve import PIECE, Item, Server, items, key_pair
+from tests.support.squares import FRAMES, expected
+
+ROOT = Path(__file__).parents[2]
+BIG = bytes(range(256)) * (3 * PIECE // 256) + b"end"
+
+
+@pytest.fixture
+def serve():
+    servers = []
+
+    def start(served, endpoint="tcp://127.0.0.1:*", secret=None):
+        server = Server(endpoint, served, secret)
+        thread = threading.Thread(target=server.run)
+        servers.append((server, thread))
+        where = server.endpoint
+        thread.start()
+        return server, where
+
+    yield start
+    for server, thread in servers:
+        server.running = False
+        thread.join()
+
+
+def test_a_group_counts_with_a_served_model(group, clip, model, tmp_path):
+    key = tmp_path / "key"
+    command = [sys.executable, "-m", "deploy.cli", "engine", "serve", str(model), "--bind", "tcp://127.0.0.1:*"]
+    server = subprocess.Popen([*command, "--key", str(key)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        _, told = server.stdout.readline(), server.stdout.readline()
+        endpoint, public = told.split('"')[1::2]
+        assert key.stat().st_mode & 0o777 == 0o600 and public == key_pair(key)[0].decode()
+        digest = hashlib.sha256(model.read_bytes()).hexdigest()
+        g = group({"cam": {"url": str(clip)}}, engine__server_key=public, engine__sha256=digest)
+        g.environment["PEOPLECOUNTER_ENGINE__MODEL"] = endpoint
+        g.start()
+        g.wait_for(g.ended, "the end", 60)
+        assert [c["count"] for c in g.of("counts")] == [expected(seq) for seq in range(FRAMES)]
+    finally:
+        server.terminate()
+    assert server.wait(10) == 0
+
+
+def test_pieces_become_the_whole(serve):
+    server, endpoint = serve(items(BIG, None, b"weights"))
+    assert stream.fetch(endpoint, "model", "", len(BIG)) == (BIG, b"")
+    assert stream.fetch(endpoint, "weights", "", 99) == (b"weights", b"")
+    assert server.answered == 5 and server.malformed == 0
+
+
+def test_what_is_not_served_or_too_large_is_a_sentence(serve):
+    _, endpoint = serve(items(BIG, None, None))
+    with pytest.raises(Refused, match="serves no weights: there is none"):
+        stream.fetch(endpoint, "weights", "", 1 << 30)
+    with pytest.raises(
+        Refused, match=r"has 1572867 bytes, more than the 1572866 that engine\.limit_mb allows"
+    ) as refusal:
+        stream.fetch(endpoint, "model", "", len(BIG) - 1)
+    assert refusal.value.code == CONFIG
+
+
+def test_content_that_is_not_what_was_announced_is_refused(serve):
+    _, endpoint = serve({"model": Item(BIG, hashlib.sha256(b"another").hexdigest())})
+    with pytest.raises(Refused, match="is not the model it announced") as refusal:
+        stream.fetch(endpoint, "model", "", 1 << 30)
+    assert refusal.value.code == SOFTWARE
+
+
+def test_a_server_that_changes_its_mind_is_refused(serve):
+    server, endpoint = serve(items(BIG, None, None))
+    answer = server._reply
+
+    def reply(wanted):
+        server._served = items(BIG[::-1], None, None)
+        return answer(wanted)
+
+    first = answer(Fetch(SCHEMA, "model", 0))
+    server._reply = lambda wanted: first if wanted.offset == 0 else reply(wanted)
+    with pytest.raises(Refused, match="changed while it was read"):
+        stream.fetch(endpoint, "model", "", 1 << 30)
+
+
+def test_only_the_holder_of_the_key_is_believed(serve, tmp_path, monkeypatch):
+    public, secret = key_pair(tmp_path / "key")
+    other, _ = key_pair(tmp_path / "other")
+    _, endpoint = serve(items(b"model", None, None), secret=secret)
+    assert stream.fetch(endpoint, "model", public.decode(), 99)[0] == b"model"
+    monkeypatch.setattr(stream, "SILENT_S", 1.5)
+    for wrong in (other.decode(), ""):
+        with pytest.raises(Refused, match="Nobody serves a model"):
+            stream.fetch(endpoint, "model", wrong, 99)
+
+
+def test_beyond_loopback_a_key_is_needed_at_both_ends():
+    with pytest.raises(Refused, match=r"set engine\.server_key"):
+        stream.fetch("tcp://192.0.2.1:5580", "model", "", 99)
+    with pytest.raises(Refused, match="name a --key file"):
+        Server("tcp://0.0.0.0:5580", {}, None)
+    with pytest.raises(Refused, match="no address"):
+        stream.fetch("tcp://nowhere", "model", "", 99)
+
+
+def test_a_key_file_that_others_can_read_or_that_holds_none_is_refused(tmp_path):
+    loose, empty = tmp_path / "loose", tmp_path / "empty"
+    key_pair(loose)
+    loose.chmod(0o644)
+    with pytest.raises(Refused, match="chmod 600"):
+        key_pair(loose)
+    empty.touch(0o600)
+    with pytest.raises(Refused, match="holds no CURVE key"):
+        key_pair(empty)
+
+
+def test_malformed_requests_are_counted_and_the_next_one_is_served(serve):
+    server, endpoint = serve(items(b"model", None, None))
+    context = zmq.Context()
+    socket = context.socket(zmq.DEALER)
+    socket.connect(endpoint)
+    for hostile in (b"", b"\x80", b"\xc1" * 100, encode(Fetch(SCHEMA, "model", 0))[:-3], [b"two", b"frames"]):
+        socket.send_multipart(hostile if isinstance(hostile, list) else [hostile])
+    for wanted in (Fetch(99, "model", 0), Fetch(SCHEMA, "model", 1 << 40), Fetch(SCHEMA, "model", 0)):
+        socket.send(encode(wanted))
+    assert "schema" in decode(socket.recv()).reason
+    assert decode(socket.recv()).data == b""
+    assert isinstance(last := decode(socket.recv()), Chunk) and last.data == b"model"
+    assert server.malformed == 5
+    context.destroy(linger=0)
+
+
+def test_nobody_there_is_a_sentence(monkeypatch):
+    monkeypatch.setattr(stream, "SILENT_S", 0.5)
+    with pytest.raises(Refused, match=r"Nobody serves a model at tcp://127\.0\.0\.1:9") as refusal:
+        stream.fetch("tcp://127.0.0.1:9", "model", "", 99)
+    assert refusal.value.code == SOFTWARE
