@@ -399,20 +399,24 @@ def main() -> None:
         "--number", type=int, nargs="+", default=[6, 7, 8], help="decoders, sources: how many at once, each a run"
     )
     parser.add_argument("--sweep", action="store_true", help="kernel: other block shapes too")
-    parser.add_argument("--mps", choices=["both", "off"], default="both", help="off: only the runs without MPS")
+    parser.add_argument(
+        "--mps", choices=["both", "on", "off"], default="both", help="paced: with MPS, without, or both"
+    )
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="paced: infer_tiles, each a run")
     args = parser.parse_args()
     result = machine()
     print(json.dumps(result))
-    variants = [(True, 1), (True, 2), (False, 1), (False, 2)] if backend.mps_binary() else [(False, 1), (False, 2)]
-    variants = [variant for variant in variants if args.mps == "both" or not variant[0]]
+    mps = {"both": [True, False], "on": [True], "off": [False]}[args.mps] if backend.mps_binary() else [False]
+    variants = [(with_mps, workers) for with_mps in mps for workers in args.workers]
+    best = (mps[0], 2)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     runs = {
         "kernel": [partial(kernel, args.sweep)],
         "floor": [floor],
         "paced": [partial(paced, args.seconds, *variant) for variant in variants],
-        "flat": [partial(flat, args.seconds // 4, *variants[1])],
+        "flat": [partial(flat, args.seconds // 4, *best)],
         "decoders": [partial(decoders, number) for number in args.number],
-        "sources": [partial(sources, number, args.seconds // 4, *variants[1]) for number in args.number],
+        "sources": [partial(sources, number, args.seconds // 4, *best) for number in args.number],
     }
     for section in args.section:
         print(f"\n{section}", flush=True)
