@@ -99,7 +99,7 @@ class TensorRTEngine:
 
     def start(self, slot, layout: TensorLayout, first: int, count: int) -> Callable[[], tuple[Persons, int]]:
         address = slot.address + first * layout.image_bytes
-        result = self._results.pop() if self._results else _Result(self)
+        result = self._results.pop() if self._results else _Result(self._most, self._rows, self._dtype)
         check(cudart.cudaEventRecord(result.begin, self._stream))
         graph = self._graph(address, count)
         if graph is None:
@@ -287,8 +287,8 @@ class _Output:
 class _Result:
     """What one batch in flight needs for itself: page-locked rows, and events around its time on the GPU."""
 
-    def __init__(self, engine: TensorRTEngine):
-        self.rows = pinned((engine._most, engine._rows, ROW), engine._dtype)
+    def __init__(self, images: int, rows: int, dtype: str):
+        self.rows = pinned((images, rows, ROW), dtype)
         self.begin, self.end = check(cudart.cudaEventCreate()), check(cudart.cudaEventCreate())
 
 
