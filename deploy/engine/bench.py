@@ -162,43 +162,42 @@ def machine(kind: str) -> str:
     return f"CPU, ONNX Runtime {importlib.metadata.version('onnxruntime')}, ms on the clock"
 
 
-def compare(rows: list[dict]) -> list[dict]:
-    """Adds what each row counts against the first: mean, mean absolute difference of a frame, share of the mean."""
+def compare(rows: list[dict], truth: dict[int, int] | None = None) -> list[dict]:
+    """Adds what each row counts against the first: mean, mean absolute difference of a frame, share of the mean.
+
+    With a truth (frame -> people) also `mae`, the mean absolute error against it.
+    """
     first = np.array(rows[0]["counts"], float)
     for row in rows:
         counts = np.array(row["counts"], float)
         row["people"] = round(float(counts.mean()), 2)
         row["difference"] = round(float(np.abs(counts - first).mean()), 3)
+        if truth is not None:
+            true = np.array([truth[frame] for frame in range(len(counts))], float)
+            row["mae"] = round(float(np.abs(counts - true).mean()), 3)
         row["difference_pct"] = round(100 * float(counts.sum() - first.sum()) / max(1.0, float(first.sum())), 2)
     return rows
 
 
 def tables(rows: list[dict], machine: str) -> list[tuple[str, list[list[str]]]]:
-    """(title, cells with their header) of ours and of the roadmap's."""
-    header = [
-        "engine",
-        "MB",
-        *(f"batch {b}, ms p50 / p99" for b in BATCHES),
-        "without graphs, batch 8",
-        "people",
-        "to the first",
-    ]
-    body = []
-    for row in rows:
-        ms, plain = row["ms"], row.get("ms_without_graphs", {}).get("8")
-        body.append(
-            [
-                row["model"],
-                f"{row['megabytes']:.1f}",
-                *(f"{ms[str(b)]['p50']:.2f} / {ms[str(b)]['p99']:.2f}" if str(b) in ms else "–" for b in BATCHES),
-                f"{plain['p50']:.2f}" if plain else "–",
-                f"{row['people']:.2f}",
-                f"{row['difference_pct']:+.1f} %, {row['difference']:.2f} a frame",
-            ]
-        )
+    """(title, cells with their header) of ours and of the roadmap's; columns that nobody has are left out."""
+    header = ["engine", "MB"]
+    columns = [[row["model"] for row in rows], [f"{row['megabytes']:.1f}" for row in rows]]
+    for key, what in (("ms", ""), ("ms_without_graphs", " without graphs")):
+        for batch in map(str, BATCHES):
+            times = [row.get(key, {}).get(batch) for row in rows]
+            if any(times):
+                header.append(f"batch {batch}{what}, ms p50 / p99")
+                columns.append([f"{t['p50']:.2f} / {t['p99']:.2f}" if t else "–" for t in times])
+    header += ["people a frame", "against the first"]
+    columns.append([f"{row['people']:.2f}" for row in rows])
+    columns.append([f"{row['difference_pct']:+.1f} %, {row['difference']:.2f} a frame" for row in rows])
+    if "mae" in rows[0]:
+        header.append("error against truth")
+        columns.append([f"{row['mae']:.2f}" for row in rows])
     roadmap = [["engine", "MB", "batch 8, ms p50"], *([k, f"{mb:.1f}", f"{ms:.2f}"] for k, (ms, mb) in ROADMAP.items())]
     return [
-        (machine, [header, *body]),
+        (machine, [header, *map(list, zip(*columns))]),
         ("the pipeline rebuilt here: yolo26n-seg on an RTX 5060 Ti, trtexec", roadmap),
     ]
 

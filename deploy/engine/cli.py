@@ -2,6 +2,7 @@
 
 import json
 import platform
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,7 @@ Footage = Annotated[Path, typer.Option(help="Your own video: what the engine wil
 Batches = Annotated[
     list[str] | None, typer.Option("--batch", help="LEAST/USUAL/MOST images, or one fixed number; a profile each.")
 ]
+MUCH = 0.05  # change of the counts by a precision, from where it is called useless
 TimingCacheOption = Annotated[str, typer.Option(help="Folder of the timing caches; auto: the user's cache; off: none.")]
 
 
@@ -96,11 +98,12 @@ def precision(
     """Convert an ONNX file to a lower precision with NVIDIA ModelOpt, calibrated on your own footage."""
     from deploy.engine.precision import convert
 
-    convert(onnx, out, to, footage, python)
-    print(
-        f"{out}, {out.stat().st_size / 1e6:.1f} MB. "
-        f"Compare: peoplecounter engine bench {onnx} {out} --footage {footage}"
-    )
+    before, after = convert(onnx, out, to, footage, python)
+    change = (after - before) / max(1.0, before)
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {onnx.name} has {onnx.stat().st_size / 1e6:.1f}")
+    print(f"people a frame of {footage.name}: {after:.2f}, by {onnx.name} {before:.2f} ({change:+.1%})")
+    if abs(change) > MUCH:
+        print(f"peoplecounter: {to} changes this detector's counts too much to be used.", file=sys.stderr)
 
 
 @app.command()
@@ -166,19 +169,24 @@ def bench(
     models: Annotated[list[Path], typer.Argument(help="Engines, the one to compare with first.")],
     footage: Footage,
     frames: Annotated[int, typer.Option(help="Frames of the footage to count.")] = 24,
+    truth: Annotated[Path | None, typer.Option(help="CSV with one row a person and a `frame` column.")] = None,
     rounds: Annotated[int, typer.Option(help="Runs of each batch.")] = 60,
     out: Annotated[Path, typer.Option(help="OUT.json, OUT.md and OUT.html are written.")] = Path(".bench/engines"),
 ) -> None:
     """Measure engines side by side: milliseconds at batches of 1, 8, 16 and 32, size, and what they count."""
+    from deploy import evaluate
     from deploy.engine import bench as benches
     from deploy.engine import calibration
 
+    true = evaluate.read_truth(truth) if truth else None
     loaded = settings_module.load(engine={"model": str(models[0])})
     measure, surfaces = benches.Bench(loaded), []
     for surface in calibration.frames(footage):
         surfaces.append(surface)
         if len(surfaces) == frames:
             break
+    if true is not None and len(surfaces) > len(true):
+        raise Refused(f"{truth} knows {len(true)} frames, {len(surfaces)} are to be counted: ask for fewer --frames.")
     rows = []
     for model in models:
         rows.append(measure.measure(model, surfaces, rounds))
@@ -192,7 +200,7 @@ def bench(
         "machine": machine,
         "python": platform.python_version(),
         "command": command,
-        "engines": benches.compare(rows),
+        "engines": benches.compare(rows, true),
     }
     plans.write_file(out.with_suffix(".json"), json.dumps(result, indent=1).encode() + b"\n")
     plans.write_file(out.with_suffix(".md"), benches.markdown(rows, machine).encode())

@@ -5,15 +5,18 @@ import subprocess
 import tempfile
 import venv
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from common.engine.onnxruntime import OnnxEngine
 from common.errors import SOFTWARE, Refused
-from common.plans import Replacement
-from common.settings import Engine, Preprocess
+from common.messages import Input
+from common.plans import write_file
+from common.settings import Engine, Preprocess, Settings
 from deploy.engine import calibration
+from deploy.engine.bench import Bench
 
 PRECISIONS = ("fp16", "int8", "fp8")
 MODELOPT = "nvidia-modelopt==0.47.0"  # installed alone: what it says it needs is more than its ONNX part does
@@ -24,6 +27,7 @@ NEEDS = (
     "setuptools>=80",
 )  # fmt: skip
 IMAGES = 24  # to calibrate with: more change the ranges little, and the time a lot
+CHECKED, STEP = 8, 3  # frames that are counted before and after, every third
 
 
 def environment(folder: Path | None = None) -> Path:
@@ -49,8 +53,11 @@ def convert(
     footage: Path,
     python: Path | None = None,
     say: Callable[[str], None] = print,
-) -> None:
-    """Writes `target`, and loads it once, so that what was written runs. Raises Refused, in words."""
+) -> tuple[float, float]:
+    """Writes `target`; returns the people a frame that `source` and it count in CHECKED frames of the footage.
+
+    Raises Refused, in words.
+    """
     if precision not in PRECISIONS:
         raise Refused(f"The precision {precision!r} does not exist: there are {', '.join(PRECISIONS)}.")
     size_px = _load(source).size_px
@@ -71,13 +78,21 @@ def convert(
         if done.returncode or not out.exists():
             why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise Refused(f"ModelOpt did not convert {source} to {precision}: {why}", SOFTWARE)
-        _load(out)
-        with Replacement(target) as file:
-            file.write(out.read_bytes())
-            file.commit()
+        people = _people(source, footage), _people(out, footage)
+        write_file(target, out.read_bytes())
+    return people
 
 
-def _load(path: Path):
+def _people(model: Path, footage: Path) -> float:
+    """Mean count of a few frames on the CPU."""
+    engine = OnnxEngine(Engine(model=str(model)))
+    surfaces = list(islice(calibration.frames(footage, STEP), CHECKED))
+    counts = Bench(Settings(backend="cpu")).counts(engine, surfaces)
+    engine.close()
+    return sum(counts) / len(counts)
+
+
+def _load(path: Path) -> Input:
     engine = OnnxEngine(Engine(model=str(path)))
     engine.close()
     return engine.input

@@ -1,9 +1,11 @@
 """Runs in ModelOpt's own environment: `python quantize.py fp16|int8|fp8 IN.onnx OUT.onnx IMAGES.npy`, see precision.py.
 
 FP16 by AutoCast: operators whose values leave FP16's comfort on the calibration images stay FP32, box arithmetic in
-pixels among them. INT8 and FP8 as Q/DQ pairs with ranges from the calibration images; the rest stays FP32.
+pixels among them. INT8 and FP8 as Q/DQ pairs with ranges from the calibration images. The last convolutions and what
+follows them are scores and pixels, which 8 bits cannot tell apart: they stay FP32, as does all that is not quantized.
 """
 
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -33,7 +35,22 @@ def main(precision: str, source: str, target: str, images: str) -> None:
         quantize(
             source, quantize_mode=precision, calibration_data={name: data}, calibration_eps=["cpu"],
             output_path=target, high_precision_dtype="fp32", log_level="ERROR",
+            nodes_to_exclude=[f"^{re.escape(name)}$" for name in head_nodes(onnx.load(source).graph)],
         )  # fmt: skip
+
+
+def head_nodes(graph: onnx.GraphProto) -> list[str]:
+    """Names of the nodes that no convolution follows."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    followed: set[str] = set()  # outputs that lead to a convolution
+    for node in reversed(graph.node):  # ONNX lists nodes in order
+        behind = [reader for name in node.output for reader in readers.get(name, [])]
+        if any(one.op_type == "Conv" or followed & set(one.output) for one in behind):
+            followed |= set(node.output)
+    return [node.name for node in graph.node if node.name and not followed & set(node.output)]
 
 
 def read_fp16(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,0 +1,122 @@
+"""Lower precisions by the real ModelOpt, in an environment of its own: what they make, and what it counts."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+from common.engine.onnxruntime import DEMO_MODEL
+from common.errors import CONFIG, NO_INPUT, SOFTWARE
+from deploy.demo.plaza import render_clip
+from deploy.engine.precision import environment
+from tests.eval.test_accuracy import yolo  # noqa: F401
+from tests.support.squares import make_model
+
+ROOT = Path(__file__).parents[2]
+modelopt = pytest.mark.skipif(
+    sys.version_info >= (3, 12), reason="from Python 3.12 on ModelOpt's torch comes with gigabytes of CUDA"
+)
+
+
+def engine(*arguments):
+    command = [sys.executable, "-m", "deploy.cli", "engine", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="session")
+def python(request):
+    return environment(request.config.cache.mkdir("modelopt") / "environment")
+
+
+@pytest.fixture(scope="session")
+def plaza(tmp_path_factory):
+    clip = tmp_path_factory.mktemp("plaza") / "plaza.mp4"
+    render_clip(clip, clip.with_suffix(".csv"), frames=32)
+    return clip
+
+
+def people(said):
+    """(after, before) of the sentence that `engine precision` ends with."""
+    words = said.splitlines()[-1].split()
+    return float(words[5].rstrip(",")), float(words[8])
+
+
+@modelopt
+def test_fp16_counts_what_fp32_counts(python, plaza, tmp_path):
+    out = tmp_path / "fp16.onnx"
+    done = engine("precision", DEMO_MODEL, out, "--to", "fp16", "--footage", plaza, "--python", python)
+    assert done.returncode == 0, done.stderr
+    after, before = people(done.stdout)
+    assert before > 10 and abs(after - before) <= 0.01 * before
+    graph = onnx.load(out).graph
+    halves = [w for w in graph.initializer if w.data_type == onnx.TensorProto.FLOAT16]
+    assert len(halves) > len(graph.initializer) / 2
+    assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+    assert graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert out.stat().st_size < 0.8 * DEMO_MODEL.stat().st_size
+
+
+@modelopt
+def test_int8_is_calibrated_on_the_footage_and_leaves_scores_and_pixels_alone(python, plaza, tmp_path):
+    out = tmp_path / "int8.onnx"
+    done = engine("precision", DEMO_MODEL, out, "--to", "int8", "--footage", plaza, "--python", python)
+    assert done.returncode == 0, done.stderr
+    after, before = people(done.stdout)
+    assert abs(after - before) <= 0.05 * before
+    graph = onnx.load(out).graph
+    rounded = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    readers = {node.name: node for node in graph.node if rounded & set(node.input)}
+    assert sum(node.op_type == "Conv" for node in readers.values()) > 20
+    assert not {"/detector/head/Conv", "/TopK", "/Exp", "/Concat_2"} & readers.keys()
+
+
+@modelopt
+def test_a_precision_that_ruins_the_counts_is_called_useless(python, plaza, tmp_path):
+    """FP8 leaves little of the demo's small network."""
+    done = engine("precision", DEMO_MODEL, tmp_path / "fp8.onnx", "--to", "fp8", "--footage", plaza, "--python", python)
+    assert done.returncode == 0, done.stderr
+    after, before = people(done.stdout)
+    assert (abs(after - before) > 0.05 * before) == ("changes this detector's counts too much" in done.stderr)
+    kinds = {i.data_type for i in onnx.load(tmp_path / "fp8.onnx").graph.initializer}
+    assert onnx.TensorProto.FLOAT8E4M3FN in kinds
+
+
+@modelopt
+def test_fp16_of_a_real_detector_counts_the_same_street(python, footage, yolo, tmp_path):  # noqa: F811
+    out, street = tmp_path / "fp16.onnx", footage / "towncentre_1080p.mp4"
+    done = engine("precision", yolo, out, "--to", "fp16", "--footage", street, "--python", python)
+    assert done.returncode == 0, done.stderr
+    table = engine("bench", yolo, out, "--footage", street, "--frames", 12, "--rounds", 2, "--out", tmp_path / "t")
+    assert table.returncode == 0, table.stderr
+    _, half = json.loads((tmp_path / "t.json").read_text())["engines"]
+    assert abs(half["difference_pct"]) <= 1
+
+
+@pytest.mark.parametrize(
+    "arguments, code, said",
+    [
+        (["--to", "fp12"], CONFIG, "The precision 'fp12' does not exist"),
+        (["--to", "fp16", "--footage", "none.mp4"], NO_INPUT, "none.mp4"),
+        (["--to", "fp16", "--python", sys.executable], SOFTWARE, "ModelOpt did not convert"),
+    ],
+)
+def test_what_cannot_be_converted_is_a_sentence(plaza, tmp_path, arguments, code, said):
+    done = engine("precision", DEMO_MODEL, tmp_path / "x.onnx", "--footage", plaza, *arguments)
+    assert done.returncode == code and said in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def test_the_bench_compares_what_engines_count(clip, model, tmp_path):
+    blind, out = make_model(tmp_path / "blind.onnx", gain=1), tmp_path / "table"
+    done = engine("bench", model, blind, "--footage", clip, "--frames", 20, "--rounds", 3, "--out", out)
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(out.with_suffix(".json").read_text())["engines"]
+    assert first["counts"] == [1 + seq * 7 % 23 for seq in range(20)] and not any(second["counts"])
+    assert (first["difference_pct"], second["difference_pct"]) == (0, -100)
+    assert first["ms"].keys() == {"1"} and first["ms"]["1"]["p99"] >= first["ms"]["1"]["p50"] > 0
+    markdown, page = out.with_suffix(".md").read_text(), out.with_suffix(".html").read_text()
+    assert "| blind.onnx |" in markdown and "-100.0 %" in markdown and "RTX 5060 Ti" in markdown
+    assert page.count("<table>") == 2 and "<td>blind.onnx</td>" in page
