@@ -15,6 +15,7 @@ from common.settings import Engine as EngineSettings
 
 DEMO_MODEL = Path(__file__).parents[2] / "deploy" / "demo" / "plaza.onnx"
 FREE_SIZE_PX = 640  # of a model whose height and width are free
+QUANTIZED = b"DequantizeLinear"  # the operator that a model with Q/DQ pairs is full of
 DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 
 
@@ -28,6 +29,9 @@ class OnnxEngine:
         options.intra_op_num_threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // processes)
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores are shared
         options.log_severity_level = 3
+        if QUANTIZED in found.data:  # in ONNX Runtime 1.32 further optimization ruins FP8, and INT8 gets slower by it
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
             self._session = onnxruntime.InferenceSession(found.data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime has a dozen exception types of its own
