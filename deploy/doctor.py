@@ -42,6 +42,7 @@ def checks() -> list[tuple[str, str, bool, str]]:
         triton = backend.importable("triton")
         rows += [
             ("cuda", "Triton", True, "installed" if triton else "missing: torch does its work, several times slower"),
+            ("cuda", "plans can be built", True, _builder()),
             ("cuda", "NVDEC decodes", *_nvdec()),
             ("cuda", "MPS", True, _mps()),
         ]
@@ -92,6 +93,10 @@ def _nvdec() -> tuple[bool, str]:
         if bits:
             able.append(f"{codec} {'/'.join(bits)} bit to {caps[8]['width_max']}x{caps[8]['height_max']}")
     return any(text.startswith("h264") for text in able), f"{engines} engines: " + (", ".join(able) or "nothing")
+
+
+def _builder() -> str:
+    return "yes" if backend.importable("tensorrt") else "no: that takes the full TensorRT package"
 
 
 def _mps() -> str:

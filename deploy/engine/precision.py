@@ -64,13 +64,14 @@ def convert(
     images = calibration.images(footage, IMAGES, size_px, Preprocess().overlap)
     say(f"calibrating with {len(images)} images of {footage}")
     with tempfile.TemporaryDirectory() as folder:
-        data, out = Path(folder) / "images.npy", Path(folder) / "out.onnx"
+        data, copy, out = (Path(folder) / name for name in ("images.npy", "in.onnx", "out.onnx"))
         np.save(data, images)
+        copy.write_bytes(source.read_bytes())  # ModelOpt may write to what it reads
         command = [
             python or environment(),
             Path(__file__).with_name("quantize.py"),
             precision,
-            source.absolute(),
+            copy,
             out,
             data,
         ]

@@ -62,11 +62,12 @@ def test_fp16_counts_what_fp32_counts(python, plaza, tmp_path):
 
 @modelopt
 def test_int8_is_calibrated_on_the_footage_and_leaves_scores_and_pixels_alone(python, plaza, tmp_path):
-    out = tmp_path / "int8.onnx"
+    out, source = tmp_path / "int8.onnx", DEMO_MODEL.read_bytes()
     done = engine("precision", DEMO_MODEL, out, "--to", "int8", "--footage", plaza, "--python", python)
     assert done.returncode == 0, done.stderr
     after, before = people(done.stdout)
     assert abs(after - before) <= 0.05 * before
+    assert DEMO_MODEL.read_bytes() == source  # ModelOpt writes to its input
     graph = onnx.load(out).graph
     rounded = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     readers = {node.name: node for node in graph.node if rounded & set(node.input)}
