@@ -31,10 +31,13 @@ class Inference:
 
     def exchange(self, engine: Engine) -> None:
         """The next part is inferred by this engine, and all after it."""
+        if self._next:
+            self._next.close()  # it has had no part yet
         self._next = engine
 
     def close(self) -> None:
-        self._engine.close()
+        for engine in filter(None, (self._engine, self._next)):
+            engine.close()
 
     def answer(self, owner: Attached, offer: Offer) -> None:
         """Leases the part and starts its inference; every way out either answers the part or says why not."""

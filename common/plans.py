@@ -59,12 +59,18 @@ def decode_sidecar(data: bytes, name: str) -> Sidecar:
     try:
         found = json.loads(data)
         sidecar = Sidecar(**found)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise Refused(f"The sidecar of {name} is damaged: build the plan again, or delete the sidecar.") from None
     for key, kind in Sidecar.__annotations__.items():
         value = getattr(sidecar, key)
         if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
             raise Refused(f"The sidecar of {name} is damaged ({key}): build the plan again, or delete the sidecar.")
+    batches = all(isinstance(b, list) and all(isinstance(n, int) for n in b) for b in sidecar.batches)
+    tensors = all(
+        isinstance(t, dict) and {"name", "dtype", "shape"} <= t.keys() for t in sidecar.inputs + sidecar.outputs
+    )
+    if not batches or not tensors:
+        raise Refused(f"The sidecar of {name} is damaged (batches or tensors): build the plan again, or delete it.")
     if sidecar.refit not in REFIT:
         raise Refused(f"The sidecar of {name} is of another version of peoplecounter: build the plan again.")
     return sidecar

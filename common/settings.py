@@ -178,7 +178,7 @@ class Settings(BaseSettings):
     @property
     def tensor_slots(self) -> int:
         """Slots of the tensors ring: frames of all sources wait there side by side."""
-        return self.preprocess.slots or max(3, len(self.sources) + 2)
+        return self.preprocess.slots or min(64, max(3, len(self.sources) + 2))
 
     @property
     def publish(self) -> str:

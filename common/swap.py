@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from common import engine as engines
 from common.engine import Engine, Swapped
-from common.errors import GpuLost, Refused
+from common.errors import SOFTWARE, GpuLost, Refused
 from common.journal import Journal
 from common.link import Listen, Peer
 from common.messages import Commit, Committed, Message, Prepare, Prepared, Welcome
@@ -44,6 +44,7 @@ class Swap:
         self._thread = ThreadPoolExecutor(1, "swap")
         self._loading: tuple[Peer, Future, float] | None = None
         self._ready: tuple[Peer, Engine] | None = None
+        self._record: Record | None = None  # what this process began with
         welcome = Welcome(f"{rt.name}.{os.getpid()}", os.getpid())
         self._link = Listen(
             rt.loop, rt.settings.run_dir, f"engine.{rt.name}", rt.timing,
@@ -53,7 +54,7 @@ class Swap:
 
     def load(self) -> Engine:
         """The engine of the settings, or the one the group was swapped to; warmed up."""
-        record = read_record(self._rt.settings.run_dir)
+        self._record = record = read_record(self._rt.settings.run_dir)
         if record:
             self._rt.log.info("this group was swapped to %s", record.model)
         self._engine = self._load(Swapped(record.model, record.sha256) if record else None)
@@ -63,6 +64,8 @@ class Swap:
         """From now on a model can be exchanged for the one `inference` uses."""
         self._inference = inference
         self._link.invite()
+        if read_record(self._rt.settings.run_dir) != self._record:
+            raise Refused("The group was given another model while this process began: start it again.", SOFTWARE)
 
     def close(self) -> None:
         self._rt.loop.leave(self._look)

@@ -36,8 +36,10 @@ def run(
         list[str] | None, typer.Argument(help="Files or URLs, or NAME=URL; those of --config as well.")
     ] = None,
     model: Annotated[
-        Path | None,
-        typer.Option(help="ONNX detector, or TensorRT plan. Default: the demo's, which knows only its plaza."),
+        str | None,
+        typer.Option(
+            help="ONNX detector, TensorRT plan, or tcp://… of one. Default: the demo's, which knows only its plaza."
+        ),
     ] = None,
     workers: Annotated[list[str] | None, typer.Option(help="Processes of a service, e.g. infer_tiles=2.")] = None,
     backend: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,

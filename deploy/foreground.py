@@ -7,6 +7,7 @@ from typing import TextIO
 
 from common import engine
 from common import settings as settings_module
+from common.engine.stream import is_endpoint
 from common.errors import NO_INPUT, SOFTWARE, Refused
 from common.settings import CONFIG_VARIABLE, PREFIX, Settings, Source, Workers
 from deploy.display import JsonLines, display
@@ -16,7 +17,7 @@ from deploy.subscribe import Follower, Tally
 
 def overrides(
     sources: list[str],
-    model: Path | None,
+    model: str | None,
     workers: list[str],
     backend: str | None,
     realtime: bool,
@@ -36,7 +37,7 @@ def overrides(
     if named:
         changes["SOURCES"] = json.dumps(named)
     if model:
-        changes["ENGINE__MODEL"] = str(model.absolute())
+        changes["ENGINE__MODEL"] = model if is_endpoint(model) else str(Path(model).absolute())
     if backend:
         changes["BACKEND"] = backend
     if run_dir:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import plans
+from common.backend import PLAN_MAGIC
 from common.engine import stream
 from common.errors import NO_INPUT, Refused
 from common.plans import Sidecar, sha256
@@ -35,7 +36,8 @@ def read(settings: EngineSettings) -> Model:
         sidecar = plans.decode_sidecar(described, name) if described else None
     else:
         path = Path(name)
-        data, sidecar = read_file(path, settings.limit_mb), plans.read_sidecar(path)
+        data = read_file(path, settings.limit_mb)
+        sidecar = plans.read_sidecar(path) if data.startswith(PLAN_MAGIC) else None
     if settings.sha256 and sha256(data) != settings.sha256:
         raise Refused(f"The model {name} has the SHA-256 {sha256(data)}, engine.sha256 says {settings.sha256}.")
     if sidecar is not None:

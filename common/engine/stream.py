@@ -15,9 +15,9 @@ from common.errors import SOFTWARE, Refused
 from common.messages import MAX_BYTES, SCHEMA, Chunk, Fetch, Refuse, decode, encode
 
 SILENT_S = 10.0  # without an answer, the server is not there
-ASK_S = 1.0  # then the same piece is asked for again: the server may have been restarted
+ASK_S = 1.0  # then the same piece is asked for again, and again after twice as long: the server may be another by now
 LOOPBACK = re.compile(r"tcp://(127\.\d+\.\d+\.\d+|\[::1\]|localhost):(\d+|\*)$")
-ENDPOINT = re.compile(r"tcp://[^/]+:\d+$")
+ENDPOINT = re.compile(r"tcp://[^/\s]+:\d+\Z")
 
 
 def is_endpoint(model: str) -> bool:
@@ -39,10 +39,16 @@ def fetch(endpoint: str, item: str, server_key: str, most_bytes: int) -> tuple[b
     try:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
-        if server_key:
-            socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
-            socket.curve_serverkey = server_key.encode()
-        socket.connect(endpoint)
+        socket.setsockopt(zmq.IPV6, 1)
+        try:
+            if server_key:
+                socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
+                socket.curve_serverkey = server_key.encode()
+            socket.connect(endpoint)
+        except (zmq.ZMQError, ValueError):
+            raise Refused(
+                f"The model {endpoint} cannot be asked for: check the address and engine.server_key."
+            ) from None
         return _fetch(socket, endpoint, item, most_bytes)
     finally:
         context.destroy(linger=0)
@@ -67,10 +73,10 @@ def _fetch(socket: zmq.Socket, endpoint: str, item: str, most_bytes: int) -> tup
 
 
 def _ask(socket: zmq.Socket, endpoint: str, wanted: Fetch) -> Chunk:
-    began_s, asked_s = time.monotonic(), 0.0
-    while (now_s := time.monotonic()) - began_s < SILENT_S:
-        if now_s - asked_s >= ASK_S:
-            asked_s = now_s
+    heard_s, ask_s, wait_s = time.monotonic(), 0.0, ASK_S
+    while (now_s := time.monotonic()) - heard_s < SILENT_S:
+        if now_s >= ask_s:
+            ask_s, wait_s = now_s + wait_s, 2 * wait_s
             with contextlib.suppress(zmq.Again):  # not connected yet
                 socket.send(encode(wanted), zmq.NOBLOCK)
         if not socket.poll(100):
@@ -82,6 +88,8 @@ def _ask(socket: zmq.Socket, endpoint: str, wanted: Fetch) -> Chunk:
             continue
         if isinstance(answer, Refuse):
             raise Refused(f"{endpoint} serves no {wanted.item}: {answer.reason}")
-        if isinstance(answer, Chunk) and (answer.item, answer.offset) == (wanted.item, wanted.offset):
-            return answer
+        if isinstance(answer, Chunk) and answer.item == wanted.item:
+            if answer.offset == wanted.offset:
+                return answer
+            heard_s = now_s  # a piece that was asked for twice: the link is slow
     raise Refused(f"Nobody serves a model at {endpoint}: start 'peoplecounter engine serve' there.", SOFTWARE)

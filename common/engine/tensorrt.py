@@ -57,8 +57,15 @@ class TensorRTEngine:
         cuda.start()  # this may be a thread of its own, see swap.py
         self._trt, self._work, self._stream, self._graphs_wanted = runtime_module(), work, work.stream, graphs
         self.counters: Counter[str] = Counter() if counters is None else counters
+        self._outputs: list[_Output] = []
+        self._results: deque[_Result] = deque()  # not in use
+        self._graphs: dict[tuple[int, int], object] = {}  # insertion order is age
         with LOADING:
-            self._load(settings, weights)
+            try:
+                self._load(settings, weights)
+            except Refused:
+                self._free()
+                raise
 
     def _load(self, settings: EngineSettings, weights: Swapped | None) -> None:
         trt, path = self._trt, settings.model
@@ -67,7 +74,7 @@ class TensorRTEngine:
         self._name, self.input, self._profiles = self._read_input(path)
         self._most = max(most for _, _, most in self._profiles)
         self._contexts = [self._new_context(i, path) for i in range(len(self._profiles))]
-        self._outputs, shapes = self._bind_outputs(path)
+        shapes = self._bind_outputs(path)
         self._head = head(shapes, settings.person_class)
         self._score = settings.score
         self._dense = self._make_dense() if self._head.dense_classes else None
@@ -76,8 +83,6 @@ class TensorRTEngine:
         self._rows, self._columns, self._dtype = (
             (self._dense.most, ROW, "float32") if self._dense else (first.shape[1], first.shape[2], first.dtype)
         )
-        self._results: deque[_Result] = deque()  # not in use
-        self._graphs: dict[tuple[int, int], object] = {}  # insertion order is age
 
     def warm_up(self) -> None:
         """Batches of zeros on a stream of its own, so that kernels are loaded; others only need their first launch."""
@@ -144,8 +149,15 @@ class TensorRTEngine:
             if graph is not None:
                 check(cudart.cudaGraphExecDestroy(graph))
         self._graphs.clear()
+        for result in self._results:
+            result.free()
+        self._results.clear()
+        self._free()
+
+    def _free(self) -> None:
         for out in self._outputs:
             check(cudart.cudaFree(out.address))
+        self._outputs.clear()
         self._contexts = self._engine = self._runtime = None
 
     def _context(self, images: int):
@@ -221,15 +233,21 @@ class TensorRTEngine:
 
     def _new_context(self, profile: int, path: str):
         context = self._engine.create_execution_context()
-        if context is None or (profile and not context.set_optimization_profile_async(profile, self._stream)):
+        fits = context is not None
+        if fits and profile:  # the first is selected as it is
+            stream = check(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
+            fits = context.set_optimization_profile_async(profile, int(stream))
+            check(cudart.cudaStreamSynchronize(stream))
+            check(cudart.cudaStreamDestroy(stream))
+        if not fits:
             raise Refused(f"The plan {path} gets no execution context: {self._logger.said or 'no room on the GPU'}.")
         return context
 
-    def _bind_outputs(self, path) -> tuple[list["_Output"], list[list[int | None]]]:
-        """Device buffers for the largest batch, boxes first, and the shapes that tell the head."""
+    def _bind_outputs(self, path: str) -> list[list[int | None]]:
+        """Makes device buffers for the largest batch, boxes first; returns the shapes that tell the head."""
         engine, context, size = self._engine, self._context(self._most), self.input.size_px
         context.set_input_shape(self._name, (self._most, 3, size, size))
-        outputs, shapes = [], []
+        outputs = self._outputs
         for i in range(engine.num_io_tensors):
             name = engine.get_tensor_name(i)
             if name == self._name:
@@ -245,7 +263,7 @@ class TensorRTEngine:
         shapes = [[None, *out.shape[1:]] for out in outputs]
         if outputs and outputs[0].dtype not in BOX_DTYPES:
             raise Refused(f"The plan {path} gives boxes in {outputs[0].dtype}, expected float32 or float16.")
-        return outputs, shapes
+        return shapes
 
     def _make_dense(self):
         from common.engine.dense import DenseOnGpu  # torch and Triton, for heads that need NMS
@@ -269,11 +287,18 @@ def _deserialize(trt, settings: EngineSettings, weights: Swapped | None, log):
             f"The plan {found.name} does not load in TensorRT {trt.__version__} on {gpu.name.decode()}: "
             f"{log.said or 'no reason given'}. Build it for this GPU and version."
         )
+    sidecar = found.sidecar
     if weights:
         onnx = model.read(settings.model_copy(update={"model": weights.model, "sha256": weights.sha256}))
+        if sidecar and sidecar.refit == "identical" and weights.sha256 != sidecar.onnx_sha256:
+            raise Refused(f"The plan {found.name} takes only the weights it was built with: build it with --refit.")
         refit(trt, engine, onnx.data, log, found.name)
-    elif found.sidecar and found.sidecar.stripped:
-        refit(trt, engine, model.read_weights(settings, found.sidecar), log, found.name)
+    elif sidecar and sidecar.stripped:
+        refit(trt, engine, model.read_weights(settings, sidecar), log, found.name)
+    elif not sidecar and engine.get_engine_stat(trt.EngineStat.STRIPPED_WEIGHTS_SIZE) > 0:
+        raise Refused(
+            f"The plan {found.name} is stripped of its weights, and its sidecar, which names them, is not there."
+        )
     return runtime, engine
 
 
@@ -290,6 +315,11 @@ class _Result:
     def __init__(self, images: int, rows: int, dtype: str):
         self.rows = pinned((images, rows, ROW), dtype)
         self.begin, self.end = check(cudart.cudaEventCreate()), check(cudart.cudaEventCreate())
+
+    def free(self) -> None:
+        check(cudart.cudaFreeHost(self.rows.ctypes.data))
+        check(cudart.cudaEventDestroy(self.begin))
+        check(cudart.cudaEventDestroy(self.end))
 
 
 def _dtype(trt, engine, name: str) -> str | None:

@@ -36,6 +36,8 @@ class Options:
         for least, usual, most in self.batches:
             if not 1 <= least <= usual <= most <= 1024:
                 raise Refused(f"The batch {least}/{usual}/{most} is none: 1 <= least <= usual <= most <= 1024.")
+        if all(least > 1 for least, _, _ in self.batches):
+            raise Refused("No batch takes a single image, which infer_global needs: add --batch 1.")
         if not 0 <= self.level <= 5:
             raise Refused(f"The optimization level {self.level} does not exist: there are 0 to 5.")
         if self.version_compatible and (self.strip or self.refit):
@@ -133,8 +135,7 @@ def build_file(onnx: Path, plan: Path, options: Options, progress: Progress, trt
                 "onnx": os.path.relpath(onnx.absolute(), plan.absolute().parent),
             }
         )
-        plans.sidecar_path(plan).unlink(missing_ok=True)  # an old sidecar never describes a new plan
-        try:
+        try:  # between this and its sidecar an old one may lie there: its hash is another, so nobody believes it
             file.commit()
         except OSError as error:
             raise Refused(f"{plan} cannot be written: {error.strerror}.", SOFTWARE) from None

@@ -121,7 +121,7 @@ def serve(
     from deploy.engine import serve as server_module
 
     public, secret = server_module.key_pair(key) if key else (None, None)
-    limit_mb, weights = settings_module.load().engine.limit_mb, None
+    settings, weights = settings_module.load(), None
     if build:
         options = _options(batch, level, 4096, False, False, False, False, timing_cache)
         data, sidecar, ratio = _watched(
@@ -129,11 +129,13 @@ def serve(
         )
         print(_built(sidecar, ratio, "a plan in memory"))
     else:
-        data, sidecar = models.read_file(model, limit_mb), plans.read_sidecar(model)
+        data, sidecar = models.read_file(model, settings.engine.limit_mb), None
+        if data.startswith(backend.PLAN_MAGIC):
+            sidecar = plans.read_sidecar(model)
         if sidecar:
             plans.check_bytes(sidecar, data, str(model))
         if sidecar and sidecar.stripped:
-            weights = models.read_file(model.parent / sidecar.onnx, limit_mb, f"which holds the weights of {model}, ")
+            weights = models.read_weights(settings.engine.model_copy(update={"model": str(model)}), sidecar)
     server = server_module.Server(bind, server_module.items(data, sidecar, weights), secret)
     print(f"{model.name}, {len(data) / 1e6:.1f} MB, SHA-256 {plans.sha256(data)}")
     print(
@@ -168,9 +170,9 @@ def swap(
 def bench(
     models: Annotated[list[Path], typer.Argument(help="Engines, the one to compare with first.")],
     footage: Footage,
-    frames: Annotated[int, typer.Option(help="Frames of the footage to count.")] = 24,
+    frames: Annotated[int, typer.Option(min=1, help="Frames of the footage to count.")] = 24,
     truth: Annotated[Path | None, typer.Option(help="CSV with one row a person and a `frame` column.")] = None,
-    rounds: Annotated[int, typer.Option(help="Runs of each batch.")] = 60,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each batch.")] = 60,
     out: Annotated[Path, typer.Option(help="OUT.json, OUT.md and OUT.html are written.")] = Path(".bench/engines"),
 ) -> None:
     """Measure engines side by side: milliseconds at batches of 1, 8, 16 and 32, size, and what they count."""
@@ -221,7 +223,7 @@ def _options(
 
 def _sizes(text: str) -> tuple[int, int, int]:
     parts = text.split("/")
-    if len(parts) not in (1, 3) or not all(part.isdigit() for part in parts):
+    if len(parts) not in (1, 3) or not all(part.isascii() and part.isdigit() for part in parts):
         raise Refused(f"--batch {text} is none: write LEAST/USUAL/MOST, 1/16/32, or one number.")
     return tuple(int(part) for part in (parts * 3 if len(parts) == 1 else parts))
 

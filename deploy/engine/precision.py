@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from common.engine.onnxruntime import OnnxEngine
-from common.errors import SOFTWARE, Refused
+from common.errors import NO_INPUT, SOFTWARE, Refused
 from common.messages import Input
 from common.plans import write_file
 from common.settings import Engine, Preprocess, Settings
@@ -37,7 +37,10 @@ def environment(folder: Path | None = None) -> Path:
     python, done = folder / "bin" / "python", folder / "installed"
     if done.exists():
         return python
-    venv.create(folder, with_pip=True, clear=True)
+    try:
+        venv.create(folder, with_pip=True, clear=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise Refused(f"No Python environment can be made in {folder}: {error}.", SOFTWARE) from None
     install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     for step in ([*install, *NEEDS], [*install, "--no-deps", MODELOPT]):
         if subprocess.run(step).returncode:
@@ -68,14 +71,17 @@ def convert(
         np.save(data, images)
         copy.write_bytes(source.read_bytes())  # ModelOpt may write to what it reads
         command = [
-            python or environment(),
+            (python or environment()).absolute(),
             Path(__file__).with_name("quantize.py"),
             precision,
             copy,
             out,
             data,
         ]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        try:
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        except OSError as error:
+            raise Refused(f"The Python {python} cannot be run: {error.strerror}.", NO_INPUT) from None
         if done.returncode or not out.exists():
             why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise Refused(f"ModelOpt did not convert {source} to {precision}: {why}", SOFTWARE)

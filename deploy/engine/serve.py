@@ -4,7 +4,9 @@ Beyond loopback the server proves with a CURVE key that it is the one its client
 """
 
 import os
+import re
 import signal
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +73,8 @@ class Server:
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, REQUEST_BYTES_MAX)
+        self._socket.setsockopt(zmq.SNDHWM, 4)  # pieces for one client that does not read them; more are dropped
+        self._socket.setsockopt(zmq.IPV6, 1)
         if secret is not None:
             self._socket.curve_server, self._socket.curve_secretkey = True, secret
         try:
@@ -81,8 +85,9 @@ class Server:
 
     @property
     def endpoint(self) -> str:
-        """Where it is bound, with the port that was picked for tcp://…:0 or :*."""
-        return self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        """Where clients find it: with the port that was picked for :*, and this host's name for all its addresses."""
+        bound = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        return re.sub(r"//(0\.0\.0\.0|\[::\]):", f"//{socket.gethostname()}:", bound)
 
     def run(self) -> None:
         """Answers until `running` is False."""

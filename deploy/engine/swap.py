@@ -1,6 +1,5 @@
 """Gives a running group another model, all infer processes at once or none. Their end of it: common/swap.py."""
 
-import fcntl
 import os
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from common.errors import CONFIG, SOFTWARE, Refused
 from common.link import Dial, Timing
 from common.loop import Loop
 from common.messages import SCHEMA, Commit, Committed, Hello, Message, Prepare, Prepared, Welcome
-from common.swap import Record, read_record, write_record
+from common.swap import Record, write_record
 
 REACH_S = 5.0  # until every process has answered a hello
 PREPARE_S = 120.0  # until a model is loaded and refitted
@@ -40,33 +39,26 @@ class _Process:
 
 
 def swap(run_dir: Path, model: Path, timing: Timing) -> dict[str, float]:
-    """Seconds that each process took to load the model beside the old one. Raises Refused when nothing was changed,
-    and says so."""
-    paths = sorted(path for path in run_dir.glob("engine.*.sock") if _owned(path))
+    """Seconds that each process took to load the model beside the old one.
+
+    Raises Refused, in one sentence that says whether anybody changed.
+    """
+    paths = _infer_processes(run_dir)
     if not paths:
         raise Refused(f"No infer service runs in {run_dir}: name the group's --config or --run-dir.", CONFIG)
     digest = plans.sha256(_read(model))
     loop = Loop()
     processes = [_Process(loop, path, timing) for path in paths]
     try:
-        _until(loop, processes, lambda p: p.reached, REACH_S, "does not answer")
-        for one in processes:
-            one.link.send(Prepare(str(model.absolute()), digest))
-        _until(loop, processes, lambda p: p.prepared, PREPARE_S, "did not load it in time")
-        refusal = next((p for p in processes if p.prepared.refusal), None)
-        if refusal:
-            raise Refused(f"{refusal.name} refused the model, all keep the old one: {refusal.prepared.refusal}")
-        before = read_record(run_dir)
-        write_record(run_dir, Record(str(model.absolute()), digest))  # from here on a restarted process loads it
+        _prepare(loop, processes, Prepare(str(model.absolute()), digest))
+        if _infer_processes(run_dir) != paths:
+            raise Refused("Infer services came or went meanwhile, all keep the old model: try again.", SOFTWARE)
+        write_record(run_dir, Record(str(model.absolute()), digest))  # from here on who is restarted loads it
         for one in processes:
             one.link.send(Commit())
-        try:
-            _until(loop, processes, lambda p: p.committed, COMMIT_S, "did not change")
-        except Refused as refusal:
-            if not any(p.committed for p in processes):
-                write_record(run_dir, before) if before else (run_dir / "engine.journal").unlink()
-                raise
-            raise Refused(f"{refusal} Others did: restart it, it will load the new model.", SOFTWARE) from None
+        late = _wait(loop, COMMIT_S, lambda: [p for p in processes if not p.committed and not p.lost])
+        if late:
+            raise Refused(f"{late[0].name} has not changed yet: restart it, it will load the new model.", SOFTWARE)
         return {p.name: p.prepared.seconds for p in processes}
     finally:
         for one in processes:
@@ -74,32 +66,53 @@ def swap(run_dir: Path, model: Path, timing: Timing) -> dict[str, float]:
         loop.close()
 
 
-def _until(loop: Loop, processes: list[_Process], done, seconds: float, failure: str) -> None:
+def _prepare(loop: Loop, processes: list[_Process], prepare: Prepare) -> None:
+    """Every process has the new model beside the old one, or all keep the old one."""
+    late = _wait(loop, REACH_S, lambda: [p for p in processes if not p.reached])
+    if late:
+        raise Refused(f"{late[0].name} does not answer: all keep the old model.", SOFTWARE)
+    for one in processes:
+        one.link.send(prepare)
+    late = _wait(
+        loop, PREPARE_S, lambda: [p for p in processes if not p.prepared and not any(q.lost for q in processes)]
+    )
+    gone = next((p for p in processes if p.lost), None)
+    if gone:
+        raise Refused(f"{gone.name} ended meanwhile, all keep the old model: try again.", SOFTWARE)
+    if late:
+        raise Refused(f"{late[0].name} did not load it within {PREPARE_S:.0f} s: all keep the old model.", SOFTWARE)
+    refusal = next((p for p in processes if p.prepared.refusal), None)
+    if refusal:
+        raise Refused(f"{refusal.name} refused the model, all keep the old one: {refusal.prepared.refusal}")
+
+
+def _wait(loop: Loop, seconds: float, missing) -> list[_Process]:
+    """Ticks until nobody is missing, for a bounded time; returns who still is."""
     end_s = time.monotonic() + seconds
-    while not all(done(p) for p in processes):
+    while (left := missing()) and time.monotonic() < end_s:
         loop.tick()
-        gone = next((p for p in processes if p.lost), None)
-        if gone:
-            raise Refused(f"{gone.name} ended meanwhile: run 'engine swap' again.", SOFTWARE)
-        if time.monotonic() > end_s:
-            late = next(p for p in processes if not done(p))
-            raise Refused(f"{late.name} {failure}: the others keep the old model.", SOFTWARE)
+    return left
 
 
-def _owned(socket: Path) -> bool:
-    """True when the process that binds it lives: a killed one leaves its socket behind, but not its lock."""
+def _infer_processes(run_dir: Path) -> list[Path]:
+    """Sockets of the infer processes that live: a killed one leaves its socket behind."""
+    return sorted(path for path in run_dir.glob("engine.*.sock") if _lives(path))
+
+
+def _lives(socket: Path) -> bool:
+    """True when the process that took the socket's lock is there; asking the lock itself could keep others from it."""
     try:
-        with socket.with_suffix(".lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass
-    return False
+        os.kill(int(socket.with_suffix(".lock").read_text()), 0)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _read(model: Path) -> bytes:
     try:
+        str(model).encode()
         return model.read_bytes()
-    except OSError as error:
-        raise Refused(f"The model {model} cannot be read: {error.strerror}.") from None
+    except (OSError, UnicodeEncodeError) as error:
+        raise Refused(
+            f"The model {str(model)!r} cannot be read: {getattr(error, 'strerror', 'its name is no text')}."
+        ) from None

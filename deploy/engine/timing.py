@@ -58,10 +58,10 @@ class TimingCache:
             if not free:
                 return None
             try:
-                first = json.loads(self._builds.read_text())
-            except (OSError, ValueError):
+                first = {name: float(s) for name, s in json.loads(self._builds.read_text()).items()}
+            except (OSError, ValueError, TypeError, AttributeError):
                 first = {}
-            if build in first:
+            if first.get(build):
                 return seconds / first[build]
             write_file(self._builds, json.dumps({**first, build: seconds}).encode())
             return None

@@ -12,6 +12,7 @@ import zmq
 from common.engine import stream
 from common.errors import CONFIG, SOFTWARE, Refused
 from common.messages import SCHEMA, Chunk, Fetch, decode, encode
+from common.plans import Sidecar, sha256, sidecar_path
 from deploy.engine.serve import PIECE, Item, Server, items, key_pair
 from tests.support.squares import FRAMES, expected
 
@@ -111,8 +112,11 @@ def test_beyond_loopback_a_key_is_needed_at_both_ends():
         stream.fetch("tcp://192.0.2.1:5580", "model", "", 99)
     with pytest.raises(Refused, match="name a --key file"):
         Server("tcp://0.0.0.0:5580", {}, None)
-    with pytest.raises(Refused, match="no address"):
-        stream.fetch("tcp://nowhere", "model", "", 99)
+    for nowhere in ("tcp://nowhere", "tcp://a b:5580", "tcp://127.0.0.1:5580\n"):
+        with pytest.raises(Refused, match="no address"):
+            stream.fetch(nowhere, "model", "", 99)
+    with pytest.raises(Refused, match="cannot be asked for"):
+        stream.fetch("tcp://127.0.0.1:5580", "model", "~" * 40, 99)
 
 
 def test_a_key_file_that_others_can_read_or_that_holds_none_is_refused(tmp_path):
@@ -140,6 +144,43 @@ def test_malformed_requests_are_counted_and_the_next_one_is_served(serve):
     assert isinstance(last := decode(socket.recv()), Chunk) and last.data == b"model"
     assert server.malformed == 5
     context.destroy(linger=0)
+
+
+def test_a_client_that_does_not_read_holds_little(serve):
+    """Pieces for it are dropped; another client is served, and so is it when it asks again."""
+    _, endpoint = serve(items(BIG, None, None))
+    context = zmq.Context()
+    mute = context.socket(zmq.DEALER)
+    mute.setsockopt(zmq.RCVHWM, 1)
+    mute.connect(endpoint)
+    for _ in range(100):
+        mute.send(encode(Fetch(SCHEMA, "model", 0)))
+    assert stream.fetch(endpoint, "model", "", len(BIG))[0] == BIG
+    received = 0
+    while mute.poll(500):
+        mute.recv()
+        received += 1
+    assert 0 < received < 50
+    context.destroy(linger=0)
+
+
+def test_ipv6_loopback(serve):
+    _, endpoint = serve(items(b"model", None, None), "tcp://[::1]:*")
+    assert stream.fetch(endpoint, "model", "", 99)[0] == b"model"
+
+
+def test_only_the_weights_that_a_plan_was_built_from_are_served(tmp_path):
+    """A sidecar from elsewhere could name any file of this machine."""
+    plan, secret = tmp_path / "x.plan", tmp_path / "secret"
+    plan.write_bytes(b"ftrt")
+    secret.write_text("secret")
+    sidecar = Sidecar(
+        sha256(b"ftrt"), 4, "secret", sha256(b"another"), "10.15.1.29", "GPU", "9.0", False, False, True, "any"
+    )
+    sidecar_path(plan).write_bytes(sidecar.encode())
+    command = [sys.executable, "-m", "deploy.cli", "engine", "serve", str(plan), "--bind", "tcp://127.0.0.1:*"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert done.returncode == CONFIG and "is not the one that" in done.stderr
 
 
 def test_nobody_there_is_a_sentence(monkeypatch):

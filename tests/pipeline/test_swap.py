@@ -90,7 +90,7 @@ def test_with_one_process_frozen_nobody_changes(live, blind):
     done = swap(live, blind)
     live.signal("infer_tiles.1", signal.SIGCONT)
     assert done.returncode == SOFTWARE
-    assert "infer_tiles.1 does not answer: the others keep the old model" in done.stderr
+    assert "infer_tiles.1 does not answer: all keep the old model" in done.stderr
     first = live.counted(complete=True)
     live.wait_counts(20)
     assert all(c["count"] == expected(c["seq"]) for c in live.of("counts")[first + 5 :] if c["complete"])
@@ -106,6 +106,17 @@ def test_what_is_swapped_in_is_what_was_asked_for(live, blind):
     live.start("infer_global.0")
     assert live.wait_exit("infer_global.0") == CONFIG
     assert "has the SHA-256" in live.tail()
+
+
+def test_swapped_twice_with_no_frame_in_between(group, clip, blind, model, tmp_path):
+    g = group({"cam": {"url": str(clip), "realtime": True, "loop": True, "fps": 10}})
+    g.start("fusion.0", *WORKERS, "preprocess.0")
+    g.wait_for(lambda: {*WORKERS} <= {name for _, name, _ in g.messages}, "the infer processes")
+    for new in (blind, model):
+        assert swap(g, new).returncode == 0
+    g.start("decoder.cam")
+    g.wait_counts(10)
+    assert all(c["count"] == expected(c["seq"]) for c in g.of("counts"))
 
 
 def test_without_a_group_it_says_so(run_dir, blind, group, clip):

@@ -94,6 +94,7 @@ def test_a_profile_for_each_fixed_batch(onnx, tmp_path):
     "options, said",
     [
         ({"batches": ((4, 2, 8),)}, "The batch 4/2/8 is none"),
+        ({"batches": ((8, 8, 8),)}, "No batch takes a single image"),
         ({"level": 6}, "level 6 does not exist"),
         ({"version_compatible": True, "strip": True}, "takes no weights later"),
     ],
@@ -249,6 +250,11 @@ def test_a_stripped_plan_finds_its_weights_beside_it(onnx, tmp_path):
         model.read_weights(settings, sidecar)
 
 
+def rewrite(plan, **changes):
+    path = plans.sidecar_path(plan)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
 @pytest.mark.parametrize(
     "damage, said",
     [
@@ -256,6 +262,10 @@ def test_a_stripped_plan_finds_its_weights_beside_it(onnx, tmp_path):
         (lambda plan: plan.write_bytes(plan.read_bytes()[::-1]), "is not the one its sidecar describes"),
         (lambda plan: plans.sidecar_path(plan).write_text("{"), "The sidecar of .* is damaged"),
         (lambda plan: plans.sidecar_path(plan).write_text('{"plan_sha256": 3}'), "The sidecar of .* is damaged"),
+        (lambda plan: plans.sidecar_path(plan).write_text("[" * 500_000), "The sidecar of .* is damaged"),
+        (lambda plan: rewrite(plan, batches=[1]), r"damaged \(batches or tensors\)"),
+        (lambda plan: rewrite(plan, inputs=[{}]), r"damaged \(batches or tensors\)"),
+        (lambda plan: rewrite(plan, refit="sometimes"), "of another version of peoplecounter"),
         (lambda plan: plan.unlink(), "does not exist"),
     ],
 )
@@ -264,6 +274,19 @@ def test_plans_that_are_not_what_they_were(onnx, tmp_path, damage, said):
     damage(plan)
     with pytest.raises(Refused, match=said):
         model.read(Engine(model=str(plan)))
+
+
+def test_a_json_file_beside_an_onnx_file_is_nobodys_business(onnx):
+    onnx.with_name("net.onnx.json").write_text('{"name": "net"}')
+    assert model.read(Engine(model=str(onnx))).sidecar is None
+
+
+def test_a_damaged_list_of_builds_costs_no_plan(onnx, tmp_path):
+    for damage in ("[]", "{", '{"a": null}'):
+        built(onnx, tmp_path, timing_cache=tmp_path / "timing")
+        (builds,) = (tmp_path / "timing").glob("*.builds.json")
+        builds.write_text(damage)
+    assert built(onnx, tmp_path, timing_cache=tmp_path / "timing")[2] is None
 
 
 def test_hash_and_size_that_the_settings_ask_for(onnx):
