@@ -295,10 +295,6 @@ def _deserialize(trt, settings: EngineSettings, weights: Swapped | None, log):
         refit(trt, engine, onnx.data, log, found.name)
     elif sidecar and sidecar.stripped:
         refit(trt, engine, model.read_weights(settings, sidecar), log, found.name)
-    elif not sidecar and engine.get_engine_stat(trt.EngineStat.STRIPPED_WEIGHTS_SIZE) > 0:
-        raise Refused(
-            f"The plan {found.name} is stripped of its weights, and its sidecar, which names them, is not there."
-        )
     return runtime, engine
 
 
