@@ -14,6 +14,7 @@ from common.errors import NO_INPUT, Refused
 
 PREFIX = "PEOPLECOUNTER_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"  # path of the TOML file
+LOOPBACK = r"tcp://(127\.\d+\.\d+\.\d+|\[::1\]|localhost):(\d+|\*)\Z"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
 
 
@@ -100,7 +101,11 @@ class Engine(Section):
 
 class Fusion(Section):
     publish: str = ""
-    """Endpoint of the counts, ipc:// or tcp:// on loopback; empty: counts.sock in run_dir"""
+    """Where counts are published besides counts.sock in run_dir: tcp://HOST:PORT; beyond loopback with keys"""
+    key: str = ""
+    """File with the secret key that fusion proves itself with on TCP, see 'peoplecounter keys'; empty: no encryption"""
+    subscribers: str = ""
+    """File of the public keys of those who may subscribe on TCP, one a line; read for each that connects"""
     reorder_frames: int = Field(16, ge=1, le=256)
     """A frame is given up when more than this many later ones are complete"""
     idle_s: float = Field(10, gt=0, le=600)
@@ -116,10 +121,18 @@ class Fusion(Section):
 
     @field_validator("publish")
     @classmethod
-    def _private(cls, value: str) -> str:
-        if value and not re.match(r"(ipc://.+|tcp://(127\.0\.0\.1|\[::1\]|localhost):\d+)$", value):
-            raise ValueError("counts are published on ipc:// or on loopback, tcp://127.0.0.1:PORT")
+    def _an_address(cls, value: str) -> str:
+        if value and not re.match(r"tcp://[^/\s]+:\d+\Z", value):
+            raise ValueError("counts are published on tcp://HOST:PORT, 0.0.0.0 being all of this machine's addresses")
         return value
+
+    @model_validator(mode="after")
+    def _private(self) -> "Fusion":
+        if bool(self.key) != bool(self.subscribers):
+            raise ValueError("key and subscribers belong together: one says who publishes, the other who may listen")
+        if self.publish and not self.key and not re.match(LOOPBACK, self.publish):
+            raise ValueError(f"{self.publish} is beyond loopback: set fusion.key and fusion.subscribers")
+        return self
 
 
 class Telemetry(Section):
@@ -182,8 +195,8 @@ class Settings(BaseSettings):
 
     @property
     def publish(self) -> str:
-        """The endpoint that fusion binds and subscribers connect to."""
-        return self.fusion.publish or f"ipc://{self.run_dir}/counts.sock"
+        """The private endpoint where counts are always published; fusion.publish comes on top of it."""
+        return f"ipc://{self.run_dir}/counts.sock"
 
     @classmethod
     def settings_customise_sources(

@@ -11,6 +11,7 @@ import typer
 
 from common import settings as settings_module
 from common.errors import Refused
+from common.keys import CHARACTERS, key_pair
 from common.settings import CONFIG_VARIABLE
 from deploy import evaluate
 from deploy.display import display, summary_lines
@@ -69,26 +70,41 @@ def watch(
         str | None, typer.Argument(help="Where counts are published; default: this user's group.")
     ] = None,
     config: Config = None,
+    key: Annotated[
+        Path | None, typer.Option(help="File with your secret key, for an endpoint that asks who you are.")
+    ] = None,
+    server_key: Annotated[str | None, typer.Option(help="Public key of the group that publishes there.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the counts of a running group until Ctrl-C."""
     if config:
         os.environ[CONFIG_VARIABLE] = str(config)
     endpoint = endpoint or settings_module.load().publish
+    keys = _keys(key, server_key)
     screen, silent_s = display(as_json), 0.0
     try:
-        for message in messages(endpoint, ("counts", "dropped", "status"), threading.Event()):
+        for message in messages(endpoint, ("counts", "dropped", "status"), threading.Event(), keys):
             if message is not None:
                 silent_s = 0.0
                 screen.show(*message)
                 continue
             before_s, silent_s = silent_s, silent_s + POLL_S
             if before_s < SILENT_S <= silent_s:  # a running group says something every second
-                screen.say(f"Nothing is published on {endpoint}: waiting for a group to run there.")
+                refused = ", and to take your key" if keys else ""
+                screen.say(f"Nothing is published on {endpoint}: waiting for a group to run there{refused}.")
     except KeyboardInterrupt:
         pass
     finally:
         screen.close()
+
+
+@app.command()
+def keys(
+    file: Annotated[Path, typer.Argument(help="File with a secret key; made, for you alone, if it is new.")],
+) -> None:
+    """Print the public key of a key file: a group's, for its subscribers, or a subscriber's, for the group."""
+    public, _ = key_pair(file, make=True)
+    print(public.decode())
 
 
 @app.command("eval")
@@ -144,6 +160,20 @@ def export(
     from deploy.models import export as export_model
 
     export_model(name, folder, accept_agpl)
+
+
+def _keys(key: Path | None, server_key: str | None) -> tuple[bytes, bytes, bytes] | None:
+    """(the server's public key, one's own public and secret one), both given or none."""
+    if key is None and server_key is None:
+        return None
+    if key is None or server_key is None:
+        raise Refused("--key and --server-key belong together: who you are, and who publishes.")
+    public, secret = key_pair(key)
+    if len(server_key) != CHARACTERS or not server_key.isascii():
+        raise Refused(
+            f"--server-key is no public key of {CHARACTERS} characters: the group's 'peoplecounter keys' prints it."
+        )
+    return server_key.encode(), public, secret
 
 
 def main() -> None:

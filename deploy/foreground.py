@@ -82,7 +82,8 @@ def run_group(
         environment = {PREFIX + "LOG_LEVEL": "warning", **environment}
     lines = _open(out) if out else None
     group = Group(settings, environment, screen.say)
-    screen.say(f"counts on {settings.publish}")
+    also = f" and {settings.fusion.publish}" if settings.fusion.publish else ""
+    screen.say(f"counts on {settings.publish}{also}")
 
     def on_message(kind: str, name: str, content: dict) -> None:
         tally.add(kind, name, content)

@@ -14,13 +14,21 @@ KEEP = 100_000  # frames whose times are kept for percentiles
 Message = tuple[str, str, dict]  # kind, source (or service), content
 
 
-def messages(endpoint: str, kinds: tuple[str, ...], stop: threading.Event) -> Iterator[Message | None]:
-    """Everything published until `stop`; None whenever nothing came for POLL_S."""
+def messages(
+    endpoint: str, kinds: tuple[str, ...], stop: threading.Event, keys: tuple[bytes, bytes, bytes] | None = None
+) -> Iterator[Message | None]:
+    """Everything published until `stop`; None whenever nothing came for POLL_S.
+
+    `keys` where they are asked for: the server's public key, and one's own public and secret one.
+    """
     context = zmq.Context()
     socket = context.socket(zmq.SUB)
     socket.setsockopt(zmq.RCVHWM, 0)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.RECONNECT_IVL, 20)
+    socket.setsockopt(zmq.IPV6, "[" in endpoint)
+    if keys:
+        socket.curve_serverkey, socket.curve_publickey, socket.curve_secretkey = keys
     for kind in kinds:
         socket.subscribe(f"{kind}.")
     socket.connect(endpoint)

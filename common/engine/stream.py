@@ -13,10 +13,10 @@ import zmq
 
 from common.errors import SOFTWARE, Refused
 from common.messages import MAX_BYTES, SCHEMA, Chunk, Fetch, Refuse, decode, encode
+from common.settings import LOOPBACK
 
 SILENT_S = 10.0  # without an answer, the server is not there
 ASK_S = 1.0  # then the same piece is asked for again, and again after twice as long: the server may be another by now
-LOOPBACK = re.compile(r"tcp://(127\.\d+\.\d+\.\d+|\[::1\]|localhost):(\d+|\*)$")
 ENDPOINT = re.compile(r"tcp://[^/\s]+:\d+\Z")
 
 
@@ -32,14 +32,14 @@ def fetch(endpoint: str, item: str, server_key: str, most_bytes: int) -> tuple[b
     """
     if not ENDPOINT.match(endpoint):
         raise Refused(f"The model {endpoint} is no address: write tcp://HOST:PORT.")
-    if not server_key and not LOOPBACK.match(endpoint):
+    if not server_key and not re.match(LOOPBACK, endpoint):
         raise Refused(f"The model {endpoint} is on another machine: set engine.server_key to its server's public key.")
     context = zmq.Context()
     socket = context.socket(zmq.DEALER)
     try:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
-        socket.setsockopt(zmq.IPV6, 1)
+        socket.setsockopt(zmq.IPV6, "[" in endpoint)
         try:
             if server_key:
                 socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()

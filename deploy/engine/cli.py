@@ -14,6 +14,7 @@ from rich.text import Text
 from common import backend, plans
 from common import settings as settings_module
 from common.errors import NO_INPUT, Refused
+from common.keys import key_pair
 from common.link import Timing
 from common.settings import PREFIX
 from deploy.engine import build as builder
@@ -120,7 +121,7 @@ def serve(
     from common.engine import model as models
     from deploy.engine import serve as server_module
 
-    public, secret = server_module.key_pair(key) if key else (None, None)
+    public, secret = key_pair(key, make=True) if key else (None, None)
     settings, weights = settings_module.load(), None
     if build:
         options = _options(batch, level, 4096, False, False, False, False, timing_cache)

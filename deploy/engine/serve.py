@@ -3,25 +3,22 @@
 Beyond loopback the server proves with a CURVE key that it is the one its clients trust; what it serves is no secret.
 """
 
-import os
 import re
 import signal
 import socket
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import zmq
 
-from common.engine.stream import LOOPBACK
-from common.errors import NO_INPUT, Refused
+from common.errors import Refused
 from common.messages import SCHEMA, Chunk, Fetch, Refuse, decode, encode
 from common.plans import Sidecar, sha256
+from common.settings import LOOPBACK
 
 PIECE = 512 << 10  # bytes of a chunk, half of what a message may have
 POLL_MS = 200
 REQUEST_BYTES_MAX = 1024
-KEY_CHARACTERS = 40  # of a CURVE key in Z85
 
 
 @dataclass(frozen=True)
@@ -41,32 +38,11 @@ def items(model: bytes, sidecar: Sidecar | None, weights: bytes | None) -> dict[
     return served
 
 
-def key_pair(path: Path) -> tuple[bytes, bytes]:
-    """(public, secret) key of a file that holds the secret one in Z85; made, readable for its owner only, if new."""
-    try:
-        secret = path.read_bytes().strip()
-    except FileNotFoundError:
-        _, secret = zmq.curve_keypair()
-        try:
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(secret + b"\n")
-        except OSError as error:
-            raise Refused(f"The key file {path} cannot be written: {error.strerror}.", NO_INPUT) from None
-    except OSError as error:
-        raise Refused(f"The key file {path} cannot be read: {error.strerror}.", NO_INPUT) from None
-    if path.stat().st_mode & 0o077:
-        raise Refused(f"The key file {path} can be read by others: chmod 600 it.")
-    try:
-        return zmq.curve_public(secret), secret
-    except (zmq.ZMQError, ValueError):
-        raise Refused(f"The key file {path} holds no CURVE key of {KEY_CHARACTERS} characters.") from None
-
-
 class Server:
     """A bound socket that answers Fetch. What is malformed is counted and ignored."""
 
     def __init__(self, endpoint: str, served: dict[str, Item], secret: bytes | None):
-        if secret is None and not LOOPBACK.match(endpoint):
+        if secret is None and not re.match(LOOPBACK, endpoint):
             raise Refused(f"{endpoint} is not on loopback: name a --key file, so that clients know who serves.")
         self._served, self.answered, self.malformed, self.running = served, 0, 0, True
         self._context = zmq.Context()
@@ -74,7 +50,7 @@ class Server:
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, REQUEST_BYTES_MAX)
         self._socket.setsockopt(zmq.SNDHWM, 4)  # pieces for one client that does not read them; more are dropped
-        self._socket.setsockopt(zmq.IPV6, 1)
+        self._socket.setsockopt(zmq.IPV6, "[" in endpoint)
         if secret is not None:
             self._socket.curve_server, self._socket.curve_secretkey = True, secret
         try:

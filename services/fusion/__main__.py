@@ -41,7 +41,7 @@ class Fusion:
         self.rt, self.settings = rt, settings.fusion
         self.join = Join(settings.fusion.reorder_frames, int(settings.fusion.idle_s * 1e9))
         self.receiver = rt.closing(Receiver(rt.loop, settings.run_dir, secrets.token_hex(8), rt.timing, self.on_result))
-        self.publisher = rt.closing(Publisher(rt.loop.context, settings.publish))
+        self.publisher = rt.closing(Publisher(rt.loop.context, settings))
         self.sources: dict[str, Source] = {}
         self.status_ns = 0
 

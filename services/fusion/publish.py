@@ -8,14 +8,18 @@ service.<name>       once a second: counters of one process
 """
 
 import json
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 import zmq
+from zmq.auth.thread import ThreadAuthenticator
 
 from common.errors import Refused
+from common.keys import key_pair, public_keys
 from common.messages import Header
+from common.settings import Fusion, Settings
 from services.fusion.join import Frame
 
 
@@ -39,27 +43,67 @@ class Totals(msgspec.Struct):
         }
 
 
-class Publisher:
-    """The PUB socket. A slow subscriber loses messages; it never slows us."""
+SUBSCRIPTION_BYTES_MAX = 1024  # of a topic that somebody subscribes to
 
-    def __init__(self, context: zmq.Context, endpoint: str):
+
+class Publisher:
+    """The PUB socket, bound in the run directory and, if the settings say so, on TCP. Nobody slow ever slows us."""
+
+    def __init__(self, context: zmq.Context, settings: Settings):
+        self._path = Path(settings.publish.removeprefix("ipc://"))
+        self._path.unlink(missing_ok=True)  # we hold the lock of results.fusion
+        self._guard: ThreadAuthenticator | None = None
         self._socket = context.socket(zmq.PUB)
         self._socket.setsockopt(zmq.LINGER, 500)
-        self._path = Path(endpoint.removeprefix("ipc://")) if endpoint.startswith("ipc://") else None
-        if self._path:
-            self._path.unlink(missing_ok=True)  # we hold the lock of results.fusion
-        try:
-            self._socket.bind(endpoint)
-        except zmq.ZMQError as error:
-            raise Refused(f"Counts cannot be published on {endpoint}: {error.strerror}; set fusion.publish.") from None
+        self._socket.bind(settings.publish)
+        if settings.fusion.publish:
+            self._bind_tcp(context, settings.fusion)
 
     def send(self, kind: str, name: str, content: dict) -> None:
         self._socket.send_multipart([f"{kind}.{name}".encode(), json.dumps(content, separators=(",", ":")).encode()])
 
     def close(self) -> None:
         self._socket.close()
-        if self._path:
-            self._path.unlink(missing_ok=True)
+        if self._guard:
+            self._guard.stop()
+        self._path.unlink(missing_ok=True)
+
+    def _bind_tcp(self, context: zmq.Context, settings: Fusion) -> None:
+        """What is set here holds for this endpoint alone, not for the private one that is bound already."""
+        self._socket.setsockopt(zmq.IPV6, "[" in settings.publish)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, SUBSCRIPTION_BYTES_MAX)
+        if settings.key:
+            _, secret = key_pair(Path(settings.key))
+            subscribers = Subscribers(Path(settings.subscribers))
+            self._guard = ThreadAuthenticator(context, log=logging.getLogger("fusion.zap"))
+            self._guard.start()
+            self._guard.configure_curve_callback("*", subscribers)
+            self._socket.curve_server, self._socket.curve_secretkey = True, secret
+        try:
+            self._socket.bind(settings.publish)
+        except zmq.ZMQError as error:
+            self.close()
+            raise Refused(
+                f"Counts cannot be published on {settings.publish}: {error.strerror}; set fusion.publish."
+            ) from None
+
+
+class Subscribers:
+    """Says who may subscribe on TCP: those whose public key stands in a file, which is read again for each."""
+
+    def __init__(self, path: Path):
+        self._path, self._log = path, logging.getLogger("fusion.subscribers")
+        public_keys(path)  # a file that is missing or damaged is said at once
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        try:
+            known = public_keys(self._path)
+        except Refused as refusal:
+            self._log.warning("%s Nobody new may subscribe.", refusal)
+            return False
+        if key not in known:
+            self._log.warning("a subscriber with the key %s was refused", key.decode(errors="replace"))
+        return key in known
 
 
 def timings(header: Header, frame: Frame, began_ns: int, ended_ns: int) -> tuple[dict[str, float], dict[str, float]]:

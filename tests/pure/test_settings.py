@@ -40,7 +40,7 @@ def test_environment_wins_over_the_file_which_wins_over_the_defaults(monkeypatch
         ('[sources.door]\nurl = "a"\nrealtim = true', "nearest is 'sources.NAME.realtime'"),
         ("[preprocess]\nslots = 2", "'preprocess.slots' is '2': a ring has 3 slots at least"),
         ("[decoder]\nslots = 1", "'decoder.slots' is '1': input should be greater than or equal to 3"),
-        ('[fusion]\npublish = "tcp://0.0.0.0:5570"', "on loopback"),
+        ('[fusion]\npublish = "tcp://0.0.0.0:5570"', "beyond loopback: set fusion.key"),
         ('[sources."a/b"]\nurl = "a"', "sources.a/b"),
         ("decoder = [", "not valid TOML"),
     ],
