@@ -5,6 +5,7 @@ nothing else but the standard library and CUDA's bindings, so this module also r
 """
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -153,7 +154,10 @@ def build_memory(onnx: Path, options: Options, progress: Progress, trt=None) -> 
 
 
 def watched(work: Callable[[], object], progress: Progress, show: Callable[[], None] = lambda: None):
-    """Runs `work` in a thread, calling `show` meanwhile: Ctrl-C is heard, and cancels at the builder's next step."""
+    """Runs `work` in a thread, calling `show` meanwhile: Ctrl-C is heard, and cancels at the builder's next step.
+
+    A second Ctrl-C does not wait for that.
+    """
     outcome: list = []
 
     def run() -> None:
@@ -162,16 +166,20 @@ def watched(work: Callable[[], object], progress: Progress, show: Callable[[], N
         except BaseException as error:
             outcome.append((None, error))
 
+    def interrupt(*_: object) -> None:
+        if progress.cancelled.is_set():
+            raise KeyboardInterrupt
+        progress.cancel()
+
     thread = threading.Thread(target=run, daemon=True, name="builder")
-    thread.start()
-    while thread.is_alive():
-        try:
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        thread.start()
+        while thread.is_alive():
             thread.join(POLL_S)
             show()
-        except KeyboardInterrupt:
-            if progress.cancelled.is_set():
-                raise
-            progress.cancel()
+    finally:
+        signal.signal(signal.SIGINT, before)
     result, error = outcome[0]
     if error is not None:
         raise error
