@@ -259,7 +259,7 @@ def rewrite(plan, **changes):
     "damage, said",
     [
         (lambda plan: plan.write_bytes(plan.read_bytes()[:-9]), "it was cut or replaced"),
-        (lambda plan: plan.write_bytes(plan.read_bytes()[::-1]), "is not the one its sidecar describes"),
+        (lambda plan: plan.write_bytes(b"ftrt" + plan.read_bytes()[:3:-1]), "is not the one its sidecar describes"),
         (lambda plan: plans.sidecar_path(plan).write_text("{"), "The sidecar of .* is damaged"),
         (lambda plan: plans.sidecar_path(plan).write_text('{"plan_sha256": 3}'), "The sidecar of .* is damaged"),
         (lambda plan: plans.sidecar_path(plan).write_text("[" * 500_000), "The sidecar of .* is damaged"),
