@@ -22,7 +22,7 @@ def resolve(settings: Settings) -> str:
 
     Raises Refused, in words, for what cannot run here.
     """
-    served = settings.engine.model.startswith("tcp://")
+    served = is_endpoint(settings.engine.model)
     plan = is_plan(Path(settings.engine.model)) if settings.engine.model and not served else served
     if settings.backend == "cpu" or not (plan or settings.backend == "cuda"):
         return "cpu"
@@ -34,6 +34,11 @@ def resolve(settings: Settings) -> str:
     if missing:
         raise Refused(f"The model {settings.engine.model} is a TensorRT plan, which cannot run here ({missing}).")
     return "cuda"
+
+
+def is_endpoint(model: str) -> bool:
+    """True for a model that is served, not a file."""
+    return model.startswith("tcp://")
 
 
 def is_plan(path: Path) -> bool:

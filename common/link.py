@@ -33,6 +33,10 @@ class Timing:
     beat_ns: int = 250_000_000
     silent_ns: int = 2_000_000_000
 
+    @classmethod
+    def of_ms(cls, beat_ms: int, silent_ms: int) -> "Timing":
+        return cls(beat_ms * 1_000_000, silent_ms * 1_000_000)
+
 
 @dataclass
 class Peer:

@@ -38,7 +38,7 @@ class Runtime:
         self.loop = Loop()
         self.count = self.loop.counters
         self.log = logging.getLogger(self.name)
-        self.timing = Timing(settings.link.beat_ms * 1_000_000, settings.link.silent_ms * 1_000_000)
+        self.timing = Timing.of_ms(settings.link.beat_ms, settings.link.silent_ms)
         make_private(settings.run_dir)
         self.tracer = Tracer(self.name, settings, self.count)
         self.results = (

@@ -14,6 +14,7 @@ from common.errors import NO_INPUT, Refused
 
 PREFIX = "PEOPLECOUNTER_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"  # path of the TOML file
+ENDPOINT = r"tcp://[^/\s]+:\d+\Z"
 LOOPBACK = r"tcp://(127\.\d+\.\d+\.\d+|\[::1\]|localhost):(\d+|\*)\Z"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
 
@@ -122,7 +123,7 @@ class Fusion(Section):
     @field_validator("publish")
     @classmethod
     def _an_address(cls, value: str) -> str:
-        if value and not re.match(r"tcp://[^/\s]+:\d+\Z", value):
+        if value and not re.match(ENDPOINT, value):
             raise ValueError("counts are published on tcp://HOST:PORT, 0.0.0.0 being all of this machine's addresses")
         return value
 

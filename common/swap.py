@@ -11,9 +11,8 @@ Commit                           -->   from the next frame on
 import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
-
-from msgspec import Struct
 
 from common import engine as engines
 from common.engine import Engine, Swapped
@@ -27,13 +26,6 @@ JOURNAL = "engine.journal"
 REFUSAL_MAX = 900  # characters
 
 
-class Record(Struct):
-    """What a group was swapped to."""
-
-    model: str
-    sha256: str
-
-
 class Swap:
     """The engine that this process begins with, and its exchange while it runs."""
 
@@ -44,7 +36,7 @@ class Swap:
         self._thread = ThreadPoolExecutor(1, "swap")
         self._loading: tuple[Peer, Future, float] | None = None
         self._ready: tuple[Peer, Engine] | None = None
-        self._record: Record | None = None  # what this process began with
+        self._record: Swapped | None = None  # what this process began with
         welcome = Welcome(f"{rt.name}.{os.getpid()}", os.getpid())
         self._link = Listen(
             rt.loop, rt.settings.run_dir, f"engine.{rt.name}", rt.timing,
@@ -57,7 +49,7 @@ class Swap:
         self._record = record = read_record(self._rt.settings.run_dir)
         if record:
             self._rt.log.info("this group was swapped to %s", record.model)
-        self._engine = self._load(Swapped(record.model, record.sha256) if record else None)
+        self._engine = self._load(record)
         return self._engine
 
     def serve(self, inference) -> None:
@@ -121,20 +113,14 @@ class Swap:
             self._ready = None
 
 
-def read_record(run_dir: Path) -> Record | None:
+def read_record(run_dir: Path) -> Swapped | None:
     """What the group of this run directory was swapped to; None: it runs what its settings say."""
     if not (run_dir / JOURNAL).exists():
         return None
-    journal = Journal(run_dir / JOURNAL, Record)
-    try:
+    with closing(Journal(run_dir / JOURNAL, Swapped)) as journal:
         return journal.read()
-    finally:
-        journal.close()
 
 
-def write_record(run_dir: Path, record: Record) -> None:
-    journal = Journal(run_dir / JOURNAL, Record)
-    try:
+def write_record(run_dir: Path, record: Swapped) -> None:
+    with closing(Journal(run_dir / JOURNAL, Swapped)) as journal:
         journal.write(record)
-    finally:
-        journal.close()

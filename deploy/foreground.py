@@ -7,7 +7,7 @@ from typing import TextIO
 
 from common import engine
 from common import settings as settings_module
-from common.engine.stream import is_endpoint
+from common.backend import is_endpoint
 from common.errors import NO_INPUT, SOFTWARE, Refused
 from common.settings import CONFIG_VARIABLE, PREFIX, Settings, Source, Workers
 from deploy.display import JsonLines, display

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec import Struct
+
 from common import plans
-from common.backend import PLAN_MAGIC
+from common.backend import PLAN_MAGIC, is_endpoint
 from common.engine import stream
 from common.errors import NO_INPUT, Refused
 from common.plans import Sidecar, sha256
@@ -20,8 +22,7 @@ class Model:
     sidecar: Sidecar | None = None
 
 
-@dataclass(frozen=True)
-class Swapped:
+class Swapped(Struct, frozen=True):
     """A model that takes the place of engine.model while a group runs, see swap.py."""
 
     model: str
@@ -31,7 +32,7 @@ class Swapped:
 def read(settings: EngineSettings) -> Model:
     """The model of the settings. Raises Refused for one that is missing, too large, or not what it should be."""
     name = settings.model
-    if stream.is_endpoint(name):
+    if is_endpoint(name):
         data, described = stream.fetch(name, "model", settings.server_key, settings.limit_mb << 20)
         sidecar = plans.decode_sidecar(described, name) if described else None
     else:
@@ -47,7 +48,7 @@ def read(settings: EngineSettings) -> Model:
 
 def read_weights(settings: EngineSettings, sidecar: Sidecar) -> bytes:
     """The ONNX file of a stripped plan, which holds its weights."""
-    if stream.is_endpoint(settings.model):
+    if is_endpoint(settings.model):
         data, _ = stream.fetch(settings.model, "weights", settings.server_key, settings.limit_mb << 20)
         name = f"served at {settings.model}"
     else:

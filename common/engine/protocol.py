@@ -8,7 +8,6 @@ from typing import Protocol
 import numpy as np
 
 from common import backend, plans
-from common.engine import stream
 from common.engine.model import Swapped
 from common.errors import NO_INPUT, Refused
 from common.messages import Input, TensorLayout
@@ -73,7 +72,7 @@ def check(settings: Settings) -> None:
         from common.engine.onnxruntime import OnnxEngine
 
         return OnnxEngine(settings.engine).close()
-    if not stream.is_endpoint(settings.engine.model):
+    if not backend.is_endpoint(settings.engine.model):
         path = plan_path(settings.engine.model)
         plans.read_sidecar(path)
 

@@ -13,15 +13,10 @@ import zmq
 
 from common.errors import SOFTWARE, Refused
 from common.messages import MAX_BYTES, SCHEMA, Chunk, Fetch, Refuse, decode, encode
-from common.settings import LOOPBACK
+from common.settings import ENDPOINT, LOOPBACK
 
 SILENT_S = 10.0  # without an answer, the server is not there
 ASK_S = 1.0  # then the same piece is asked for again, and again after twice as long: the server may be another by now
-ENDPOINT = re.compile(r"tcp://[^/\s]+:\d+\Z")
-
-
-def is_endpoint(model: str) -> bool:
-    return model.startswith("tcp://")
 
 
 def fetch(endpoint: str, item: str, server_key: str, most_bytes: int) -> tuple[bytes, bytes]:
@@ -30,7 +25,7 @@ def fetch(endpoint: str, item: str, server_key: str, most_bytes: int) -> tuple[b
     Raises Refused, in one sentence, for a server that does not answer, has no such item, offers more than `most_bytes`,
     or sends what it did not announce.
     """
-    if not ENDPOINT.match(endpoint):
+    if not re.match(ENDPOINT, endpoint):
         raise Refused(f"The model {endpoint} is no address: write tcp://HOST:PORT.")
     if not server_key and not re.match(LOOPBACK, endpoint):
         raise Refused(f"The model {endpoint} is on another machine: set engine.server_key to its server's public key.")

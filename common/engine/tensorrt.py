@@ -20,7 +20,6 @@ from common.engine.heads import head
 from common.engine.model import Swapped
 from common.engine.protocol import Persons, plan_path
 from common.engine.refit import refit
-from common.engine.stream import is_endpoint
 from common.errors import Refused
 from common.messages import Input, TensorLayout
 from common.settings import Engine as EngineSettings
@@ -274,7 +273,7 @@ class TensorRTEngine:
 
 def _deserialize(trt, settings: EngineSettings, weights: Swapped | None, log):
     """(runtime, engine) of the plan that the settings name, with the weights of an ONNX file where it has none."""
-    if not is_endpoint(settings.model):
+    if not backend.is_endpoint(settings.model):
         plan_path(settings.model)
     found, gpu = model.read(settings), device()
     if found.sidecar:

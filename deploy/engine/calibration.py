@@ -14,10 +14,7 @@ from services.preprocess.kernels import fused
 
 def frames(clip: Path, every: int = 1) -> Iterator[tuple[SurfaceLayout, np.ndarray]]:
     """(layout, uint8 surface) of every n-th frame of a file. Raises SourceError for a file that is no video."""
-    pictures = (
-        e for e in play(Source(url=str(clip)), Decoder(), None, lambda seconds: False) if isinstance(e, Picture)
-    )
-    for number, picture in enumerate(pictures):
+    for number, picture in enumerate(_pictures(clip)):
         if number % every == 0:
             layout = picture.surface.layout
             surface = np.empty(layout.nbytes, np.uint8)
@@ -36,9 +33,14 @@ def tensor(surface: np.ndarray, layout: SurfaceLayout, size_px: int, overlap: fl
 
 def images(clip: Path, count: int, size_px: int, overlap: float) -> np.ndarray:
     """float32 [<= count, 3, S, S], spread over the footage: letterboxed frames, and as many tiles as there is room."""
-    total = sum(1 for _ in frames(clip))
+    total = sum(1 for _ in _pictures(clip))
     every = max(1, total // min(total, max(4, count // 8)))
     picked = [tensor(surface, layout, size_px, overlap, "float32") for layout, surface in frames(clip, every)]
     per_frame = max(2, count // len(picked))
     step = [np.unique(np.linspace(0, len(images) - 1, per_frame).astype(int)) for images in picked]
     return np.concatenate([images[kept] for images, kept in zip(picked, step)])[:count]
+
+
+def _pictures(clip: Path) -> Iterator[Picture]:
+    events = play(Source(url=str(clip)), Decoder(), None, lambda seconds: False)
+    return (event for event in events if isinstance(event, Picture))

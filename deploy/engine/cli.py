@@ -3,6 +3,7 @@
 import json
 import platform
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -130,13 +131,11 @@ def serve(
         )
         print(_built(sidecar, ratio, "a plan in memory"))
     else:
-        data, sidecar = models.read_file(model, settings.engine.limit_mb), None
-        if data.startswith(backend.PLAN_MAGIC):
-            sidecar = plans.read_sidecar(model)
-        if sidecar:
-            plans.check_bytes(sidecar, data, str(model))
+        wanted = settings.engine.model_copy(update={"model": str(model), "sha256": ""})
+        found = models.read(wanted)
+        data, sidecar = found.data, found.sidecar
         if sidecar and sidecar.stripped:
-            weights = models.read_weights(settings.engine.model_copy(update={"model": str(model)}), sidecar)
+            weights = models.read_weights(wanted, sidecar)
     server = server_module.Server(bind, server_module.items(data, sidecar, weights), secret)
     print(f"{model.name}, {len(data) / 1e6:.1f} MB, SHA-256 {plans.sha256(data)}")
     print(
@@ -162,7 +161,7 @@ def swap(
     if run_dir:
         os.environ[PREFIX + "RUN_DIR"] = str(run_dir)
     settings = settings_module.load()
-    timing = Timing(settings.link.beat_ms * 1_000_000, settings.link.silent_ms * 1_000_000)
+    timing = Timing.of_ms(settings.link.beat_ms, settings.link.silent_ms)
     for name, seconds in change(settings.run_dir, model, timing).items():
         print(f"{name:<16} loaded {model.name} in {seconds:.2f} s beside the old model, then changed")
 
@@ -183,11 +182,7 @@ def bench(
 
     true = evaluate.read_truth(truth) if truth else None
     loaded = settings_module.load(engine={"model": str(models[0])})
-    measure, surfaces = benches.Bench(loaded), []
-    for surface in calibration.frames(footage):
-        surfaces.append(surface)
-        if len(surfaces) == frames:
-            break
+    measure, surfaces = benches.Bench(loaded), list(islice(calibration.frames(footage), frames))
     if true is not None and len(surfaces) > len(true):
         raise Refused(f"{truth} knows {len(true)} frames, {len(surfaces)} are to be counted: ask for fewer --frames.")
     rows = []

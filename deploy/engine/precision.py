@@ -1,6 +1,5 @@
 """ONNX -> ONNX of a lower precision, by NVIDIA's ModelOpt in an environment of its own: its pins clash with ours."""
 
-import os
 import subprocess
 import tempfile
 import venv
@@ -17,6 +16,7 @@ from common.plans import write_file
 from common.settings import Engine, Preprocess, Settings
 from deploy.engine import calibration
 from deploy.engine.bench import Bench
+from deploy.engine.timing import cache_folder
 
 PRECISIONS = ("fp16", "int8", "fp8")
 MODELOPT = "nvidia-modelopt==0.47.0"  # installed alone: what it says it needs is more than its ONNX part does
@@ -32,8 +32,7 @@ CHECKED, STEP = 8, 3  # frames that are counted before and after, every third
 
 def environment(folder: Path | None = None) -> Path:
     """The Python that has ModelOpt; installed on first use (about 1 GB, and more where torch comes with CUDA)."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peoplecounter"
-    folder = folder or base / MODELOPT.replace("==", "-")
+    folder = folder or cache_folder() / MODELOPT.replace("==", "-")
     python, done = folder / "bin" / "python", folder / "installed"
     if done.exists():
         return python

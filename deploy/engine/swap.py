@@ -5,11 +5,12 @@ import time
 from pathlib import Path
 
 from common import plans
+from common.engine import Swapped
 from common.errors import CONFIG, SOFTWARE, Refused
 from common.link import Dial, Timing
 from common.loop import Loop
 from common.messages import SCHEMA, Commit, Committed, Hello, Message, Prepare, Prepared, Welcome
-from common.swap import Record, write_record
+from common.swap import write_record
 
 REACH_S = 5.0  # until every process has answered a hello
 PREPARE_S = 120.0  # until a model is loaded and refitted
@@ -53,7 +54,7 @@ def swap(run_dir: Path, model: Path, timing: Timing) -> dict[str, float]:
         _prepare(loop, processes, Prepare(str(model.absolute()), digest))
         if _infer_processes(run_dir) != paths:
             raise Refused("Infer services came or went meanwhile, all keep the old model: try again.", SOFTWARE)
-        write_record(run_dir, Record(str(model.absolute()), digest))  # from here on who is restarted loads it
+        write_record(run_dir, Swapped(str(model.absolute()), digest))  # from here on who is restarted loads it
         for one in processes:
             one.link.send(Commit())
         late = _wait(loop, COMMIT_S, lambda: [p for p in processes if not p.committed and not p.lost])

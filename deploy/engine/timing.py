@@ -22,8 +22,13 @@ DIGEST = 32  # bytes of SHA-256 in front of the cache: TensorRT itself crashes o
 LOG = logging.getLogger("engine")
 
 
+def cache_folder() -> Path:
+    """This user's, for what may be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peoplecounter"
+
+
 def default_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peoplecounter" / "timing"
+    return cache_folder() / "timing"
 
 
 def key(gpu: str, compute_capability: str, tensorrt: str, cuda: int) -> str:

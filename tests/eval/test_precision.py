@@ -39,18 +39,18 @@ def plaza(tmp_path_factory):
     return clip
 
 
-def people(said):
-    """(after, before) of the sentence that `engine precision` ends with."""
-    words = said.splitlines()[-1].split()
+def converted(source, out, to, footage, python):
+    """(people a frame after, before), from the sentence that `engine precision` ends with."""
+    done = engine("precision", source, out, "--to", to, "--footage", footage, "--python", python)
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.splitlines()[-1].split()
     return float(words[5].rstrip(",")), float(words[8])
 
 
 @modelopt
 def test_fp16_counts_what_fp32_counts(python, plaza, tmp_path):
     out = tmp_path / "fp16.onnx"
-    done = engine("precision", DEMO_MODEL, out, "--to", "fp16", "--footage", plaza, "--python", python)
-    assert done.returncode == 0, done.stderr
-    after, before = people(done.stdout)
+    after, before = converted(DEMO_MODEL, out, "fp16", plaza, python)
     assert before > 10 and abs(after - before) <= 0.01 * before
     graph = onnx.load(out).graph
     halves = [w for w in graph.initializer if w.data_type == onnx.TensorProto.FLOAT16]
@@ -63,9 +63,7 @@ def test_fp16_counts_what_fp32_counts(python, plaza, tmp_path):
 @modelopt
 def test_int8_is_calibrated_on_the_footage_and_leaves_scores_and_pixels_alone(python, plaza, tmp_path):
     out, source = tmp_path / "int8.onnx", DEMO_MODEL.read_bytes()
-    done = engine("precision", DEMO_MODEL, out, "--to", "int8", "--footage", plaza, "--python", python)
-    assert done.returncode == 0, done.stderr
-    after, before = people(done.stdout)
+    after, before = converted(DEMO_MODEL, out, "int8", plaza, python)
     assert abs(after - before) <= 0.05 * before
     assert DEMO_MODEL.read_bytes() == source  # ModelOpt writes to its input
     graph = onnx.load(out).graph
@@ -79,9 +77,7 @@ def test_int8_is_calibrated_on_the_footage_and_leaves_scores_and_pixels_alone(py
 def test_fp8_counts_nearly_the_same(python, plaza, tmp_path):
     """With all of ONNX Runtime 1.32's optimizations it counts nobody: OnnxEngine leaves those out for Q/DQ models."""
     out = tmp_path / "fp8.onnx"
-    done = engine("precision", DEMO_MODEL, out, "--to", "fp8", "--footage", plaza, "--python", python)
-    assert done.returncode == 0, done.stderr
-    after, before = people(done.stdout)
+    after, before = converted(DEMO_MODEL, out, "fp8", plaza, python)
     assert abs(after - before) <= 0.05 * before
     assert onnx.TensorProto.FLOAT8E4M3FN in {i.data_type for i in onnx.load(out).graph.initializer}
 
@@ -96,8 +92,7 @@ def test_a_precision_that_ruins_the_counts_is_called_useless(monkeypatch, capsys
 @modelopt
 def test_fp16_of_a_real_detector_counts_the_same_street(python, footage, yolo, tmp_path):  # noqa: F811
     out, street = tmp_path / "fp16.onnx", footage / "towncentre_1080p.mp4"
-    done = engine("precision", yolo, out, "--to", "fp16", "--footage", street, "--python", python)
-    assert done.returncode == 0, done.stderr
+    converted(yolo, out, "fp16", street, python)
     table = engine("bench", yolo, out, "--footage", street, "--frames", 12, "--rounds", 2, "--out", tmp_path / "t")
     assert table.returncode == 0, table.stderr
     _, half = json.loads((tmp_path / "t.json").read_text())["engines"]
