@@ -24,6 +24,7 @@ from common.messages import (
     TensorLayout,
     Unmapped,
     Welcome,
+    namespaces,
 )
 from common.ring import PartKey, Ring
 
@@ -85,6 +86,15 @@ class Downstream:
     @property
     def consumers(self) -> list[Hello]:
         return [peer.hello for peer in self._link.peers.values()]
+
+    @property
+    def epoch(self) -> str:
+        """Of the ring that is open; empty: none is."""
+        return self._epoch if self._spec else ""
+
+    def slots_by_state(self) -> dict[str, int]:
+        """How many slots are in each state, see Ring."""
+        return self._ring.by_state()
 
     @property
     def idle(self) -> bool:
@@ -180,6 +190,8 @@ class Downstream:
             retired.memory.close()
 
     def _welcome(self, hello: Hello) -> Welcome | Refuse | None:
+        if self._work.kind == "cuda" and hello.namespaces[1] != namespaces()[1]:
+            return Refuse(f"{hello.service} is in another IPC namespace, where CUDA IPC does not reach: share one.")
         refusal = self._admit(hello)
         if refusal is not None:
             return refusal

@@ -4,6 +4,7 @@ CONFIG = 78  # EX_CONFIG: bad setting, wrong model, version mismatch, second own
 NO_INPUT = 66  # EX_NOINPUT: the source does not exist
 BAD_DATA = 65  # EX_DATAERR: the source is not a video we can decode
 SOFTWARE = 70  # EX_SOFTWARE: a bug or a broken device. A restart may help.
+RESTART = 75  # EX_TEMPFAIL: it was asked to end and to be started again
 
 FINAL = frozenset({CONFIG, NO_INPUT, BAD_DATA})  # a restart would end the same way
 

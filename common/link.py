@@ -19,7 +19,7 @@ import zmq
 
 from common.errors import Refused
 from common.loop import Loop
-from common.messages import MAX_BYTES, SCHEMA, Beat, Bye, Hello, Message, Refuse, Welcome, decode, encode
+from common.messages import MAX_BYTES, SCHEMA, Beat, Bye, Hello, Message, Refuse, Welcome, decode, encode, namespaces
 
 MAX_PEERS = 64
 BURST = 500  # messages handled before the loop gets its turn: a flood on one socket must not starve the others
@@ -49,6 +49,7 @@ class Peer:
     turn: int = 0  # grows with every offer: the smallest is the least recently used
     welcomed: bool = False
     silent: bool = False
+    left: bool = False  # it said bye
 
 
 class Lock:
@@ -62,10 +63,15 @@ class Lock:
             pid = os.read(self._fd, 32).decode(errors="replace").strip() or "unknown"
             os.close(self._fd)
             raise Refused(
-                f"{path.stem!r} is already owned by process {pid} (lock {path}): stop it or use another run directory."
+                f"{path.stem.removeprefix('control.')!r} is already owned by process {pid} (lock {path}): "
+                "stop it or use another run directory."
             ) from None
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, str(os.getpid()).encode(), 0)
+
+    def forget(self) -> None:
+        """Takes back whose it is."""
+        os.ftruncate(self._fd, 0)
 
     def close(self) -> None:
         os.close(self._fd)
@@ -89,7 +95,8 @@ def _endpoint(path: Path) -> str:
 class Listen:
     """Binds `<run_dir>/<name>.sock` as its only owner; keeps the list of peers that said a proper hello.
 
-    `welcome(hello)` answers a Hello with Welcome, Refuse, or None for "not yet" (ask `invite()` later).
+    `welcome(hello)` answers a Hello with Welcome, Refuse, or None for "not yet" (ask `invite()` later). `lock`: of the
+    name, when it is held already.
     Raises Refused when another process owns the name.
     """
 
@@ -103,11 +110,12 @@ class Listen:
         on_message: Callable[[Peer, Message], None],
         on_silent: Callable[[Peer], None],
         on_gone: Callable[[Peer], None],
+        lock: Lock | None = None,
     ):
         self.loop, self.timing = loop, timing
         self.peers: dict[bytes, Peer] = {}
         self._welcome, self._on_message, self._on_silent, self._on_gone = welcome, on_message, on_silent, on_gone
-        self._lock = Lock(run_dir / f"{name}.lock")
+        self._lock = lock or Lock(run_dir / f"{name}.lock")
         self._path = run_dir / f"{name}.sock"
         self._path.unlink(missing_ok=True)  # a second bind would steal it silently: the lock is what protects it
         self._socket = _socket(loop, zmq.ROUTER)
@@ -164,6 +172,7 @@ class Listen:
             if not isinstance(message, Bye):
                 self._send(identity, Refuse("say hello first", final=False))
         elif isinstance(message, Bye):
+            peer.left = True
             self._drop(peer)
         else:
             peer.heard_ns, peer.silent = self.loop.now_ns(), False
@@ -183,10 +192,13 @@ class Listen:
                 self._send(identity, Refuse(f"{MAX_PEERS} consumers are connected already.", final=False))
                 return
             try:
+                if hello.namespaces[0] != namespaces()[0]:
+                    raise ProcessLookupError
                 pidfd = os.pidfd_open(hello.pid)
             except OSError:
                 self.loop.counters["hellos_refused"] += 1
-                self._send(identity, Refuse(f"process {hello.pid} is not visible here: share one PID namespace."))
+                there = f"process {hello.pid} of {hello.service} is not visible here"
+                self._send(identity, Refuse(f"{there}: run all services in one PID namespace."))
                 return
             peer = self.peers[identity] = Peer(identity, hello, pidfd, self.loop.now_ns())
             self.loop.watch(pidfd, lambda: self._drop(peer))
@@ -266,10 +278,12 @@ class Dial:
         except zmq.Again:
             return False
 
-    def close(self) -> None:
+    def close(self, bye: bool = True) -> None:
+        """`bye=False`: the owner shall notice an end that nobody wanted."""
         self._lose()
         if not self._socket.closed:
-            self.send(Bye())
+            if bye:
+                self.send(Bye())
             self.loop.unwatch(self._socket)
             self.loop.leave(self._keep_house)
             self._socket.close()

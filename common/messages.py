@@ -15,17 +15,19 @@ Control plane, on the socket of a ring's owner (ROUTER) and its consumers (DEALE
     Bye                              -->
 
 Results, on fusion's socket: Hello / Welcome / Beat / Bye as above, then Result(number, body) --> and <-- Ack(numbers).
-A swap, on each infer process' socket: the same, then Prepare --> <-- Prepared; when all are: Commit --> <-- Committed.
+Control, on each process' socket: the same, then Describe --> <-- Described; Restart | Stop | SetLevel --> <-- Done.
+A swap, on those of the infer processes: Prepare --> <-- Prepared; when all are: Commit --> <-- Committed.
 Models, on the socket of `engine serve`: Fetch --> and <-- Chunk | Refuse.
 """
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-SCHEMA = 1
+SCHEMA = 2
 ROW_BYTES = 7 * 4  # of one detection
 MAX_BOXES = 1000  # of one image
 MAX_BYTES = 1 << 20  # of one message; libzmq refuses more, see link.py
@@ -37,6 +39,11 @@ Count = Annotated[int, Meta(ge=0)]
 Seq = Annotated[int, Meta(ge=0, lt=2**53)]  # an integer in any JSON reader
 Small = Annotated[int, Meta(ge=0, le=65_535)]  # sides in px, images, tiles, parts
 SourceName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+
+
+def namespaces() -> tuple[int, int]:
+    """This process' PID and IPC namespaces: pids mean something, CUDA IPC works, only where they are the same."""
+    return Path("/proc/self/ns/pid").stat().st_ino, Path("/proc/self/ns/ipc").stat().st_ino
 
 
 class Header(Struct, frozen=True, kw_only=True):
@@ -141,6 +148,7 @@ class Hello(Struct, frozen=True, tag="hello"):
     part: Name = ""  # which parts to offer
     credits: Annotated[int, Meta(ge=0, le=1000)] = 0
     wants: Input | None = None
+    namespaces: tuple[Count, Count] = msgspec.field(default_factory=namespaces)
 
 
 class Welcome(Struct, frozen=True, tag="welcome"):
@@ -242,6 +250,42 @@ class Ack(Struct, frozen=True, tag="ack"):
     numbers: list[Count]
 
 
+class Describe(Struct, frozen=True, tag="describe"):
+    """What are you doing?"""
+
+
+class Described(Struct, frozen=True, tag="described"):
+    service: Name
+    pid: int
+    supervisor: Name  # who starts it again, see common.control
+    starts: Count  # of processes of this name in this run directory
+    age_s: float
+    ready: bool
+    log_level: Name
+    epoch: Name = ""  # of the ring it owns
+    slots: dict[Name, int] = {}  # of that ring, by their state
+    leases: Count = 0  # of other processes' rings
+    counters: dict[Name, int] = {}
+
+
+class Restart(Struct, frozen=True, tag="restart"):
+    """End in order, so that your supervisor starts you again."""
+
+
+class Stop(Struct, frozen=True, tag="stop"):
+    """End in order, for good."""
+
+
+class SetLevel(Struct, frozen=True, tag="set_level"):
+    """Log this and what is worse."""
+
+    level: Literal["debug", "info", "warning", "error"]
+
+
+class Done(Struct, frozen=True, tag="done"):
+    pass
+
+
 class Prepare(Struct, frozen=True, tag="prepare"):
     """Load this model beside the one that runs, without using it yet."""
 
@@ -283,8 +327,9 @@ class Chunk(Struct, frozen=True, tag="chunk"):
     sidecar: bytes = b""  # of a plan, JSON, with its first piece
 
 
-Control = Hello | Welcome | Refuse | Offer | Release | Unmapped | Beat | Bye | Result | Ack
-Message = Control | Prepare | Prepared | Commit | Committed | Fetch | Chunk
+Link = Hello | Welcome | Refuse | Offer | Release | Unmapped | Beat | Bye | Result | Ack
+Control = Describe | Described | Restart | Stop | SetLevel | Done | Prepare | Prepared | Commit | Committed
+Message = Link | Control | Fetch | Chunk
 DROP_REASONS = ("no_slot", "no_credit", "deadline", "stale", "decode_error", "engine_error")
 
 _encoder = msgspec.msgpack.Encoder()

@@ -135,11 +135,11 @@ class Replacement:
         self._hash.update(data)
         self.nbytes += len(data)
 
-    def commit(self) -> None:
+    def commit(self, mode: int = 0o644) -> None:
         """Raises OSError when there is no room after all."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._temporary.chmod(0o644)
+        self._temporary.chmod(mode)
         self._temporary.replace(self.path)
 
     def __enter__(self) -> "Replacement":
@@ -151,12 +151,12 @@ class Replacement:
         self._temporary.unlink(missing_ok=True)
 
 
-def write_file(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes, mode: int = 0o644) -> None:
     """The whole file or nothing; raises Refused, in words, where it cannot be written."""
     with Replacement(path) as file:
         try:
             file.write(data)
-            file.commit()
+            file.commit(mode)
         except OSError as error:
             raise Refused(f"{path} cannot be written: {error.strerror}.", SOFTWARE) from None
 

@@ -67,8 +67,9 @@ class Sender:
             report = Report(self._hello.service, os.getpid(), dict(self._loop.counters), holding)
             self._link.send(Result(0, report))
 
-    def close(self) -> None:
-        self._link.close()
+    def close(self, bye: bool = True) -> None:
+        """`bye=False`: this process fails, fusion shall say that it is down."""
+        self._link.close(bye)
 
     def _flush(self) -> None:
         while self._waiting and len(self._unsettled) < WINDOW and self._link.welcome:
@@ -92,7 +93,10 @@ class Sender:
 
 
 class Receiver:
-    """Fusion's end: hands every result to `on_result(body, receipt)`; `settle(receipts)` acknowledges them."""
+    """Fusion's end: hands every result to `on_result(body, receipt)`; `settle(receipts)` acknowledges them.
+
+    `on_change(service, state)`: a sender is "silent", "down" (its process has gone) or "ended" (it said bye).
+    """
 
     def __init__(
         self,
@@ -101,11 +105,14 @@ class Receiver:
         epoch: str,
         timing: Timing,
         on_result: Callable[[Body | Report, object], None],
+        on_change: Callable[[str, str], None] = lambda service, state: None,
     ):
-        self._loop, self._epoch, self._on_result = loop, epoch, on_result
+        self._loop, self._epoch, self._on_result, self._on_change = loop, epoch, on_result, on_change
         self._link = Listen(
-            loop, run_dir, NAME, timing, self._welcome, self._on_message, lambda peer: None, lambda peer: None
-        )
+            loop, run_dir, NAME, timing, self._welcome, self._on_message,
+            lambda peer: self._on_change(peer.hello.service, "silent"),
+            lambda peer: self._on_change(peer.hello.service, "ended" if peer.left else "down"),
+        )  # fmt: skip
 
     def settle(self, receipts: list[tuple[Peer, int]]) -> None:
         """Tells the senders that these results will never be needed again."""
@@ -118,6 +125,7 @@ class Receiver:
             self._link.send(peer, Ack(numbers[identity]))
 
     def close(self) -> None:
+        self._on_change = lambda service, state: None  # it is us who go
         self._link.close()
 
     def _welcome(self, hello: Hello) -> Welcome:

@@ -26,6 +26,10 @@ class _Slot:
     leased: dict[PartKey, Holder] = field(default_factory=dict)
     quarantined: set[PartKey] = field(default_factory=set)
 
+    @property
+    def shown(self) -> str:
+        return "quarantined" if self.quarantined else "leased" if self.leased else self.state
+
 
 class Ring:
     """`slots` equal memory blocks, each reused only when every part of it was released or withdrawn."""
@@ -50,6 +54,11 @@ class Ring:
             or (slot.state == OFFERED and not slot.waiting and slot.leased.keys() <= slot.quarantined)
             for slot in self._slots
         )
+
+    def by_state(self) -> dict[str, int]:
+        """How many slots are free, being written, offered, leased (a part of them) or quarantined (the same)."""
+        states = ("free", "writing", "offered", "leased", "quarantined")
+        return {state: sum(slot.shown == state for slot in self._slots) for state in states}
 
     def is_free(self, index: int) -> bool:
         return self._slots[index].state == FREE

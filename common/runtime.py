@@ -11,18 +11,34 @@ from ctypes import CDLL
 from functools import cached_property
 from pathlib import Path
 
-from common import backend, memory
+from common import backend, logs, memory
 from common import settings as settings_module
-from common.errors import SOFTWARE, GpuLost, Refused
-from common.link import IPC_PATH_MAX, Timing
+from common.control import Control, claim
+from common.errors import RESTART, SOFTWARE, GpuLost, Refused
+from common.link import IPC_PATH_MAX, Lock, Peer, Timing
 from common.loop import Loop
-from common.messages import SCHEMA, Dropped, Header, Hello, Input, Part
+from common.messages import (
+    SCHEMA,
+    Describe,
+    Described,
+    Done,
+    Dropped,
+    Header,
+    Hello,
+    Input,
+    Part,
+    Restart,
+    SetLevel,
+    Stop,
+)
 from common.results import NAME as FUSION
 from common.results import Sender
 from common.settings import Settings
 from common.telemetry import Tracer
 
 SUPERVISOR_VARIABLE = "SUPERVISOR_PID_OF_PEOPLECOUNTER"  # set by `run`: the group ends with it, even if it is killed
+HEARTBEAT_NS = 1_000_000_000
+CLAIM_S = 0.25  # how often a decoder without a source looks for one
 REPORT_NS = 500_000_000  # also how fresh fusion's knowledge is of what the rings hold
 LINGER_NS = 2_000_000_000
 PR_SET_PDEATHSIG = 1
@@ -32,23 +48,32 @@ RUN_DIR_MAX = IPC_PATH_MAX - 40  # bytes; longer source names are refused by lin
 class Runtime:
     """One service process. `running` turns False on SIGTERM or SIGINT; the loop then ends and everything is closed."""
 
-    def __init__(self, service: str, instance: str, settings: Settings):
+    def __init__(self, service: str, instance: str, settings: Settings, lock: Lock):
         self.name, self.settings, self.running = f"{service}.{instance}", settings, True
         self.service, self.instance = service, instance
         self.loop = Loop()
         self.count = self.loop.counters
         self.log = logging.getLogger(self.name)
         self.timing = Timing.of_ms(settings.link.beat_ms, settings.link.silent_ms)
-        make_private(settings.run_dir)
+        self.control = Control(self, lock)
+        self.control.on(Describe, self._describe)
+        self.control.on(Restart, lambda peer, message: self._leave(peer, RESTART))
+        self.control.on(Stop, lambda peer, message: self._leave(peer, 0))
+        self.control.on(SetLevel, self._set_level)
         self.tracer = Tracer(self.name, settings, self.count)
         self.results = (
             None if f"results.{service}" == FUSION else Sender(self.loop, settings.run_dir, self.hello(), self.timing)
         )
-        self.holding: Callable[[], list[tuple[str, int]]] = list  # (source, seq) in the ring this process owns
+        self.ring = None  # Downstream: the ring this process owns
+        self.rings = None  # Upstream: those it reads
+        self.exit_code = 0
+        self._ready = False
         self._closing: list[Callable[[], None]] = []
         self._report_ns = 0
         self._watchdog_ns = int(os.environ.get("WATCHDOG_USEC", 0)) * 1000 // 3
         self._fed_ns = 0
+        self._heart = Path(settings.heartbeat) if settings.heartbeat else None
+        self._heart_ns = 0
 
     @cached_property
     def work(self):
@@ -67,6 +92,7 @@ class Runtime:
 
     def ready(self) -> None:
         """Everything is loaded: tells the service manager."""
+        self._ready = True
         notify("READY=1")
         self.log.info("ready")
 
@@ -77,10 +103,13 @@ class Runtime:
         if self._watchdog_ns and now - self._fed_ns > self._watchdog_ns:
             self._fed_ns = now
             notify("WATCHDOG=1")
+        if self._heart and now >= self._heart_ns:
+            self._heart_ns = now + HEARTBEAT_NS
+            self._heart.touch(0o600)
         if self.results and now >= self._report_ns:
             self._report_ns = now + REPORT_NS
             self.tracer.account()
-            self.results.report(self.holding())
+            self.results.report(self.ring.holding() if self.ring else [])
 
     def linger(self, done: Callable[[], bool]) -> None:
         """Asked to end: keeps ticking until what was offered has been read, for LINGER_NS at most."""
@@ -106,11 +135,37 @@ class Runtime:
         for close in reversed(self._closing):
             close()
         if self.results:
-            self.results.close()
+            self.results.close(bye=self.exit_code == 0)
+        self.control.close(orderly=self.exit_code == 0)
         lost = self.tracer.close()
         if lost:
             self.log.warning("%d spans were not exported", lost)
         self.loop.close()
+
+    def _describe(self, peer: Peer, message: Describe) -> None:
+        control, ring = self.control, self.ring
+        described = Described(
+            self.name,
+            os.getpid(),
+            control.supervisor,
+            control.starts,
+            time.monotonic() - control.began_s,
+            self._ready,
+            logging.getLevelName(logging.getLogger().level).lower(),
+            ring.epoch if ring else "",
+            ring.slots_by_state() if ring else {},
+            self.rings.leases if self.rings else 0,
+            dict(self.count),
+        )
+        control.send(peer, described)
+
+    def _leave(self, peer: Peer, exit_code: int) -> None:
+        self.running, self.exit_code = False, exit_code
+        self.control.send(peer, Done())
+
+    def _set_level(self, peer: Peer, message: SetLevel) -> None:
+        logging.getLogger().setLevel(message.level.upper())
+        self.control.send(peer, Done())
 
 
 def make_private(run_dir: Path) -> None:
@@ -135,38 +190,46 @@ def notify(state: str) -> None:
 
 
 def serve(service: str, loop: Callable[[Runtime], None]) -> None:
-    """Runs a service to its end: `python -m services.<service> INSTANCE`. Exits 0, or with a code of errors.py."""
-    instance = sys.argv[1] if len(sys.argv) > 1 else "0"
-    name = f"{service}.{instance}"
+    """Runs a service to its end: `python -m services.<service> [INSTANCE]`. Exits 0, or with a code of errors.py.
+
+    Without an instance it is the first that is free, see control.claim; a decoder waits for a source to be free.
+    """
+    instance = sys.argv[1] if len(sys.argv) > 1 else None
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until there is something to end in order
     try:
         settings = settings_module.load()
-        logging.Formatter.converter = time.gmtime
-        logging.basicConfig(
-            level=settings.log_level.upper(),
-            stream=sys.stderr,
-            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        )
-        runtime = Runtime(service, instance, settings)
+        logs.configure(settings.log_format, settings.log_level)
+        make_private(settings.run_dir)
+        while (claimed := claim(settings, service, instance)) is None:
+            _idle(settings)
+        runtime = Runtime(service, claimed[0], settings, claimed[1])
     except Refused as refusal:
-        sys.exit(_end(name, refusal))
+        sys.exit(_end(f"{service}.{instance}" if instance else service, refusal))
     signal.signal(signal.SIGTERM, lambda *_: setattr(runtime, "running", False))
     signal.signal(signal.SIGINT, lambda *_: setattr(runtime, "running", False))
     _follow_supervisor()
     try:
         loop(runtime)
-        code = 0
     except GpuLost as lost:  # cleaning up would call into it, and might never return
-        os._exit(_end(name, lost))
+        os._exit(_end(runtime.name, lost))
     except Refused as refusal:
-        code = _end(name, refusal)
+        runtime.exit_code = _end(runtime.name, refusal)
     except Exception:
         runtime.log.exception("failed")
-        code = SOFTWARE
+        runtime.exit_code = SOFTWARE
     try:
         runtime.close()
     except GpuLost as lost:
-        os._exit(code or _end(name, lost))
-    sys.exit(code)
+        os._exit(runtime.exit_code or _end(runtime.name, lost))
+    sys.exit(runtime.exit_code)
+
+
+def _idle(settings: Settings) -> None:
+    """A moment of a process that has nothing to be yet: it is alive, and says so."""
+    notify("READY=1\nWATCHDOG=1\nSTATUS=waits for a source without a decoder")
+    if settings.heartbeat:
+        Path(settings.heartbeat).touch(0o600)
+    time.sleep(CLAIM_S)
 
 
 def _end(name: str, refusal: Refused) -> int:

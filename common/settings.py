@@ -16,7 +16,8 @@ PREFIX = "PEOPLECOUNTER_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"  # path of the TOML file
 ENDPOINT = r"tcp://[^/\s]+:\d+\Z"
 LOOPBACK = r"tcp://(127\.\d+\.\d+\.\d+|\[::1\]|localhost):(\d+|\*)\Z"
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$"
+Name = Annotated[str, Field(pattern=NAME)]
 
 
 class Section(BaseModel):
@@ -178,9 +179,15 @@ class Settings(BaseSettings):
     deadline_ms: int = Field(2_000, ge=10, le=60_000)
     """A live frame older than this is dropped, ms"""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least level of what is logged"""
+    """Least level of what is logged; see also `peoplecounter log`"""
+    log_format: Literal["text", "json"] = "text"
+    """Log lines for people, or one JSON object a line"""
+    heartbeat: str = ""
+    """File that is touched once a second while the service goes on, for health checks of containers"""
     sources: dict[Name, Source] = {}
     """[sources.NAME] tables, one for each camera or file"""
+    sources_dir: str = ""
+    """Private directory of the sources added at run time: on a disk they outlive the machine; empty: in run_dir"""
     workers: Workers = Workers()
     link: Link = Link()
     decoder: Decoder = Decoder()
@@ -188,11 +195,6 @@ class Settings(BaseSettings):
     engine: Engine = Engine()
     fusion: Fusion = Fusion()
     telemetry: Telemetry = Telemetry()
-
-    @property
-    def tensor_slots(self) -> int:
-        """Slots of the tensors ring: frames of all sources wait there side by side."""
-        return self.preprocess.slots or min(64, max(3, len(self.sources) + 2))
 
     @property
     def publish(self) -> str:

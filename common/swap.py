@@ -1,6 +1,6 @@
 """A new model for a running group: every infer process loads it beside the old one, then all change at once.
 
-engine swap                            each infer process, on engine.<name>.sock
+engine swap                            each infer process, on its control socket
 Prepare(model, sha256)           -->   loads it in a thread, frames go on
                                  <--   Prepared(seconds) | Prepared(refusal): then nobody changes
 (all are prepared: written down in the run directory, so a restarted process loads the new one)
@@ -8,7 +8,6 @@ Commit                           -->   from the next frame on
                                  <--   Committed
 """
 
-import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -18,8 +17,8 @@ from common import engine as engines
 from common.engine import Engine, Swapped
 from common.errors import SOFTWARE, GpuLost, Refused
 from common.journal import Journal
-from common.link import Listen, Peer
-from common.messages import Commit, Committed, Message, Prepare, Prepared, Welcome
+from common.link import Peer
+from common.messages import Commit, Committed, Prepare, Prepared
 from common.runtime import Runtime
 
 JOURNAL = "engine.journal"
@@ -37,11 +36,9 @@ class Swap:
         self._loading: tuple[Peer, Future, float] | None = None
         self._ready: tuple[Peer, Engine] | None = None
         self._record: Swapped | None = None  # what this process began with
-        welcome = Welcome(f"{rt.name}.{os.getpid()}", os.getpid())
-        self._link = Listen(
-            rt.loop, rt.settings.run_dir, f"engine.{rt.name}", rt.timing,
-            lambda hello: welcome if self._inference else None, self._on_message, self._forget, self._forget,
-        )  # fmt: skip
+        rt.control.on(Prepare, self._prepare)
+        rt.control.on(Commit, self._commit)
+        rt.control.on_lost.append(self._forget)
         rt.loop.every_tick(self._look)
 
     def load(self) -> Engine:
@@ -55,13 +52,11 @@ class Swap:
     def serve(self, inference) -> None:
         """From now on a model can be exchanged for the one `inference` uses."""
         self._inference = inference
-        self._link.invite()
         if read_record(self._rt.settings.run_dir) != self._record:
             raise Refused("The group was given another model while this process began: start it again.", SOFTWARE)
 
     def close(self) -> None:
         self._rt.loop.leave(self._look)
-        self._link.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _load(self, swapped: Swapped | None) -> Engine:
@@ -69,20 +64,22 @@ class Swap:
         engine.warm_up()
         return engine
 
-    def _on_message(self, peer: Peer, message: Message) -> None:
-        if isinstance(message, Prepare):
-            if self._loading or self._ready:
-                self._link.send(peer, Prepared(0, "another model is being swapped in"))
-                return
-            swapped = Swapped(message.model, message.sha256)
-            self._loading = peer, self._thread.submit(self._load, swapped), time.monotonic()
-        elif isinstance(message, Commit) and self._ready and self._ready[0] is peer:
-            (_, self._engine), self._ready = self._ready, None
-            self._inference.exchange(self._engine)
-            self._rt.count["engines_swapped"] += 1
-            self._link.send(peer, Committed())
-        else:
-            self._rt.loop.counters["messages_unexpected"] += 1
+    def _prepare(self, peer: Peer, message: Prepare) -> None:
+        if self._inference is None or self._loading or self._ready:
+            busy = "another model is being swapped in" if self._inference else "it has only begun"
+            self._rt.control.send(peer, Prepared(0, busy))
+            return
+        swapped = Swapped(message.model, message.sha256)
+        self._loading = peer, self._thread.submit(self._load, swapped), time.monotonic()
+
+    def _commit(self, peer: Peer, message: Commit) -> None:
+        if not self._ready or self._ready[0] is not peer:
+            self._rt.count["messages_unexpected"] += 1
+            return
+        (_, self._engine), self._ready = self._ready, None
+        self._inference.exchange(self._engine)
+        self._rt.count["engines_swapped"] += 1
+        self._rt.control.send(peer, Committed())
 
     def _look(self, now_ns: int) -> None:
         """Tells when a model is loaded, or why it is not."""
@@ -100,11 +97,11 @@ class Swap:
                 f"It reads {theirs.dtype} {theirs.size_px} px, this group's tensors are {ours.dtype} {ours.size_px} px."
             )
             loading.result().close()
-        elif peer.identity not in self._link.peers:
+        elif not self._rt.control.asks(peer):
             return loading.result().close()
         else:
             self._ready = peer, loading.result()
-        self._link.send(peer, Prepared(time.monotonic() - began_s, refusal[:REFUSAL_MAX]))
+        self._rt.control.send(peer, Prepared(time.monotonic() - began_s, refusal[:REFUSAL_MAX]))
 
     def _forget(self, peer: Peer) -> None:
         """Who asked has gone or gone silent before all were ready: the old model stays."""

@@ -119,6 +119,11 @@ class Upstream:
         loop.every_tick(self._scan)
         self._work.on_stuck.append(self._lift)
 
+    @property
+    def leases(self) -> int:
+        """How many parts this process holds."""
+        return sum(len(owner.leases) for owner in self._owners.values())
+
     def take(self) -> tuple[Attached, Offer] | None:
         """The next offer, the owners in turn; None when there is none."""
         owners = list(self._owners.values())

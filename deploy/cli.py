@@ -12,9 +12,10 @@ import typer
 from common import settings as settings_module
 from common.errors import Refused
 from common.keys import CHARACTERS, key_pair
+from common.link import Timing
 from common.settings import CONFIG_VARIABLE
 from deploy import evaluate
-from deploy.display import display, summary_lines
+from deploy.display import display, process_lines, summary_lines
 from deploy.engine.cli import app as engine
 from deploy.foreground import configure, overrides, run_group
 from deploy.subscribe import POLL_S, messages
@@ -27,6 +28,8 @@ app.add_typer(models, name="models")
 app.add_typer(engine, name="engine")
 
 SILENT_S = 3.0  # of silence until `watch` says so
+LEVELS = ("debug", "info", "warning", "error")
+RunDir = Annotated[Path | None, typer.Option(help="Run directory of the group.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print for machines: JSON, one object a line.")]
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
 
@@ -83,7 +86,7 @@ def watch(
     keys = _keys(key, server_key)
     screen, silent_s = display(as_json), 0.0
     try:
-        for message in messages(endpoint, ("counts", "dropped", "status"), threading.Event(), keys):
+        for message in messages(endpoint, ("counts", "dropped", "status", "service"), threading.Event(), keys):
             if message is not None:
                 silent_s = 0.0
                 screen.show(*message)
@@ -96,6 +99,44 @@ def watch(
         pass
     finally:
         screen.close()
+
+
+@app.command()
+def ps(config: Config = None, run_dir: RunDir = None, as_json: AsJson = False) -> None:
+    """Show the processes of a running group: pids, restarts, rings, leases, drops."""
+    from deploy import control
+
+    rows = control.table(*_group(config, run_dir))
+    print(json.dumps(rows) if as_json else "\n".join(process_lines(rows)))
+
+
+@app.command()
+def restart(
+    service: Annotated[str, typer.Argument(help="infer_tiles: all of them, one after the other; infer_tiles.0: one.")],
+    config: Config = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Restart a service of a running group while the others go on; who does not answer is killed."""
+    from deploy import control
+
+    for line in control.restart(*_group(config, run_dir), service):
+        print(line, flush=True)
+
+
+@app.command()
+def log(
+    service: Annotated[str, typer.Argument(help="A service, or one process of it.")],
+    level: Annotated[str, typer.Argument(help="debug, info, warning or error.")],
+    config: Config = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Set from which level on a running service logs, until it is restarted."""
+    from deploy import control
+
+    if level not in LEVELS:
+        raise Refused(f"The level {level!r} is unknown: choose {', '.join(LEVELS)}.")
+    for name in control.set_level(*_group(config, run_dir), service, level):
+        print(f"{name} logs from {level} up")
 
 
 @app.command()
@@ -160,6 +201,14 @@ def export(
     from deploy.models import export as export_model
 
     export_model(name, folder, accept_agpl)
+
+
+def _group(config: Path | None, run_dir: Path | None) -> tuple[Path, Timing]:
+    """The run directory of the group that is meant, and how often its processes beat."""
+    if config:
+        os.environ[CONFIG_VARIABLE] = str(config)
+    settings = settings_module.load()
+    return run_dir or settings.run_dir, Timing.of_ms(settings.link.beat_ms, settings.link.silent_ms)
 
 
 def _keys(key: Path | None, server_key: str | None) -> tuple[bytes, bytes, bytes] | None:

@@ -32,15 +32,37 @@ def display(as_json: bool) -> Display:
 class JsonLines:
     """Every counted frame as it was published, one object a line; sentences go to stderr."""
 
+    def __init__(self) -> None:
+        self._services = Services()
+
     def show(self, kind: str, name: str, content: dict) -> None:
         if kind == "counts":
             print(json.dumps(content, separators=(",", ":")), flush=True)
+        elif sentence := self._services.change(kind, name, content):
+            self.say(sentence)
 
     def say(self, sentence: str) -> None:
         print(sentence, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         pass
+
+
+class Services:
+    """Which processes are not up."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, str] = {}
+
+    def change(self, kind: str, name: str, content: dict) -> str:
+        """A sentence when a process has gone, is frozen, or is back; else nothing."""
+        if kind != "service":
+            return ""
+        before, state = self._states.get(name, "up"), content["state"]
+        self._states[name] = state
+        if state == before or state == "ended":
+            return ""
+        return f"{name} is up again" if state == "up" else f"{name} is {state}"
 
 
 class Rows:
@@ -74,10 +96,14 @@ class PlainLines:
     """One line a source every two seconds, and on every change of its state."""
 
     def __init__(self) -> None:
-        self._rows = Rows()
+        self._rows, self._services = Rows(), Services()
         self._due_s: dict[str, float] = {}
 
     def show(self, kind: str, name: str, content: dict) -> None:
+        if kind == "service":
+            if sentence := self._services.change(kind, name, content):
+                self.say(sentence)
+            return
         before = self._rows.rows.get(name, {}).get("state", "online")
         row = self._rows.update(kind, name, content)
         now = time.monotonic()
@@ -102,11 +128,15 @@ class LiveTable:
     """A table that is drawn again a few times a second."""
 
     def __init__(self) -> None:
-        self._rows = Rows()
+        self._rows, self._services = Rows(), Services()
         self._live = Live(self._table(), console=Console(), refresh_per_second=5)
         self._live.start()
 
     def show(self, kind: str, name: str, content: dict) -> None:
+        if kind == "service":
+            if sentence := self._services.change(kind, name, content):
+                self.say(sentence)
+            return
         self._rows.update(kind, name, content)
         self._live.update(self._table())
 
@@ -147,4 +177,22 @@ def summary_lines(summary: dict) -> list[str]:
     if summary["stages_ms"]:
         lines.append(f"{'ms':<14}{'p50':>9}{'p99':>9}")
         lines += [f"{stage:<14}{t['p50']:>9.1f}{t['p99']:>9.1f}" for stage, t in summary["stages_ms"].items()]
+    return lines
+
+
+def process_lines(rows: list[dict]) -> list[str]:
+    """`ps` for people."""
+    lines = [f"{'service':<20}{'state':<10}{'pid':>8}{'up s':>9}{'restarts':>9}{'MB':>6}{'leases':>7}  ring, dropped"]
+    for row in rows:
+        head = f"{row['service']:<20}{row['state']:<10}{row['pid']:>8}"
+        if "age_s" not in row:
+            lines.append(head)
+            continue
+        ring = ", ".join(f"{n} {state}" for state, n in row["slots"].items() if n)
+        drops = {k.removeprefix("dropped_"): n for k, n in row["counters"].items() if k.startswith("dropped_")}
+        tail = [f"{row['epoch'][:6]}: {ring}"] if ring else []
+        tail += [f"{n} {reason}" for reason, n in sorted(drops.items())]
+        lines.append(
+            f"{head}{row['age_s']:>9.0f}{row['restarts']:>9}{row['rss_mb']:>6}{row['leases']:>7}  {', '.join(tail)}"
+        )
     return lines

@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from common.errors import FINAL, SOFTWARE
+from common.control import SUPERVISOR
+from common.errors import FINAL, RESTART, SOFTWARE
 from common.link import Lock
 from common.runtime import SUPERVISOR_VARIABLE, make_private
 from common.settings import Settings
@@ -70,7 +71,7 @@ class Group:
 
         for chatty in ("circus", "tornado.application"):  # they log their own conflicts, see _stop
             logging.getLogger(chatty).setLevel(logging.CRITICAL)
-        environment = {**environment, SUPERVISOR_VARIABLE: str(os.getpid())}
+        environment = {**environment, SUPERVISOR_VARIABLE: str(os.getpid()), SUPERVISOR: "run"}
         rows = watchers(settings, environment)
         for row in rows:
             row["hooks"] = {"before_spawn": (self._before_spawn, False), "after_reap": (self._after_reap, True)}
@@ -113,6 +114,9 @@ class Group:
             if exit_code:  # it said why on stderr, and a restart would not help
                 self.exit_code = exit_code
                 self.stop()
+            return True
+        if exit_code == RESTART:  # somebody asked for it
+            self._say(f"{watcher.name} restarts, as it was asked to")
             return True
         how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
         self.restarts[watcher.name] = self.restarts.get(watcher.name, 0) + 1

@@ -21,7 +21,7 @@ class _Process:
     """One infer process, as it is told to change."""
 
     def __init__(self, loop: Loop, path: Path, timing: Timing):
-        self.name = path.stem.removeprefix("engine.")
+        self.name = path.stem.removeprefix("control.")
         self.reached, self.lost, self.committed = False, False, False
         self.prepared: Prepared | None = None
         hello = Hello(SCHEMA, "engine swap", os.getpid())
@@ -97,7 +97,7 @@ def _wait(loop: Loop, seconds: float, missing) -> list[_Process]:
 
 def _infer_processes(run_dir: Path) -> list[Path]:
     """Sockets of the infer processes that live: a killed one leaves its socket behind."""
-    return sorted(path for path in run_dir.glob("engine.*.sock") if _lives(path))
+    return sorted(path for path in run_dir.glob("control.infer_*.sock") if _lives(path))
 
 
 def _lives(socket: Path) -> bool:

@@ -1,4 +1,4 @@
-"""decoder: one source -> NV12 surfaces in a ring, offered one by one. `python -m services.decoder SOURCE_NAME`
+"""decoder: one source -> NV12 surfaces in a ring, offered one by one. `python -m services.decoder [SOURCE_NAME]`
 
 file, RTSP, … --> PyAV, or its demuxer and NVDEC --> surfaces ring, part "frame"
 """
@@ -9,14 +9,18 @@ from functools import partial
 
 import msgspec
 
+from common import sources
 from common.downstream import Downstream
 from common.errors import Refused
 from common.journal import Journal
-from common.messages import Confirmed, Header, Part, Status, SurfaceLayout
+from common.link import Peer
+from common.messages import Confirmed, Done, Header, Part, Status, Stop, SurfaceLayout
 from common.runtime import Runtime, serve
+from common.settings import Source
+from common.sources import redacted
 from common.telemetry import Opened
 from services.decoder.reader import Reader
-from services.decoder.sources import Arrived, Changed, Damaged, Picture, redacted
+from services.decoder.sources import Arrived, Changed, Damaged, Picture
 
 STATUS_NS = 1_000_000_000
 DETAIL_MAX = 500  # characters of a status
@@ -27,6 +31,7 @@ class Place(msgspec.Struct):
 
     seq: int = 0  # of the next frame
     pts: int | None = None  # of the last one, in the stream's time base
+    change: str = ""  # by which the source was added; another one is played from its beginning
 
 
 @dataclass
@@ -49,10 +54,7 @@ class Decoder:
 
     def __init__(self, rt: Runtime):
         settings = rt.settings
-        if rt.instance not in settings.sources:
-            known = ", ".join(settings.sources) or "none"
-            raise Refused(f"The source {rt.instance!r} is not in the settings: there is {known}.")
-        self.rt, self.source = rt, settings.sources[rt.instance]
+        self.rt, self.source = rt, _source(rt)
         self.surfaces = rt.closing(
             Downstream(
                 rt.loop,
@@ -65,9 +67,12 @@ class Decoder:
                 work=rt.work,
             )
         )
-        rt.holding = self.surfaces.holding
+        rt.ring = self.surfaces
         self.journal = rt.closing(Journal(settings.run_dir / f"decoder.{rt.instance}.journal", Place))
         self.place = self.journal.read() or Place()
+        change = sources.changes(settings).get(rt.instance)
+        if change and change.id != self.place.change:
+            self.place = Place(self.place.seq, None, change.id)
         self.announced: Announced | None = None
         codec, lent = _codec(rt.work)
         self.reader = rt.closing(Reader(self.source, settings.decoder, self.place.pts, codec, lent, self.copy))
@@ -75,6 +80,7 @@ class Decoder:
         self.state, self.detail, self.status_ns, self.ended = "opening", "", 0, False
         self.told_end = False
         self.one_to_one = True  # so far every packet has given its picture
+        rt.control.on(Stop, self.stop)
         rt.loop.every_tick(self.tell)  # also while a frame waits for a slot
 
     def announce(self, event: Arrived) -> None:
@@ -202,6 +208,11 @@ class Decoder:
         self.state, self.detail, self.ended = event.state, event.detail[:DETAIL_MAX], event.state == "ended"
         self.status_ns = 0
 
+    def stop(self, peer: Peer, message: Stop) -> None:
+        """The source was removed: it ends as a file does."""
+        self.change(Changed("ended", "removed"))
+        self.rt.control.send(peer, Done())
+
     def tell(self, now_ns: int) -> None:
         """The source's state for fusion, once a second and whenever it changes."""
         if now_ns >= self.status_ns and not (self.ended and self.told_end):
@@ -228,8 +239,17 @@ def run(rt: Runtime) -> None:
                 break
     while rt.running and not (decoder.told_end and decoder.surfaces.drained and rt.results.settled):
         rt.tick()  # the last frames are still being read, the last results not yet settled
+    if decoder.told_end:
+        rt.control.ended(decoder.place.change)
     decoder.cancel("stale")  # asked to end before its picture came
     rt.linger(lambda: decoder.surfaces.drained)
+
+
+def _source(rt: Runtime) -> Source:
+    known = sources.known(rt.settings)
+    if rt.instance not in known:
+        raise Refused(f"The source {rt.instance!r} is not there: there is {', '.join(known) or 'none'}.")
+    return known[rt.instance]
 
 
 def _codec(work) -> tuple[Callable | None, bool]:

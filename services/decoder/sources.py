@@ -3,7 +3,6 @@
 What decodes its packets is a Codec: ffmpeg.py, or nvdec.py on a GPU. reader.py runs all this in a thread.
 """
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import av
 from common.errors import BAD_DATA, NO_INPUT, SourceError
 from common.messages import SurfaceLayout
 from common.settings import Decoder, Source
+from common.sources import redacted
 from services.decoder.ffmpeg import OnCpu
 
 JUMP_S = 1.0  # a real-time file that is this late, or jumps, starts its clock anew
@@ -85,11 +85,6 @@ class Arrived:
 
 
 Event = Arrived | Picture | Damaged | Changed
-
-
-def redacted(url: str) -> str:
-    """The URL without user name and password, for people to read."""
-    return re.sub(r"//[^/@]*@", "//", url)
 
 
 def play(

@@ -3,11 +3,14 @@
 results of all services --> join by (source, seq) --> merge --> PUB counts, detections, dropped, status, service
 """
 
+import os
 import secrets
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from common import sources
+from common.errors import Refused
 from common.journal import Journal
 from common.messages import DROP_REASONS, Confirmed, Detections, Dropped, Report, Status
 from common.results import Receiver
@@ -17,6 +20,7 @@ from services.fusion.merge import believe, merge
 from services.fusion.publish import Publisher, Totals, timings, utc_now
 
 STATUS_NS = 1_000_000_000
+LOOK_NS = 100_000_000  # how often a source nobody knows makes us look for it, at most
 STALE_NS = 3_000_000_000  # a decoder that says nothing for this long is stale
 
 
@@ -33,6 +37,15 @@ class Source:
     persons: np.ndarray = field(default_factory=lambda: np.zeros((0, 5), np.float32))  # of the last complete frame
 
 
+@dataclass
+class Service:
+    """What fusion knows of one process."""
+
+    state: str = "up"  # or "silent", "down", "ended"
+    since_ns: int = 0
+    told: dict = field(default_factory=dict)  # its last report
+
+
 class Fusion:
     """Receives, joins, merges, publishes."""
 
@@ -40,15 +53,25 @@ class Fusion:
         settings = rt.settings
         self.rt, self.settings = rt, settings.fusion
         self.join = Join(settings.fusion.reorder_frames, int(settings.fusion.idle_s * 1e9))
-        self.receiver = rt.closing(Receiver(rt.loop, settings.run_dir, secrets.token_hex(8), rt.timing, self.on_result))
+        self.receiver = rt.closing(
+            Receiver(rt.loop, settings.run_dir, secrets.token_hex(8), rt.timing, self.on_result, self.on_change)
+        )
         self.publisher = rt.closing(Publisher(rt.loop.context, settings))
+        self.known = sources.known(settings)
+        self.known_ns = rt.loop.now_ns()
         self.sources: dict[str, Source] = {}
+        rt.closing(self)
+        self.services: dict[str, Service] = {}
         self.status_ns = 0
+
+    def close(self) -> None:
+        for source in self.sources.values():
+            source.journal.close()
 
     def source(self, name: str) -> Source:
         """The source's state, with the ledger of an earlier run of fusion if there was one."""
         if name not in self.sources:
-            journal = self.rt.closing(Journal(self.rt.settings.run_dir / f"fusion.{name}.journal", Totals))
+            journal = Journal(self.rt.settings.run_dir / f"fusion.{name}.journal", Totals)
             now = self.rt.loop.now_ns()
             self.sources[name] = Source(journal, journal.read() or Totals(), frame_ns=now)
             self.join.resume(name, self.sources[name].totals.next_seq)
@@ -57,7 +80,9 @@ class Fusion:
     def on_result(self, body: Detections | Dropped | Confirmed | Status | Report, receipt: object) -> None:
         now = self.rt.loop.now_ns()
         if isinstance(body, Report):
-            self.publisher.send("service", body.service, {"pid": body.pid, "counters": body.counters})
+            service = self.services.setdefault(body.service, Service(since_ns=now))
+            service.told = {"pid": body.pid, "counters": body.counters}
+            self.on_change(body.service, "up")
             for source, seq in body.holding:
                 self.join.held(source, seq, now)
         elif not self.acceptable(body, receipt[0].hello.service):
@@ -71,11 +96,42 @@ class Fusion:
                 self.rt.count["results_late"] += 1
                 self.receiver.settle([receipt])
 
+    def on_change(self, name: str, state: str) -> None:
+        """A process goes on, has gone silent or is gone."""
+        service, now = self.services.setdefault(name, Service()), self.rt.loop.now_ns()
+        if service.state != state:
+            service.state, service.since_ns = state, now
+            if state in ("silent", "down"):
+                self.rt.log.warning("%s is %s", name, state)
+        self.publish_service(name, now)
+        if state == "ended":  # by intent: nobody is to miss it
+            del self.services[name]
+
+    def is_known(self, name: str) -> bool:
+        """True for a source of this group; one that was added meanwhile is found within STATUS_NS."""
+        now = self.rt.loop.now_ns()
+        if name not in self.known and now - self.known_ns > LOOK_NS:
+            self.look(now)
+        return name in self.known
+
+    def look(self, now: int) -> None:
+        """Which sources are there now; what was removed and has ended is forgotten."""
+        self.known_ns = now
+        try:
+            self.known = sources.known(self.rt.settings)
+        except Refused as refusal:
+            self.rt.log.error("%s", refusal)
+            return
+        for name, source in list(self.sources.items()):
+            if name not in self.known and (source.state == "ended" or now - source.told_ns > STALE_NS):
+                self.sources.pop(name).journal.close()
+
     def acceptable(self, body: Detections | Dropped | Confirmed | Status, sender: str) -> bool:
         """False for a source that is not in the settings, boxes or parts that are none, a reason nobody gives."""
         if isinstance(body, Status):
-            return body.source in self.rt.settings.sources and sender == f"decoder.{body.source}"
-        if body.header.source not in self.rt.settings.sources or (body.part is not None and not body.part.known):
+            return sender == f"decoder.{body.source}" and (body.source in self.sources or self.is_known(body.source))
+        source = body.header.source
+        if not (source in self.sources or self.is_known(source)) or (body.part is not None and not body.part.known):
             return False
         if isinstance(body, Confirmed):
             return sender == f"decoder.{body.header.source}"
@@ -168,9 +224,19 @@ class Fusion:
         now = self.rt.loop.now_ns()
         if now >= self.status_ns:
             self.status_ns = now + STATUS_NS
+            self.look(now)
             for name in self.sources:
                 self.publish_status(name, now)
-            self.publisher.send("service", self.rt.name, {"counters": dict(self.rt.count)})
+            for name, service in self.services.items():
+                if service.state != "up":  # the others have just said so
+                    self.publish_service(name, now)
+            told = {"state": "up", "seconds": 0, "pid": os.getpid(), "counters": dict(self.rt.count)}
+            self.publisher.send("service", self.rt.name, told)
+
+    def publish_service(self, name: str, now: int) -> None:
+        service = self.services[name]
+        seconds = round((now - service.since_ns) / 1e9, 3)
+        self.publisher.send("service", name, {"state": service.state, "seconds": seconds, **service.told})
 
     def publish_status(self, name: str, now: int) -> None:
         source = self.sources[name]

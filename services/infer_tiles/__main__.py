@@ -20,7 +20,7 @@ def run(rt: Runtime) -> None:
     swap = rt.closing(Swap(rt, workers.infer_global + workers.infer_tiles))
     engine = swap.load()
     hello = rt.hello("tiles", credits(rt), engine.input)
-    tensors = rt.closing(Upstream(rt.loop, settings.run_dir, "tensors", hello, rt.timing, rt.work))
+    rt.rings = tensors = rt.closing(Upstream(rt.loop, settings.run_dir, "tensors", hello, rt.timing, rt.work))
     inference = rt.closing(Inference(rt, engine, tensors, partial(to_frame, edge_px=settings.fusion.edge_px)))
     swap.serve(inference)
     rt.ready()

@@ -5,13 +5,17 @@ surfaces rings (one per source) --> one kernel --> tensors ring: part "global", 
 
 import msgspec
 
+from common import sources
 from common.downstream import Downstream
 from common.errors import Refused
 from common.geometry import TileGrid
 from common.messages import Header, Hello, Input, Offer, Part, Refuse, SurfaceLayout, TensorLayout
 from common.runtime import Runtime, serve
+from common.settings import Settings
 from common.upstream import Attached, Lease, Upstream
 from services.preprocess import kernels
+
+SLOTS_MAX = 64
 
 
 class Preprocess:
@@ -27,16 +31,17 @@ class Preprocess:
                 settings.run_dir,
                 "tensors",
                 rt.instance,
-                settings.tensor_slots,
+                tensor_slots(settings),
                 rt.timing,
                 on_lost=rt.drop_part,
                 admit=self.admit,
                 work=rt.work,
             )
         )
-        rt.holding = self.tensors.holding
+        rt.ring = self.tensors
         hello = rt.hello("frame", settings.link.credits)
         self.surfaces = rt.closing(Upstream(rt.loop, settings.run_dir, "surfaces", hello, rt.timing, rt.work))
+        rt.rings = self.surfaces
 
     def admit(self, hello: Hello) -> Refuse | None:
         """The first engine decides what tensors are; others must want the same while it is there."""
@@ -150,6 +155,11 @@ def run(rt: Runtime) -> None:
             if not rt.running:
                 break
     rt.linger(lambda: preprocess.tensors.drained)
+
+
+def tensor_slots(settings: Settings) -> int:
+    """Slots of the tensors ring: frames of all sources wait there side by side."""
+    return settings.preprocess.slots or min(SLOTS_MAX, max(3, len(sources.known(settings)) + 2))
 
 
 def _words(wanted: Input) -> str:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from common.control import claim
 from common.messages import Confirmed, Dropped, SurfaceLayout
 from common.runtime import Runtime
 from common.settings import Decoder as DecoderSettings
@@ -29,7 +30,9 @@ def picture(pts):
 
 @pytest.fixture
 def decoder(run_dir, clip):
-    rt = Runtime("decoder", "cam", Settings(run_dir=run_dir, sources={"cam": {"url": str(clip), "realtime": True}}))
+    settings = Settings(run_dir=run_dir, sources={"cam": {"url": str(clip), "realtime": True}})
+    instance, lock = claim(settings, "decoder", None)
+    rt = Runtime("decoder", instance, settings, lock)
     one = Decoder(rt)
     one.surfaces.open(LAYOUT)
     one.sent = lambda: [body for body in rt.results._waiting if not hasattr(body, "state")]

@@ -11,9 +11,10 @@ import pytest
 
 from common.errors import BAD_DATA, NO_INPUT, SourceError
 from common.settings import Decoder, Source
+from common.sources import redacted
 from services.decoder.ffmpeg import OnCpu, copy_nv12, layout_of
 from services.decoder.reader import Reader
-from services.decoder.sources import Changed, Damaged, Picture, play, redacted
+from services.decoder.sources import Changed, Damaged, Picture, play
 from tests.support.squares import FPS, FRAMES, expected, make_clip, picture
 
 QUICK = Decoder(open_timeout_s=2, read_timeout_s=0.5, backoff_min_s=0.05, backoff_max_s=0.2)

@@ -48,7 +48,7 @@ class Group:
         self.processes[name].send_signal(number)
         if number == signal.SIGKILL:
             self.processes[name].wait()
-            self.killed.add(f"engine.{name}.sock")  # stays until its successor, or the end of the run directory
+            self.killed.add(f"control.{name}.sock")  # stays until its successor, or the end of the run directory
 
     def wait_exit(self, name: str, timeout_s: float = 20) -> int:
         """The exit code of a process that ends by itself."""

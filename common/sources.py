@@ -1,0 +1,82 @@
+"""The sources of a group: those of the settings, and those that were added or removed while it runs.
+
+Each change is one file in a private directory: NAME.json holds the source, or null for one that was removed.
+"""
+
+import contextlib
+import os
+import re
+import secrets
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from common import plans
+from common.errors import NO_INPUT, Refused
+from common.settings import NAME, Section, Settings, Source
+
+
+class Change(Section):
+    """What NAME.json holds."""
+
+    id: str
+    """Of this change: a file that is added again is played from its beginning"""
+    source: Source | None
+    """None: it was removed"""
+
+
+_change = TypeAdapter(Change)
+
+
+def folder(settings: Settings) -> Path:
+    """Where changes lie."""
+    return Path(settings.sources_dir) if settings.sources_dir else settings.run_dir / "sources"
+
+
+def changes(settings: Settings) -> dict[str, Change]:
+    """Every source that was added or removed. Raises Refused for a file that is none of ours."""
+    return {path.stem: _read(path) for path in sorted(folder(settings).glob("*.json"))}
+
+
+def known(settings: Settings) -> dict[str, Source]:
+    """Every source there is now."""
+    found = dict(settings.sources)
+    for name, change in changes(settings).items():
+        if change.source is None:
+            found.pop(name, None)
+        else:
+            found[name] = change.source
+    return found
+
+
+def write(settings: Settings, name: str, source: Source | None) -> None:
+    """Adds a source, or removes it with None, for whoever owns the directory. Raises Refused where that cannot be."""
+    if not re.match(NAME, name):
+        raise Refused(f"{name!r} is no name of a source: letters, digits, - and _, at most 63.")
+    place = folder(settings)
+    with contextlib.suppress(FileExistsError):
+        try:
+            place.mkdir(mode=0o700)
+        except FileNotFoundError:
+            raise Refused(f"No group runs in {place.parent}: name its --config or --run-dir.", NO_INPUT) from None
+        except PermissionError:
+            raise Refused(f"{place} cannot be written: become the user of the group, or root.") from None
+    path, parent = place / f"{name}.json", place.parent.stat()
+    plans.write_file(path, Change(id=secrets.token_hex(8), source=source).model_dump_json().encode(), 0o600)
+    if os.getuid() == 0:
+        for one in (place, path):
+            os.chown(one, parent.st_uid, parent.st_gid)
+
+
+def redacted(url: str) -> str:
+    """The URL without user name, password and query, for people to read."""
+    return re.sub(r"//[^/]*@", "//", url).split("?")[0]
+
+
+def _read(path: Path) -> Change:
+    try:
+        return _change.validate_json(path.read_bytes())
+    except OSError as error:
+        raise Refused(f"{path} cannot be read: {error.strerror}.", NO_INPUT) from None
+    except ValidationError:
+        raise Refused(f"{path} is no source: remove it, or add the source again.") from None

@@ -1,0 +1,152 @@
+"""Asking and telling a running group: what it is, which of it is down, restart one, take up another source."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from common import sources
+from common.messages import SCHEMA, Hello, Refuse, namespaces
+from common.settings import Settings, Source
+from tests.contract.test_cli import command, peoplecounter
+from tests.link.test_link import World
+from tests.support.group import SERVICES
+
+ROOT = Path(__file__).parents[2]
+LIVE = {"realtime": True, "loop": True}
+
+
+@pytest.fixture
+def supervised(run_dir, clip, model):
+    """A group started by `run`."""
+    argv, environment = command(run_dir, "run", f"cam={clip}", "--model", model, "--loop", "--realtime", "--json")
+    process = subprocess.Popen(argv, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout.readline().startswith(b"{")
+    yield process
+    process.terminate()
+    process.communicate(timeout=20)
+
+
+def ps(run_dir):
+    done = peoplecounter(run_dir, "ps", "--json")
+    assert done.returncode == 0, done.stderr
+    return {row["service"].split(".")[0]: row for row in json.loads(done.stdout)}
+
+
+def test_ps_shows_every_process_and_restart_changes_one(supervised, run_dir):
+    before = ps(run_dir)
+    assert before.keys() == {name.split(".")[0] for name in SERVICES}
+    assert {row["state"] for row in before.values()} == {"ready"}
+    assert {row["supervisor"] for row in before.values()} == {"run"}
+    assert sum(before["decoder"]["slots"].values()) == 4 and before["decoder"]["epoch"]
+    assert before["infer_tiles"]["counters"]["parts_inferred"] > 0 and before["infer_tiles"]["rss_mb"] > 10
+
+    done = peoplecounter(run_dir, "restart", "infer_tiles")
+    assert done.returncode == 0 and "is ready again after" in done.stdout, done.stderr
+    os.kill(before["infer_global"]["pid"], signal.SIGSTOP)
+    done = peoplecounter(run_dir, "restart", "infer_global")
+    assert done.returncode == 0 and "does not answer: killed" in done.stdout, done.stderr
+    after = ps(run_dir)
+    changed = {name for name in before if before[name]["pid"] != after[name]["pid"]}
+    assert changed == {"infer_tiles", "infer_global"}
+    assert {name: row["restarts"] for name, row in after.items()} == {name: int(name in changed) for name in after}
+
+    lines = peoplecounter(run_dir, "ps").stdout.splitlines()
+    assert lines[0].split()[:3] == ["service", "state", "pid"] and len(lines) == 1 + len(SERVICES)
+
+
+def test_what_is_wrong_is_a_sentence(supervised, run_dir, tmp_path):
+    for arguments, said in (
+        (["restart", "infer_tile"], "There is no 'infer_tile' here"),
+        (["log", "fusion", "loud"], "'loud' is unknown"),
+        (["ps", "--run-dir", tmp_path], "No group runs in"),
+    ):
+        done = peoplecounter(run_dir, *arguments)
+        assert done.returncode in (66, 78) and said in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_process_started_by_hand_is_not_ended_by_restart(group, clip):
+    g = group({"cam": {"url": str(clip), **LIVE}})
+    g.start()
+    g.wait_counts(5)
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy.cli", "restart", "fusion"], env=g.environment, capture_output=True, text=True
+    )
+    assert done.returncode == 70 and "nobody would start it again" in done.stderr
+    assert g.processes["fusion.0"].poll() is None
+
+
+def test_a_log_level_is_changed_while_it_runs(group, clip):
+    g = group({"cam": {"url": str(clip), **LIVE}}, log_format="json")
+    g.start()
+    g.wait_counts(5)
+    said = subprocess.run(
+        [sys.executable, "-m", "deploy.cli", "log", "infer_tiles", "error"], env=g.environment, capture_output=True
+    )
+    assert said.stdout == b"infer_tiles.0 logs from error up\n"
+    rows = subprocess.run(
+        [sys.executable, "-m", "deploy.cli", "ps", "--json"], env=g.environment, capture_output=True
+    ).stdout
+    assert {r["service"]: r["log_level"] for r in json.loads(rows)}["infer_tiles.0"] == "error"
+    assert all(json.loads(line)["service"] for line in g.tail().splitlines())
+
+
+def test_who_is_down_is_published_until_it_is_back(group, clip):
+    g = group({"cam": {"url": str(clip), **LIVE}})
+    g.start()
+    g.wait_counts(5)
+
+    def state():
+        return next((c["state"] for k, n, c in reversed(g.messages) if (k, n) == ("service", "infer_tiles.0")), None)
+
+    g.signal("infer_tiles.0", signal.SIGKILL)
+    g.wait_for(lambda: state() == "down", "it to be missed")
+    g.start("infer_tiles.0")
+    g.wait_for(lambda: state() == "up", "it to be back")
+    g.signal("infer_tiles.0", signal.SIGSTOP)
+    g.wait_for(lambda: state() == "silent", "its silence")
+    g.signal("infer_tiles.0", signal.SIGCONT)
+    g.wait_for(lambda: state() == "up", "it to be heard")
+
+
+def test_a_source_comes_and_goes_and_comes_again_while_the_group_runs(group, clip):
+    """A decoder without a name takes the source that has none; seq goes on where it was."""
+    g = group({"cam": {"url": str(clip), **LIVE}})
+    g.start()
+    settings = Settings(run_dir=g.run_dir)
+    g.wait_counts(5)
+    first = 0
+    for _ in range(2):
+        sources.write(settings, "yard", Source(url=str(clip)))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "services.decoder"], env=g.environment, stdout=g.log, stderr=g.log
+        )
+        g.processes["decoder.yard"] = process
+        g.wait_for(lambda: g.ended("yard"), "its end")
+        assert process.wait(20) == 0
+        sources.write(settings, "yard", None)
+        g.wait_for(lambda: g.of("status")[-1]["source"] != "yard" and g.of("status")[-2]["source"] != "yard", "silence")
+        counted = [c["seq"] for c in g.of("counts", "yard")]
+        assert counted[first:] == list(range(first, first + 60))
+        first += 60
+        g.messages = [m for m in g.messages if m[0] != "status"]
+    g.check_books("yard")
+
+
+def test_a_process_of_another_pid_namespace_is_refused_in_words(run_dir):
+    """Its pid means another process here, or none: two containers, each with a pid 1."""
+    hello = Hello(SCHEMA, "infer_tiles.0", os.getpid(), namespaces=(namespaces()[0] + 1, namespaces()[1]))
+    world = World(run_dir)
+    owner = world.owner(world.loop())
+    sent = []
+    owner._link._send = lambda identity, message: sent.append(message) or True
+    owner._link._greet(b"stranger", msgspec.msgpack.decode(msgspec.msgpack.encode(hello), type=Hello))
+    assert isinstance(sent[0], Refuse) and "one PID namespace" in sent[0].reason
+    for loop in world.loops:
+        loop.close()
