@@ -21,7 +21,6 @@ from common.settings import Settings
 from common.topology import SERVICES
 
 SUPERVISOR = "SUPERVISOR_OF_PEOPLECOUNTER"  # environment: who starts this process again
-SUPERVISORS = ("run", "systemd", "compose", "kubernetes")
 PREFIX = "control."
 
 
@@ -99,18 +98,18 @@ def claim(settings: Settings, service: str, instance: str | None) -> tuple[str, 
     if each == "group":
         instance = instance or "0"
     if instance is not None:
-        return instance, Lock(lock_path(settings.run_dir, f"{service}.{instance}"))
+        return instance, _lock(settings.run_dir, f"{service}.{instance}")
     for name in _sources_to_decode(settings) if each == "source" else map(str, count()):
         try:
-            return name, Lock(lock_path(settings.run_dir, f"{service}.{name}"))
+            return name, _lock(settings.run_dir, f"{service}.{name}")
         except Refused:
             continue
     return None
 
 
-def lock_path(run_dir: Path, name: str) -> Path:
+def _lock(run_dir: Path, name: str) -> Lock:
     """Of the process `name`, "infer_tiles.0": while it runs it is locked and holds its pid."""
-    return run_dir / f"{PREFIX}{name}.lock"
+    return Lock(run_dir / f"{PREFIX}{name}.lock", name)
 
 
 def life_path(run_dir: Path, name: str) -> Path:
@@ -118,10 +117,8 @@ def life_path(run_dir: Path, name: str) -> Path:
 
 
 def _sources_to_decode(settings: Settings) -> Iterator[str]:
-    changes = sources.changes(settings)
-    for name in sources.known(settings):
-        change = changes[name].id if name in changes else ""
-        if _ended(life_path(settings.run_dir, f"decoder.{name}")) != change:
+    for name, change in sources.known(settings).items():
+        if _ended(life_path(settings.run_dir, f"decoder.{name}")) != change.id:
             yield name
 
 

@@ -55,7 +55,7 @@ class Peer:
 class Lock:
     """Exclusive ownership of a name in the run directory, released by the kernel when the process ends."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, name: str = ""):
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             flock(self._fd, LOCK_EX | LOCK_NB)
@@ -63,7 +63,7 @@ class Lock:
             pid = os.read(self._fd, 32).decode(errors="replace").strip() or "unknown"
             os.close(self._fd)
             raise Refused(
-                f"{path.stem.removeprefix('control.')!r} is already owned by process {pid} (lock {path}): "
+                f"{name or path.stem!r} is already owned by process {pid} (lock {path}): "
                 "stop it or use another run directory."
             ) from None
         os.ftruncate(self._fd, 0)

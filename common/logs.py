@@ -5,7 +5,9 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from typing import Literal
 
+Level = Literal["debug", "info", "warning", "error"]
 BURST, WITHIN_S = 5, 10.0  # more of one message than this within that time are counted, not shown
 
 

@@ -20,12 +20,15 @@ A swap, on those of the infer processes: Prepare --> <-- Prepared; when all are:
 Models, on the socket of `engine serve`: Fetch --> and <-- Chunk | Refuse.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
 from msgspec import Meta, Struct
+
+from common.logs import Level
 
 SCHEMA = 2
 ROW_BYTES = 7 * 4  # of one detection
@@ -41,6 +44,7 @@ Small = Annotated[int, Meta(ge=0, le=65_535)]  # sides in px, images, tiles, par
 SourceName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
 
 
+@cache
 def namespaces() -> tuple[int, int]:
     """This process' PID and IPC namespaces: pids mean something, CUDA IPC works, only where they are the same."""
     return Path("/proc/self/ns/pid").stat().st_ino, Path("/proc/self/ns/ipc").stat().st_ino
@@ -279,7 +283,7 @@ class Stop(Struct, frozen=True, tag="stop"):
 class SetLevel(Struct, frozen=True, tag="set_level"):
     """Log this and what is worse."""
 
-    level: Literal["debug", "info", "warning", "error"]
+    level: Level
 
 
 class Done(Struct, frozen=True, tag="done"):

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from common.errors import NO_INPUT, Refused
+from common.logs import Level
 
 PREFIX = "PEOPLECOUNTER_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"  # path of the TOML file
@@ -178,7 +179,7 @@ class Settings(BaseSettings):
     """Whether `run` starts a private MPS daemon for a cuda group; auto: where it is installed and none runs yet"""
     deadline_ms: int = Field(2_000, ge=10, le=60_000)
     """A live frame older than this is dropped, ms"""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Level = "info"
     """Least level of what is logged; see also `peoplecounter log`"""
     log_format: Literal["text", "json"] = "text"
     """Log lines for people, or one JSON object a line"""

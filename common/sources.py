@@ -9,7 +9,7 @@ import re
 import secrets
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from common import plans
 from common.errors import NO_INPUT, Refused
@@ -25,28 +25,19 @@ class Change(Section):
     """None: it was removed"""
 
 
-_change = TypeAdapter(Change)
-
-
 def folder(settings: Settings) -> Path:
     """Where changes lie."""
     return Path(settings.sources_dir) if settings.sources_dir else settings.run_dir / "sources"
 
 
-def changes(settings: Settings) -> dict[str, Change]:
-    """Every source that was added or removed. Raises Refused for a file that is none of ours."""
-    return {path.stem: _read(path) for path in sorted(folder(settings).glob("*.json"))}
+def known(settings: Settings) -> dict[str, Change]:
+    """Every source there is now, and the change it came by: one without id for those of the settings.
 
-
-def known(settings: Settings) -> dict[str, Source]:
-    """Every source there is now."""
-    found = dict(settings.sources)
-    for name, change in changes(settings).items():
-        if change.source is None:
-            found.pop(name, None)
-        else:
-            found[name] = change.source
-    return found
+    Raises Refused for a file that is none of ours.
+    """
+    found = {name: Change(id="", source=source) for name, source in settings.sources.items()}
+    found |= {path.stem: _read(path) for path in sorted(folder(settings).glob("*.json"))}
+    return {name: change for name, change in found.items() if change.source is not None}
 
 
 def write(settings: Settings, name: str, source: Source | None) -> None:
@@ -75,7 +66,7 @@ def redacted(url: str) -> str:
 
 def _read(path: Path) -> Change:
     try:
-        return _change.validate_json(path.read_bytes())
+        return Change.model_validate_json(path.read_bytes())
     except OSError as error:
         raise Refused(f"{path} cannot be read: {error.strerror}.", NO_INPUT) from None
     except ValidationError:

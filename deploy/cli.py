@@ -5,17 +5,17 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from common import settings as settings_module
 from common.errors import Refused
 from common.keys import CHARACTERS, key_pair
-from common.link import Timing
+from common.logs import Level
 from common.settings import CONFIG_VARIABLE
-from deploy import evaluate
-from deploy.display import display, process_lines, summary_lines
+from deploy import control, evaluate
+from deploy.display import Services, display, process_lines, summary_lines
 from deploy.engine.cli import app as engine
 from deploy.foreground import configure, overrides, run_group
 from deploy.subscribe import POLL_S, messages
@@ -28,7 +28,6 @@ app.add_typer(models, name="models")
 app.add_typer(engine, name="engine")
 
 SILENT_S = 3.0  # of silence until `watch` says so
-LEVELS = ("debug", "info", "warning", "error")
 RunDir = Annotated[Path | None, typer.Option(help="Run directory of the group.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print for machines: JSON, one object a line.")]
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
@@ -84,12 +83,16 @@ def watch(
         os.environ[CONFIG_VARIABLE] = str(config)
     endpoint = endpoint or settings_module.load().publish
     keys = _keys(key, server_key)
-    screen, silent_s = display(as_json), 0.0
+    screen, services, silent_s = display(as_json), Services(), 0.0
     try:
         for message in messages(endpoint, ("counts", "dropped", "status", "service"), threading.Event(), keys):
             if message is not None:
                 silent_s = 0.0
-                screen.show(*message)
+                kind, name, content = message
+                if kind != "service":
+                    screen.show(kind, name, content)
+                elif sentence := services.change(name, content["state"]):
+                    screen.say(sentence)
                 continue
             before_s, silent_s = silent_s, silent_s + POLL_S
             if before_s < SILENT_S <= silent_s:  # a running group says something every second
@@ -104,9 +107,7 @@ def watch(
 @app.command()
 def ps(config: Config = None, run_dir: RunDir = None, as_json: AsJson = False) -> None:
     """Show the processes of a running group: pids, restarts, rings, leases, drops."""
-    from deploy import control
-
-    rows = control.table(*_group(config, run_dir))
+    rows = control.table(*control.group(config, run_dir))
     print(json.dumps(rows) if as_json else "\n".join(process_lines(rows)))
 
 
@@ -117,9 +118,7 @@ def restart(
     run_dir: RunDir = None,
 ) -> None:
     """Restart a service of a running group while the others go on; who does not answer is killed."""
-    from deploy import control
-
-    for line in control.restart(*_group(config, run_dir), service):
+    for line in control.restart(*control.group(config, run_dir), service):
         print(line, flush=True)
 
 
@@ -131,11 +130,9 @@ def log(
     run_dir: RunDir = None,
 ) -> None:
     """Set from which level on a running service logs, until it is restarted."""
-    from deploy import control
-
-    if level not in LEVELS:
-        raise Refused(f"The level {level!r} is unknown: choose {', '.join(LEVELS)}.")
-    for name in control.set_level(*_group(config, run_dir), service, level):
+    if level not in get_args(Level):
+        raise Refused(f"The level {level!r} is unknown: choose {', '.join(get_args(Level))}.")
+    for name in control.set_level(*control.group(config, run_dir), service, level):
         print(f"{name} logs from {level} up")
 
 
@@ -201,14 +198,6 @@ def export(
     from deploy.models import export as export_model
 
     export_model(name, folder, accept_agpl)
-
-
-def _group(config: Path | None, run_dir: Path | None) -> tuple[Path, Timing]:
-    """The run directory of the group that is meant, and how often its processes beat."""
-    if config:
-        os.environ[CONFIG_VARIABLE] = str(config)
-    settings = settings_module.load()
-    return run_dir or settings.run_dir, Timing.of_ms(settings.link.beat_ms, settings.link.silent_ms)
 
 
 def _keys(key: Path | None, server_key: str | None) -> tuple[bytes, bytes, bytes] | None:

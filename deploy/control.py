@@ -6,23 +6,50 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from common import settings as settings_module
 from common.control import PREFIX
 from common.errors import NO_INPUT, SOFTWARE, Refused
 from common.link import Dial, Timing
 from common.loop import Loop
 from common.messages import SCHEMA, Describe, Described, Done, Hello, Message, Restart, SetLevel
+from common.settings import CONFIG_VARIABLE
+from common.settings import PREFIX as ENVIRONMENT
 
 ANSWER_S = 3.0  # a process that has not answered by then is frozen, or busy loading
 BACK_S = 60.0  # until a restarted process is ready
 
 
-def processes(run_dir: Path) -> dict[str, int]:
+def group(config: Path | None, run_dir: Path | None) -> tuple[Path, Timing]:
+    """The run directory of the group that is meant, and how often its processes beat."""
+    if config:
+        os.environ[CONFIG_VARIABLE] = str(config)
+    if run_dir:
+        os.environ[ENVIRONMENT + "RUN_DIR"] = str(run_dir)
+    settings = settings_module.load()
+    return settings.run_dir, Timing.of_ms(settings.link.beat_ms, settings.link.silent_ms)
+
+
+def owners(run_dir: Path) -> dict[str, int]:
     """Name -> pid of every process that runs here, or was lost and has not come back."""
     found = {}
     for path in sorted(run_dir.glob(f"{PREFIX}*.lock")):
         text = path.read_text().strip()
         if text.isdigit():
             found[path.stem.removeprefix(PREFIX)] = int(text)
+    return found
+
+
+def lives(pid: int) -> bool:
+    """True while a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def processes(run_dir: Path) -> dict[str, int]:
+    """The owners; raises Refused when there is none."""
+    found = owners(run_dir)
     if not found:
         raise Refused(f"No group runs in {run_dir}: name its --config or --run-dir.", NO_INPUT)
     return found
@@ -52,7 +79,7 @@ def ask(run_dir: Path, timing: Timing, names: list[str], message: Message) -> di
 def table(run_dir: Path, timing: Timing) -> list[dict]:
     """A row for each process: what it says of itself; `state` is ready, starting, silent or down."""
     there = processes(run_dir)
-    alive = [name for name, pid in there.items() if _lives(pid)]
+    alive = [name for name, pid in there.items() if lives(pid)]
     answers = ask(run_dir, timing, alive, Describe())
     rows = []
     for name, pid in there.items():
@@ -83,7 +110,7 @@ def restart(run_dir: Path, timing: Timing, service: str) -> Iterator[str]:
     """
     for name in _chosen(run_dir, service):
         pid = processes(run_dir)[name]
-        said = ask(run_dir, timing, [name], Describe()).get(name) if _lives(pid) else None
+        said = ask(run_dir, timing, [name], Describe()).get(name) if lives(pid) else None
         if isinstance(said, Described) and not said.supervisor:
             raise Refused(f"{name} was started by hand: nobody would start it again.", SOFTWARE)
         began_s = time.monotonic()
@@ -118,16 +145,12 @@ def _await(run_dir: Path, timing: Timing, name: str, before: int) -> None:
     until_s = time.monotonic() + BACK_S
     while time.monotonic() < until_s:
         pid = processes(run_dir).get(name, before)
-        if pid != before and _lives(pid):
+        if pid != before and lives(pid):
             said = ask(run_dir, timing, [name], Describe()).get(name)
             if isinstance(said, Described) and said.ready and said.pid != before:
                 return
         time.sleep(0.1)
     raise Refused(f"{name} has not come back within {BACK_S:.0f} s: look at its supervisor's log.", SOFTWARE)
-
-
-def _lives(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text()
 
 
 def _is_ours(pid: int) -> bool:

@@ -32,14 +32,9 @@ def display(as_json: bool) -> Display:
 class JsonLines:
     """Every counted frame as it was published, one object a line; sentences go to stderr."""
 
-    def __init__(self) -> None:
-        self._services = Services()
-
     def show(self, kind: str, name: str, content: dict) -> None:
         if kind == "counts":
             print(json.dumps(content, separators=(",", ":")), flush=True)
-        elif sentence := self._services.change(kind, name, content):
-            self.say(sentence)
 
     def say(self, sentence: str) -> None:
         print(sentence, file=sys.stderr, flush=True)
@@ -54,12 +49,9 @@ class Services:
     def __init__(self) -> None:
         self._states: dict[str, str] = {}
 
-    def change(self, kind: str, name: str, content: dict) -> str:
+    def change(self, name: str, state: str) -> str:
         """A sentence when a process has gone, is frozen, or is back; else nothing."""
-        if kind != "service":
-            return ""
-        before, state = self._states.get(name, "up"), content["state"]
-        self._states[name] = state
+        before, self._states[name] = self._states.get(name, "up"), state
         if state == before or state == "ended":
             return ""
         return f"{name} is up again" if state == "up" else f"{name} is {state}"
@@ -96,14 +88,10 @@ class PlainLines:
     """One line a source every two seconds, and on every change of its state."""
 
     def __init__(self) -> None:
-        self._rows, self._services = Rows(), Services()
+        self._rows = Rows()
         self._due_s: dict[str, float] = {}
 
     def show(self, kind: str, name: str, content: dict) -> None:
-        if kind == "service":
-            if sentence := self._services.change(kind, name, content):
-                self.say(sentence)
-            return
         before = self._rows.rows.get(name, {}).get("state", "online")
         row = self._rows.update(kind, name, content)
         now = time.monotonic()
@@ -128,15 +116,11 @@ class LiveTable:
     """A table that is drawn again a few times a second."""
 
     def __init__(self) -> None:
-        self._rows, self._services = Rows(), Services()
+        self._rows = Rows()
         self._live = Live(self._table(), console=Console(), refresh_per_second=5)
         self._live.start()
 
     def show(self, kind: str, name: str, content: dict) -> None:
-        if kind == "service":
-            if sentence := self._services.change(kind, name, content):
-                self.say(sentence)
-            return
         self._rows.update(kind, name, content)
         self._live.update(self._table())
 

@@ -3,12 +3,14 @@
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from tests.support import squares
+from tests.support.cli import ROOT, command
 from tests.support.group import Group
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -54,6 +56,20 @@ def group(run_dir, model):
                     os.kill(process.pid, signal.SIGKILL)
     if problems:
         raise problems[0]
+
+
+@pytest.fixture
+def running(run_dir, clip, model):
+    """A group that counts a looping clip, started by `run`."""
+    argv, environment = command(run_dir, "run", clip, "--model", model, "--loop", "--realtime", "--json")
+    process = subprocess.Popen(
+        argv, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline().startswith("{")
+    yield process
+    if process.poll() is None:
+        process.kill()
+    process.communicate()
 
 
 @pytest.fixture(scope="session")

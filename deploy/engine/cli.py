@@ -16,8 +16,7 @@ from common import backend, plans
 from common import settings as settings_module
 from common.errors import NO_INPUT, Refused
 from common.keys import key_pair
-from common.link import Timing
-from common.settings import PREFIX
+from deploy.control import group
 from deploy.engine import build as builder
 from deploy.engine.build import Options, Progress
 from deploy.engine.timing import default_folder
@@ -152,17 +151,11 @@ def swap(
     run_dir: Annotated[Path | None, typer.Option(help="The group's private directory.")] = None,
 ) -> None:
     """Change the model of a running group between two frames, in all infer services or in none."""
-    import os
 
     from deploy.engine.swap import swap as change
 
-    if config:
-        os.environ[settings_module.CONFIG_VARIABLE] = str(config)
-    if run_dir:
-        os.environ[PREFIX + "RUN_DIR"] = str(run_dir)
-    settings = settings_module.load()
-    timing = Timing.of_ms(settings.link.beat_ms, settings.link.silent_ms)
-    for name, seconds in change(settings.run_dir, model, timing).items():
+    where, timing = group(config, run_dir)
+    for name, seconds in change(where, model, timing).items():
         print(f"{name:<16} loaded {model.name} in {seconds:.2f} s beside the old model, then changed")
 
 

@@ -5,12 +5,14 @@ import time
 from pathlib import Path
 
 from common import plans
+from common.control import PREFIX
 from common.engine import Swapped
 from common.errors import CONFIG, SOFTWARE, Refused
 from common.link import Dial, Timing
 from common.loop import Loop
 from common.messages import SCHEMA, Commit, Committed, Hello, Message, Prepare, Prepared, Welcome
 from common.swap import write_record
+from deploy import control
 
 REACH_S = 5.0  # until every process has answered a hello
 PREPARE_S = 120.0  # until a model is loaded and refitted
@@ -21,7 +23,7 @@ class _Process:
     """One infer process, as it is told to change."""
 
     def __init__(self, loop: Loop, path: Path, timing: Timing):
-        self.name = path.stem.removeprefix("control.")
+        self.name = path.stem.removeprefix(PREFIX)
         self.reached, self.lost, self.committed = False, False, False
         self.prepared: Prepared | None = None
         hello = Hello(SCHEMA, "engine swap", os.getpid())
@@ -97,16 +99,9 @@ def _wait(loop: Loop, seconds: float, missing) -> list[_Process]:
 
 def _infer_processes(run_dir: Path) -> list[Path]:
     """Sockets of the infer processes that live: a killed one leaves its socket behind."""
-    return sorted(path for path in run_dir.glob("control.infer_*.sock") if _lives(path))
-
-
-def _lives(socket: Path) -> bool:
-    """True when the process that took the socket's lock is there; asking the lock itself could keep others from it."""
-    try:
-        os.kill(int(socket.with_suffix(".lock").read_text()), 0)
-    except (OSError, ValueError):
-        return False
-    return True
+    there = control.owners(run_dir)
+    names = (name for name, pid in there.items() if name.startswith("infer_") and control.lives(pid))
+    return [run_dir / f"{PREFIX}{name}.sock" for name in names]
 
 
 def _read(model: Path) -> bytes:

@@ -16,7 +16,6 @@ from common.journal import Journal
 from common.link import Peer
 from common.messages import Confirmed, Done, Header, Part, Status, Stop, SurfaceLayout
 from common.runtime import Runtime, serve
-from common.settings import Source
 from common.sources import redacted
 from common.telemetry import Opened
 from services.decoder.reader import Reader
@@ -54,7 +53,8 @@ class Decoder:
 
     def __init__(self, rt: Runtime):
         settings = rt.settings
-        self.rt, self.source = rt, _source(rt)
+        change = _change(rt)
+        self.rt, self.source = rt, change.source
         self.surfaces = rt.closing(
             Downstream(
                 rt.loop,
@@ -70,8 +70,7 @@ class Decoder:
         rt.ring = self.surfaces
         self.journal = rt.closing(Journal(settings.run_dir / f"decoder.{rt.instance}.journal", Place))
         self.place = self.journal.read() or Place()
-        change = sources.changes(settings).get(rt.instance)
-        if change and change.id != self.place.change:
+        if change.id and change.id != self.place.change:
             self.place = Place(self.place.seq, None, change.id)
         self.announced: Announced | None = None
         codec, lent = _codec(rt.work)
@@ -245,7 +244,8 @@ def run(rt: Runtime) -> None:
     rt.linger(lambda: decoder.surfaces.drained)
 
 
-def _source(rt: Runtime) -> Source:
+def _change(rt: Runtime) -> sources.Change:
+    """By which this source came."""
     known = sources.known(rt.settings)
     if rt.instance not in known:
         raise Refused(f"The source {rt.instance!r} is not there: there is {', '.join(known) or 'none'}.")

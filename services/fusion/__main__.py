@@ -80,9 +80,7 @@ class Fusion:
     def on_result(self, body: Detections | Dropped | Confirmed | Status | Report, receipt: object) -> None:
         now = self.rt.loop.now_ns()
         if isinstance(body, Report):
-            service = self.services.setdefault(body.service, Service(since_ns=now))
-            service.told = {"pid": body.pid, "counters": body.counters}
-            self.on_change(body.service, "up")
+            self.on_change(body.service, "up", {"pid": body.pid, "counters": body.counters})
             for source, seq in body.holding:
                 self.join.held(source, seq, now)
         elif not self.acceptable(body, receipt[0].hello.service):
@@ -96,9 +94,11 @@ class Fusion:
                 self.rt.count["results_late"] += 1
                 self.receiver.settle([receipt])
 
-    def on_change(self, name: str, state: str) -> None:
-        """A process goes on, has gone silent or is gone."""
-        service, now = self.services.setdefault(name, Service()), self.rt.loop.now_ns()
+    def on_change(self, name: str, state: str, told: dict | None = None) -> None:
+        """A process goes on (and reports), has gone silent or is gone."""
+        now = self.rt.loop.now_ns()
+        service = self.services.setdefault(name, Service(since_ns=now))
+        service.told = told or service.told
         if service.state != state:
             service.state, service.since_ns = state, now
             if state in ("silent", "down"):
@@ -108,11 +108,12 @@ class Fusion:
             del self.services[name]
 
     def is_known(self, name: str) -> bool:
-        """True for a source of this group; one that was added meanwhile is found within STATUS_NS."""
+        """True for a source of this group: one just added is looked for, one just removed may end first."""
         now = self.rt.loop.now_ns()
-        if name not in self.known and now - self.known_ns > LOOK_NS:
+        there = name in self.sources or name in self.known
+        if not there and now - self.known_ns > LOOK_NS:
             self.look(now)
-        return name in self.known
+        return there or name in self.known
 
     def look(self, now: int) -> None:
         """Which sources are there now; what was removed and has ended is forgotten."""
@@ -129,9 +130,8 @@ class Fusion:
     def acceptable(self, body: Detections | Dropped | Confirmed | Status, sender: str) -> bool:
         """False for a source that is not in the settings, boxes or parts that are none, a reason nobody gives."""
         if isinstance(body, Status):
-            return sender == f"decoder.{body.source}" and (body.source in self.sources or self.is_known(body.source))
-        source = body.header.source
-        if not (source in self.sources or self.is_known(source)) or (body.part is not None and not body.part.known):
+            return sender == f"decoder.{body.source}" and self.is_known(body.source)
+        if not self.is_known(body.header.source) or (body.part is not None and not body.part.known):
             return False
         if isinstance(body, Confirmed):
             return sender == f"decoder.{body.header.source}"

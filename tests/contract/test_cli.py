@@ -12,20 +12,8 @@ import pytest
 
 from common.topology import SERVICES
 from deploy.evaluate import compare, read_truth
+from tests.support.cli import ROOT, command, peoplecounter
 from tests.support.squares import FRAMES, expected
-
-ROOT = Path(__file__).parents[2]
-
-
-def command(run_dir, *arguments, **variables):
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PEOPLECOUNTER_")}
-    environment |= {"PEOPLECOUNTER_RUN_DIR": str(run_dir), **variables}
-    return [sys.executable, "-m", "deploy.cli", *map(str, arguments)], environment
-
-
-def peoplecounter(run_dir, *arguments, **variables):
-    argv, environment = command(run_dir, *arguments, **variables)
-    return subprocess.run(argv, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 def test_run_json_out_and_eval(run_dir, clip, model, tmp_path):
@@ -92,20 +80,6 @@ def test_an_unreachable_run_dir_and_one_that_others_can_read(run_dir, clip):
     assert "must be yours alone" in peoplecounter(run_dir, "run", clip).stderr
     assert "shorter run_dir" in peoplecounter(run_dir / ("x" * 100), "run", clip).stderr
     assert "cannot be used" in peoplecounter("/proc/nothing", "run", clip).stderr
-
-
-@pytest.fixture
-def running(run_dir, clip, model):
-    """A group that counts a looping clip, started by `run`."""
-    argv, environment = command(run_dir, "run", clip, "--model", model, "--loop", "--realtime", "--json")
-    process = subprocess.Popen(
-        argv, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout.readline().startswith("{")
-    yield process
-    if process.poll() is None:
-        process.kill()
-    process.communicate()
 
 
 def children(pid):

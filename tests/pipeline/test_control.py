@@ -5,31 +5,17 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import msgspec
-import pytest
 
 from common import sources
 from common.messages import SCHEMA, Hello, Refuse, namespaces
 from common.settings import Settings, Source
-from tests.contract.test_cli import command, peoplecounter
 from tests.link.test_link import World
+from tests.support.cli import peoplecounter
 from tests.support.group import SERVICES
 
-ROOT = Path(__file__).parents[2]
 LIVE = {"realtime": True, "loop": True}
-
-
-@pytest.fixture
-def supervised(run_dir, clip, model):
-    """A group started by `run`."""
-    argv, environment = command(run_dir, "run", f"cam={clip}", "--model", model, "--loop", "--realtime", "--json")
-    process = subprocess.Popen(argv, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert process.stdout.readline().startswith(b"{")
-    yield process
-    process.terminate()
-    process.communicate(timeout=20)
 
 
 def ps(run_dir):
@@ -38,7 +24,7 @@ def ps(run_dir):
     return {row["service"].split(".")[0]: row for row in json.loads(done.stdout)}
 
 
-def test_ps_shows_every_process_and_restart_changes_one(supervised, run_dir):
+def test_ps_shows_every_process_and_restart_changes_one(running, run_dir):
     before = ps(run_dir)
     assert before.keys() == {name.split(".")[0] for name in SERVICES}
     assert {row["state"] for row in before.values()} == {"ready"}
@@ -60,7 +46,7 @@ def test_ps_shows_every_process_and_restart_changes_one(supervised, run_dir):
     assert lines[0].split()[:3] == ["service", "state", "pid"] and len(lines) == 1 + len(SERVICES)
 
 
-def test_what_is_wrong_is_a_sentence(supervised, run_dir, tmp_path):
+def test_what_is_wrong_is_a_sentence(running, run_dir, tmp_path):
     for arguments, said in (
         (["restart", "infer_tile"], "There is no 'infer_tile' here"),
         (["log", "fusion", "loud"], "'loud' is unknown"),
@@ -75,9 +61,7 @@ def test_a_process_started_by_hand_is_not_ended_by_restart(group, clip):
     g = group({"cam": {"url": str(clip), **LIVE}})
     g.start()
     g.wait_counts(5)
-    done = subprocess.run(
-        [sys.executable, "-m", "deploy.cli", "restart", "fusion"], env=g.environment, capture_output=True, text=True
-    )
+    done = g.peoplecounter("restart", "fusion")
     assert done.returncode == 70 and "nobody would start it again" in done.stderr
     assert g.processes["fusion.0"].poll() is None
 
@@ -86,13 +70,8 @@ def test_a_log_level_is_changed_while_it_runs(group, clip):
     g = group({"cam": {"url": str(clip), **LIVE}}, log_format="json")
     g.start()
     g.wait_counts(5)
-    said = subprocess.run(
-        [sys.executable, "-m", "deploy.cli", "log", "infer_tiles", "error"], env=g.environment, capture_output=True
-    )
-    assert said.stdout == b"infer_tiles.0 logs from error up\n"
-    rows = subprocess.run(
-        [sys.executable, "-m", "deploy.cli", "ps", "--json"], env=g.environment, capture_output=True
-    ).stdout
+    assert g.peoplecounter("log", "infer_tiles", "error").stdout == "infer_tiles.0 logs from error up\n"
+    rows = g.peoplecounter("ps", "--json").stdout
     assert {r["service"]: r["log_level"] for r in json.loads(rows)}["infer_tiles.0"] == "error"
     assert all(json.loads(line)["service"] for line in g.tail().splitlines())
 

@@ -2,22 +2,17 @@
 
 import hashlib
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from common.errors import CONFIG, SOFTWARE
 from tests.support.squares import expected, make_model
 
-ROOT = Path(__file__).parents[2]
 WORKERS = ("infer_global.0", "infer_tiles.0", "infer_tiles.1")
 
 
 def swap(g, model):
-    command = [sys.executable, "-m", "deploy.cli", "engine", "swap", str(model), "--run-dir", str(g.run_dir)]
-    return subprocess.run(command, cwd=ROOT, env=g.environment, capture_output=True, text=True, timeout=60)
+    return g.peoplecounter("engine", "swap", model, "--run-dir", g.run_dir)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deploy.subscribe import Follower
+from tests.support.cli import ROOT
 
 SERVICES = ("fusion.0", "infer_global.0", "infer_tiles.0", "preprocess.0", "decoder.cam")
 KINDS = ("counts", "detections", "dropped", "status", "service")
@@ -43,6 +44,11 @@ class Group:
             module = ["tests.support.faulty", service, *fault, "--"] if fault else [f"services.{service}"]
             command = [sys.executable, "-m", *module, instance]
             self.processes[name] = subprocess.Popen(command, env=self.environment, stdout=self.log, stderr=self.log)
+
+    def peoplecounter(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        """Runs a command in this group's environment."""
+        command = [sys.executable, "-m", "deploy.cli", *map(str, arguments)]
+        return subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=60)
 
     def signal(self, name: str, number: signal.Signals) -> None:
         self.processes[name].send_signal(number)
