@@ -111,10 +111,10 @@ def check(g, source="cam", backwards=False):
     """
     counts = [content for content in g.of("counts", source) if content["complete"]]
     opened = [key for key, _ in groupby(c["state"] for c in g.of("status", source))].count("online")
-    shown = [content["count"] for content in counts]
-    assert runs(counts) <= opened, shown
+    shown = [(content["seq"], content["count"], content["pts_s"]) for content in counts]
+    assert runs(counts) <= opened, str(shown)
     sign = -1 if backwards else 1
-    assert len({(count["count"] * 10 - sign * count["seq"]) % 23 for count in counts[-ENOUGH // 2 :]}) == 1, shown
+    assert len({(count["count"] * 10 - sign * count["seq"]) % 23 for count in counts[-ENOUGH // 2 :]}) == 1, str(shown)
     g.check_books(source)
     assert all(process.poll() is None for process in g.processes.values())
 
