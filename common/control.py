@@ -99,7 +99,7 @@ def claim(settings: Settings, service: str, instance: str | None) -> tuple[str, 
         instance = instance or "0"
     if instance is not None:
         return instance, _lock(settings.run_dir, f"{service}.{instance}")
-    for name in _sources_to_decode(settings) if each == "source" else map(str, count()):
+    for name in sources_to_decode(settings) if each == "source" else map(str, count()):
         try:
             return name, _lock(settings.run_dir, f"{service}.{name}")
         except Refused:
@@ -116,7 +116,8 @@ def life_path(run_dir: Path, name: str) -> Path:
     return run_dir / f"{PREFIX}{name}.journal"
 
 
-def _sources_to_decode(settings: Settings) -> Iterator[str]:
+def sources_to_decode(settings: Settings) -> Iterator[str]:
+    """Names of the sources that are there and have not ended."""
     for name, change in sources.known(settings).items():
         if _ended(life_path(settings.run_dir, f"decoder.{name}")) != change.id:
             yield name

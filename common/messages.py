@@ -30,7 +30,7 @@ from msgspec import Meta, Struct
 
 from common.logs import Level
 
-SCHEMA = 2
+SCHEMA = 3
 ROW_BYTES = 7 * 4  # of one detection
 MAX_BOXES = 1000  # of one image
 MAX_BYTES = 1 << 20  # of one message; libzmq refuses more, see link.py
@@ -269,6 +269,7 @@ class Described(Struct, frozen=True, tag="described"):
     epoch: Name = ""  # of the ring it owns
     slots: dict[Name, int] = {}  # of that ring, by their state
     leases: Count = 0  # of other processes' rings
+    about: Text = ""  # a decoder: what it plays, without credentials
     counters: dict[Name, int] = {}
 
 

@@ -11,7 +11,7 @@ from ctypes import CDLL
 from functools import cached_property
 from pathlib import Path
 
-from common import backend, logs, memory
+from common import backend, logs, memory, sources
 from common import settings as settings_module
 from common.control import Control, claim
 from common.errors import RESTART, SOFTWARE, GpuLost, Refused
@@ -66,6 +66,7 @@ class Runtime:
         )
         self.ring = None  # Downstream: the ring this process owns
         self.rings = None  # Upstream: those it reads
+        self.about = ""  # what `ps` is to say of this process
         self.exit_code = 0
         self._ready = False
         self._closing: list[Callable[[], None]] = []
@@ -155,6 +156,7 @@ class Runtime:
             ring.epoch if ring else "",
             ring.slots_by_state() if ring else {},
             self.rings.leases if self.rings else 0,
+            self.about,
             dict(self.count),
         )
         control.send(peer, described)
@@ -200,6 +202,7 @@ def serve(service: str, loop: Callable[[Runtime], None]) -> None:
         settings = settings_module.load()
         logs.configure(settings.log_format, settings.log_level)
         make_private(settings.run_dir)
+        sources.show(settings)
         while (claimed := claim(settings, service, instance)) is None:
             _idle(settings)
         runtime = Runtime(service, claimed[0], settings, claimed[1])

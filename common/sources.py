@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -14,6 +15,8 @@ from pydantic import ValidationError
 from common import plans
 from common.errors import NO_INPUT, Refused
 from common.settings import NAME, Section, Settings, Source
+
+FOLDER = "sources"  # in the run directory
 
 
 class Change(Section):
@@ -27,7 +30,24 @@ class Change(Section):
 
 def folder(settings: Settings) -> Path:
     """Where changes lie."""
-    return Path(settings.sources_dir) if settings.sources_dir else settings.run_dir / "sources"
+    return Path(settings.sources_dir) if settings.sources_dir else settings.run_dir / FOLDER
+
+
+def show(settings: Settings) -> None:
+    """Makes the run directory lead to changes that lie elsewhere: commands may know nothing else of the group."""
+    link = settings.run_dir / FOLDER
+    if settings.sources_dir:
+        with contextlib.suppress(FileExistsError):
+            link.symlink_to(settings.sources_dir)
+
+
+def forget(run_dir: Path) -> None:
+    """Removes the changes that lie in the run directory, not those elsewhere that it leads to."""
+    place = run_dir / FOLDER
+    if place.is_symlink():
+        place.unlink()
+    else:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def known(settings: Settings) -> dict[str, Change]:
@@ -44,7 +64,7 @@ def write(settings: Settings, name: str, source: Source | None) -> None:
     """Adds a source, or removes it with None, for whoever owns the directory. Raises Refused where that cannot be."""
     if not re.match(NAME, name):
         raise Refused(f"{name!r} is no name of a source: letters, digits, - and _, at most 63.")
-    place = folder(settings)
+    place = folder(settings).resolve()
     with contextlib.suppress(FileExistsError):
         try:
             place.mkdir(mode=0o700)

@@ -120,6 +120,11 @@ class Upstream:
         self._work.on_stuck.append(self._lift)
 
     @property
+    def attached(self) -> list[str]:
+        """Names of the rings that are mapped."""
+        return [path.stem for path, owner in self._owners.items() if owner.mapped is not None]
+
+    @property
     def leases(self) -> int:
         """How many parts this process holds."""
         return sum(len(owner.leases) for owner in self._owners.values())

@@ -1,7 +1,6 @@
 """peoplecounter: the command line. Each command says what was wrong in one sentence and ends with its exit code."""
 
 import json
-import os
 import sys
 import threading
 from pathlib import Path
@@ -9,13 +8,13 @@ from typing import Annotated, get_args
 
 import typer
 
-from common import settings as settings_module
 from common.errors import Refused
 from common.keys import CHARACTERS, key_pair
 from common.logs import Level
-from common.settings import CONFIG_VARIABLE
-from deploy import control, evaluate
-from deploy.display import Services, display, process_lines, summary_lines
+from common.settings import Source
+from deploy import control, evaluate, supervisors
+from deploy import sources as running_sources
+from deploy.display import Services, display, process_lines, source_lines, summary_lines
 from deploy.engine.cli import app as engine
 from deploy.foreground import configure, overrides, run_group
 from deploy.subscribe import POLL_S, messages
@@ -26,6 +25,8 @@ app = typer.Typer(
 models = typer.Typer(no_args_is_help=True, help="Models to count with.")
 app.add_typer(models, name="models")
 app.add_typer(engine, name="engine")
+source_app = typer.Typer(no_args_is_help=True, help="Cameras of a running group, that come and go.")
+app.add_typer(source_app, name="source")
 
 SILENT_S = 3.0  # of silence until `watch` says so
 RunDir = Annotated[Path | None, typer.Option(help="Run directory of the group.")]
@@ -79,9 +80,7 @@ def watch(
     as_json: AsJson = False,
 ) -> None:
     """Show the counts of a running group until Ctrl-C."""
-    if config:
-        os.environ[CONFIG_VARIABLE] = str(config)
-    endpoint = endpoint or settings_module.load().publish
+    endpoint = endpoint or control.group(config).settings.publish
     keys = _keys(key, server_key)
     screen, services, silent_s = display(as_json), Services(), 0.0
     try:
@@ -107,7 +106,7 @@ def watch(
 @app.command()
 def ps(config: Config = None, run_dir: RunDir = None, as_json: AsJson = False) -> None:
     """Show the processes of a running group: pids, restarts, rings, leases, drops."""
-    rows = control.table(*control.group(config, run_dir))
+    rows = control.table(control.group(config, run_dir))
     print(json.dumps(rows) if as_json else "\n".join(process_lines(rows)))
 
 
@@ -118,8 +117,19 @@ def restart(
     run_dir: RunDir = None,
 ) -> None:
     """Restart a service of a running group while the others go on; who does not answer is killed."""
-    for line in control.restart(*control.group(config, run_dir), service):
+    for line in control.restart(control.group(config, run_dir), service):
         print(line, flush=True)
+
+
+@app.command()
+def scale(
+    service: Annotated[str, typer.Argument(help="preprocess, infer_global or infer_tiles.")],
+    number: Annotated[int, typer.Argument(help="How many processes there are to be.")],
+    config: Config = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Have more or fewer processes of a service, whoever supervises the group, until it is started anew."""
+    print(supervisors.scale(control.group(config, run_dir), service, number))
 
 
 @app.command()
@@ -132,7 +142,7 @@ def log(
     """Set from which level on a running service logs, until it is restarted."""
     if level not in get_args(Level):
         raise Refused(f"The level {level!r} is unknown: choose {', '.join(get_args(Level))}.")
-    for name in control.set_level(*control.group(config, run_dir), service, level):
+    for name in control.set_level(control.group(config, run_dir), service, level):
         print(f"{name} logs from {level} up")
 
 
@@ -186,6 +196,33 @@ def demo(
     from deploy.demo.run import run_demo
 
     raise typer.Exit(run_demo(size, folder, as_json))
+
+
+@source_app.command("add")
+def add_source(
+    name: Annotated[str, typer.Argument(help="Its name: letters, digits, - and _.")],
+    url: Annotated[str, typer.Argument(help="File or URL.")],
+    realtime: Annotated[bool, typer.Option("--realtime", help="Play a file at its own rate.")] = False,
+    loop: Annotated[bool, typer.Option("--loop", help="Start a file again when it ends.")] = False,
+    config: Config = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Count another source from now on, with a decoder of its own; the others go on."""
+    source = Source(url=url if "://" in url else str(Path(url).absolute()), realtime=realtime, loop=loop)
+    print(running_sources.add(control.group(config, run_dir), name, source))
+
+
+@source_app.command("remove")
+def remove_source(name: str, config: Config = None, run_dir: RunDir = None) -> None:
+    """End a source: its last frames are counted, then its decoder ends."""
+    print(running_sources.remove(control.group(config, run_dir), name))
+
+
+@source_app.command("list")
+def list_sources(config: Config = None, run_dir: RunDir = None, as_json: AsJson = False) -> None:
+    """Show the sources of a running group: state, frames, who decodes them."""
+    rows = running_sources.table(control.group(config, run_dir))
+    print(json.dumps(rows) if as_json else "\n".join(source_lines(rows)))
 
 
 @models.command()

@@ -164,6 +164,18 @@ def summary_lines(summary: dict) -> list[str]:
     return lines
 
 
+def source_lines(rows: list[dict]) -> list[str]:
+    """`source list` for people."""
+    lines = [f"{'source':<20}{'state':<14}{'s since frame':>14}{'counted':>10}  dropped, url"]
+    for row in rows:
+        lines.append(
+            f"{row['source']:<20}{row['state']:<14}{row['seconds_since_frame'] or 0:>14.1f}"
+            f"{row['totals']['counted']:>10}  {dropped(row['totals'])}, {row['url'] or 'nobody decodes it'}"
+            + (f" ({row['detail']})" if row["detail"] else "")
+        )
+    return lines
+
+
 def process_lines(rows: list[dict]) -> list[str]:
     """`ps` for people."""
     lines = [f"{'service':<20}{'state':<10}{'pid':>8}{'up s':>9}{'restarts':>9}{'MB':>6}{'leases':>7}  ring, dropped"]

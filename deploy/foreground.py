@@ -7,6 +7,7 @@ from typing import TextIO
 
 from common import engine
 from common import settings as settings_module
+from common import sources as sources_module
 from common.backend import is_endpoint
 from common.errors import NO_INPUT, SOFTWARE, Refused
 from common.settings import CONFIG_VARIABLE, PREFIX, Settings, Source, Workers
@@ -91,8 +92,10 @@ def run_group(
         if lines and kind == "counts":
             lines.write(json.dumps(content, separators=(",", ":")) + "\n")
             lines.flush()
-        if tally.ended >= settings.sources.keys():
-            group.stop()
+        if kind == "status" and content["state"] == "ended":
+            there = sources_module.known(settings)
+            if there and tally.ended >= there.keys():  # where none is there, one may be added
+                group.stop()
 
     follower = Follower(settings.publish, ("counts", "dropped", "status"), on_message, on_error=group.stop)
     try:

@@ -11,13 +11,15 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from common.control import SUPERVISOR
+from common import sources
+from common.control import SUPERVISOR, sources_to_decode
 from common.errors import FINAL, RESTART, SOFTWARE
 from common.link import Lock
 from common.runtime import SUPERVISOR_VARIABLE, make_private
 from common.settings import Settings
-from common.topology import SERVICES
+from common.topology import SERVICES, Service
 from deploy import mps
+from deploy.control import owners
 
 LEFTOVERS = ("*.sock", "*.shm", "*.journal", "*.lock")
 RESTARTS, WITHIN_S = 10, 60.0  # more than this and the group gives up
@@ -26,27 +28,31 @@ STOP_S = 5.0  # then SIGKILL
 
 
 def watchers(settings: Settings, environment: dict[str, str]) -> list[dict]:
-    """circus' description of every process of the group."""
-    rows = []
-    for service in SERVICES:
-        if service.each == "source":
-            names = [(f"{service.name}.{source}", source, 1) for source in settings.sources]
-        else:
-            count = getattr(settings.workers, service.name, 1)
-            names = [(service.name, "$(circus.wid)", count)]
-        for name, instance, count in names:
-            rows.append(
-                {
-                    "name": name,
-                    "cmd": shlex.join([sys.executable, "-m", f"services.{service.name}"]) + f" {instance}",
-                    "numprocesses": count,
-                    "env": environment,
-                    "copy_env": True,
-                    "graceful_timeout": STOP_S,
-                    "max_retry": -1,
-                }
-            )
-    return rows
+    """circus' description of every service; which source or worker a process is, it claims for itself."""
+    return [
+        {
+            "name": service.name,
+            "cmd": shlex.join([sys.executable, "-m", f"services.{service.name}"]),
+            "numprocesses": number(service, settings),
+            "env": environment,
+            "copy_env": True,
+            "graceful_timeout": STOP_S,
+            "max_retry": -1,
+        }
+        for service in SERVICES
+    ]
+
+
+def number(service: Service, settings: Settings) -> int:
+    """How many processes of a service a group begins with."""
+    if service.each == "source":
+        return len(list(sources_to_decode(settings)))
+    return getattr(settings.workers, service.name, 1)
+
+
+def circus_endpoint(run_dir: Path) -> str:
+    """Where the circus of a group takes its commands."""
+    return f"ipc://{run_dir}/circus.sock"
 
 
 class Group:
@@ -54,12 +60,11 @@ class Group:
 
     def __init__(self, settings: Settings, environment: dict[str, str], say: Callable[[str], None]):
         make_private(settings.run_dir)
-        self._run_dir, self._say = settings.run_dir, say
+        self._settings, self._run_dir, self._say = settings, settings.run_dir, say
         self._lock = Lock(settings.run_dir / "group.lock")
         self._sweep()
         self.restarts: dict[str, int] = {}
         self.exit_code = 0
-        self._ended: set[str] = set()
         self._recent: deque[float] = deque(maxlen=RESTARTS)
         self._stopping = False
         self._mps = contextlib.ExitStack()  # ours alone: we hold the lock
@@ -74,10 +79,10 @@ class Group:
         environment = {**environment, SUPERVISOR_VARIABLE: str(os.getpid()), SUPERVISOR: "run"}
         rows = watchers(settings, environment)
         for row in rows:
-            row["hooks"] = {"before_spawn": (self._before_spawn, False), "after_reap": (self._after_reap, True)}
+            row["hooks"] = {"after_reap": (self._after_reap, True)}
         return get_arbiter(
             rows,
-            controller=f"ipc://{self._run_dir}/circus.sock",
+            controller=circus_endpoint(self._run_dir),
             pubsub_endpoint=f"ipc://{self._run_dir}/circus-events.sock",
             check_delay=CHECK_S,
         )
@@ -103,30 +108,30 @@ class Group:
         except ConflictError:  # circus is in the middle of looking after its processes
             self._arbiter.loop.call_later(0.05, self._stop)
 
-    def _before_spawn(self, watcher, **_) -> bool:
-        return watcher.name not in self._ended
-
-    def _after_reap(self, watcher, exit_code: int, **_) -> bool:
+    def _after_reap(self, watcher, process_pid: int, exit_code: int, **_) -> bool:
         if self._stopping or watcher.is_stopping() or watcher.is_stopped():
             return True
-        if exit_code in FINAL or (exit_code == 0 and watcher.name.startswith("decoder.")):  # its source has ended
-            self._ended.add(watcher.name)
-            if exit_code:  # it said why on stderr, and a restart would not help
-                self.exit_code = exit_code
-                self.stop()
+        if watcher.name == "decoder" and exit_code == 0:  # its source has ended
+            watcher.numprocesses = len(list(sources_to_decode(self._settings)))
+        if len(watcher.processes) >= watcher.numprocesses:  # there are to be fewer of it
             return True
+        if exit_code in FINAL:  # it said why on stderr, and a restart would not help
+            self.exit_code = exit_code
+            self.stop()
+            return True
+        name = next((name for name, pid in owners(self._run_dir).items() if pid == process_pid), watcher.name)
         if exit_code == RESTART:  # somebody asked for it
-            self._say(f"{watcher.name} restarts, as it was asked to")
+            self._say(f"{name} restarts, as it was asked to")
             return True
         how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
-        self.restarts[watcher.name] = self.restarts.get(watcher.name, 0) + 1
+        self.restarts[name] = self.restarts.get(name, 0) + 1
         now = time.monotonic()
         if len(self._recent) == RESTARTS and now - self._recent[0] < WITHIN_S:
-            self._say(f"{watcher.name} ended with {how}, the {RESTARTS}th such end in {WITHIN_S:.0f} s: giving up.")
+            self._say(f"{name} ended with {how}, the {RESTARTS}th such end in {WITHIN_S:.0f} s: giving up.")
             self.exit_code = SOFTWARE
             self.stop()
         else:
-            self._say(f"{watcher.name} ended with {how}: restarted")
+            self._say(f"{name} ended with {how}: restarted")
             self._recent.append(now)
         return True
 
@@ -136,6 +141,7 @@ class Group:
             for path in self._run_dir.glob(pattern):
                 if path.name != "group.lock":
                     path.unlink(missing_ok=True)
+        sources.forget(self._run_dir)
 
     def _remove(self) -> None:
         """Leaves nothing behind."""

@@ -63,8 +63,8 @@ class Tally:
                 del counts[next(iter(counts))]
             for stage, ms in {**content["stages_ms"], "end_to_end": content["end_to_end_ms"]}.items():
                 self._times.setdefault(stage, deque(maxlen=KEEP)).append(ms)
-        elif kind == "status" and content["state"] == "ended":
-            self.ended.add(name)
+        elif kind == "status":
+            (self.ended.add if content["state"] == "ended" else self.ended.discard)(name)
 
     def summary(self, truth: dict[int, int] | None = None) -> dict:
         """The run in numbers; `mae` and `mean_truth` where the true count of each frame is known."""

@@ -154,8 +154,8 @@ def swap(
 
     from deploy.engine.swap import swap as change
 
-    where, timing = group(config, run_dir)
-    for name, seconds in change(where, model, timing).items():
+    there = group(config, run_dir)
+    for name, seconds in change(there.run_dir, model, there.timing).items():
         print(f"{name:<16} loaded {model.name} in {seconds:.2f} s beside the old model, then changed")
 
 

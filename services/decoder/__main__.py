@@ -3,7 +3,7 @@
 file, RTSP, … --> PyAV, or its demuxer and NVDEC --> surfaces ring, part "frame"
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +11,7 @@ import msgspec
 
 from common import sources
 from common.downstream import Downstream
-from common.errors import Refused
+from common.errors import Refused, SourceError
 from common.journal import Journal
 from common.link import Peer
 from common.messages import Confirmed, Done, Header, Part, Status, Stop, SurfaceLayout
@@ -19,7 +19,7 @@ from common.runtime import Runtime, serve
 from common.sources import redacted
 from common.telemetry import Opened
 from services.decoder.reader import Reader
-from services.decoder.sources import Arrived, Changed, Damaged, Picture
+from services.decoder.sources import Arrived, Changed, Damaged, Event, Picture
 
 STATUS_NS = 1_000_000_000
 DETAIL_MAX = 500  # characters of a status
@@ -80,7 +80,18 @@ class Decoder:
         self.told_end = False
         self.one_to_one = True  # so far every packet has given its picture
         rt.control.on(Stop, self.stop)
+        rt.about = redacted(self.source.url)
         rt.loop.every_tick(self.tell)  # also while a frame waits for a slot
+
+    def events(self) -> Iterator[Event]:
+        """What has happened to the source. Raises SourceError for one of the settings that is no video."""
+        try:
+            yield from self.reader.take()
+        except SourceError as error:
+            if not self.place.change:
+                raise
+            self.rt.log.error("%s", error)  # it was added while the group runs: that goes on
+            yield Changed("ended", str(error))
 
     def announce(self, event: Arrived) -> None:
         """Offers a live frame while it is being decoded: by then, everything behind it waits on the GPU, not on us."""
@@ -225,7 +236,7 @@ def run(rt: Runtime) -> None:
     rt.ready()
     while rt.running and not decoder.ended:
         rt.tick()
-        for event in decoder.reader.take():
+        for event in decoder.events():
             if isinstance(event, Arrived):
                 decoder.announce(event)
             elif isinstance(event, Picture):

@@ -141,6 +141,7 @@ class Fusion:
         source = self.source(body.source)
         source.told_ns = now
         if body.state == "ended":
+            source.detail = body.detail
             self.join.end(body, receipt, now)
             return
         changed = source.state != body.state
@@ -215,7 +216,7 @@ class Fusion:
 
     def end(self, due: Ended) -> None:
         source = self.source(due.source)
-        source.state, source.detail = "ended", ""
+        source.state = "ended"
         self.publish_status(due.source, self.rt.loop.now_ns())
         self.receiver.settle(due.receipts)
 

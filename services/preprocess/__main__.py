@@ -11,7 +11,6 @@ from common.errors import Refused
 from common.geometry import TileGrid
 from common.messages import Header, Hello, Input, Offer, Part, Refuse, SurfaceLayout, TensorLayout
 from common.runtime import Runtime, serve
-from common.settings import Settings
 from common.upstream import Attached, Lease, Upstream
 from services.preprocess import kernels
 
@@ -31,7 +30,7 @@ class Preprocess:
                 settings.run_dir,
                 "tensors",
                 rt.instance,
-                tensor_slots(settings),
+                self.slots(len(sources.known(settings))),
                 rt.timing,
                 on_lost=rt.drop_part,
                 admit=self.admit,
@@ -42,6 +41,10 @@ class Preprocess:
         hello = rt.hello("frame", settings.link.credits)
         self.surfaces = rt.closing(Upstream(rt.loop, settings.run_dir, "surfaces", hello, rt.timing, rt.work))
         rt.rings = self.surfaces
+
+    def slots(self, number: int) -> int:
+        """Slots of the tensors ring for so many sources: frames of all of them wait there side by side."""
+        return self.rt.settings.preprocess.slots or min(SLOTS_MAX, max(3, number + 2))
 
     def admit(self, hello: Hello) -> Refuse | None:
         """The first engine decides what tensors are; others must want the same while it is there."""
@@ -59,13 +62,18 @@ class Preprocess:
         return None
 
     def make_room(self, surface: SurfaceLayout) -> None:
-        """Opens a tensors ring that a frame of this size fits into, once what is in the old one has been read."""
+        """Opens a tensors ring that a frame of this size fits into, once what is in the old one has been read.
+
+        It has room for frames of every source that is there: sources may come while we run.
+        """
         needed = self.layout_for(surface)
-        have = self.tensors.layout
-        if have and have.images >= needed.images and (have.size_px, have.dtype) == (needed.size_px, needed.dtype):
+        have, slots = self.tensors.layout, self.slots(len(self.surfaces.attached))
+        fits = have and have.images >= needed.images and (have.size_px, have.dtype) == (needed.size_px, needed.dtype)
+        if fits and self.tensors.slots >= slots:
             return
         while have and self.rt.running and not self.tensors.drained:
             self.rt.tick()
+        self.tensors.slots = max(self.tensors.slots, slots)
         self.tensors.open(needed)
 
     def prepare(self, surface: SurfaceLayout, tensor: TensorLayout) -> None:
@@ -155,11 +163,6 @@ def run(rt: Runtime) -> None:
             if not rt.running:
                 break
     rt.linger(lambda: preprocess.tensors.drained)
-
-
-def tensor_slots(settings: Settings) -> int:
-    """Slots of the tensors ring: frames of all sources wait there side by side."""
-    return settings.preprocess.slots or min(SLOTS_MAX, max(3, len(sources.known(settings)) + 2))
 
 
 def _words(wanted: Input) -> str:

@@ -122,7 +122,7 @@ def test_run_restarts_a_service_that_dies_and_says_so(running):
         pid for pid in children(running.pid) if b"services.infer_tiles" in Path(f"/proc/{pid}/cmdline").read_bytes()
     )
     os.kill(victim, signal.SIGKILL)
-    assert any("infer_tiles ended with SIGKILL: restarted" in running.stderr.readline() for _ in range(30))
+    assert any("infer_tiles.0 ended with SIGKILL: restarted" in running.stderr.readline() for _ in range(30))
     for _ in range(600):
         line = json.loads(running.stdout.readline())
         if line["totals"]["incomplete"] or line["totals"]["dropped"]:

@@ -46,6 +46,58 @@ def test_ps_shows_every_process_and_restart_changes_one(running, run_dir):
     assert lines[0].split()[:3] == ["service", "state", "pid"] and len(lines) == 1 + len(SERVICES)
 
 
+def processes(run_dir) -> dict:
+    """Name -> pid of what is ready."""
+    rows = json.loads(peoplecounter(run_dir, "ps", "--json").stdout)
+    return {row["service"]: row["pid"] for row in rows if row["state"] == "ready"}
+
+
+def test_a_service_is_scaled_while_the_others_go_on(running, run_dir):
+    before = processes(run_dir)
+    done = peoplecounter(run_dir, "scale", "infer_tiles", 3)
+    assert done.stdout == "infer_tiles: 3 ready, there were 1\n", done.stderr
+    more = processes(run_dir)
+    assert more.items() > before.items() and more.keys() - before.keys() == {"infer_tiles.1", "infer_tiles.2"}
+    assert peoplecounter(run_dir, "scale", "infer_tiles", 1).returncode == 0
+    fewer = processes(run_dir)
+    assert sum(name.startswith("infer_tiles.") for name in fewer) == 1 and more.items() > fewer.items()
+    for arguments, said in ((("fusion", 2), "cannot be scaled"), (("infer_tiles", 0), "1 to 32")):
+        done = peoplecounter(run_dir, "scale", *arguments)
+        assert done.returncode == 78 and said in done.stderr
+
+
+def test_sources_come_and_go_while_the_group_runs(running, run_dir, clip, tmp_path):
+    """Each has a decoder of its own; one that cannot be played is said to whoever added it, and the group goes on."""
+    before = processes(run_dir)
+    done = peoplecounter(run_dir, "source", "add", "yard", clip, "--realtime", "--loop")
+    assert done.stdout == "yard is online\n", done.stderr
+    assert processes(run_dir).keys() - before.keys() == {"decoder.yard"}
+    (tmp_path / "text.mp4").write_text("no video")
+    for arguments, said in (
+        (("add", "yard", clip), "is there already"),
+        (("add", "text", tmp_path / "text.mp4"), "invalid data"),
+        (("add", "none", tmp_path / "none.mp4"), "no such file"),
+        (("add", "a/b", clip), "is no name of a source"),
+        (("remove", "nobody"), "There is no source 'nobody'"),
+    ):
+        done = peoplecounter(run_dir, "source", *arguments)
+        assert done.returncode in (66, 78) and said in done.stderr, done.stderr
+    rows = {row["source"]: row for row in json.loads(peoplecounter(run_dir, "source", "list", "--json").stdout)}
+    assert {row["state"] for name, row in rows.items() if name in ("clip", "yard")} == {"online"}
+    assert rows["yard"]["url"] == str(clip) and rows["yard"]["totals"]["counted"] > 0
+    assert peoplecounter(run_dir, "source", "remove", "yard").stdout == "yard was removed\n"
+    assert processes(run_dir) == before
+    listed = peoplecounter(run_dir, "source", "list").stdout
+    assert "clip " in listed and "yard" not in listed
+
+
+def test_a_group_without_sources_waits_for_one(running, run_dir, clip):
+    assert peoplecounter(run_dir, "source", "remove", "clip").returncode == 0
+    assert peoplecounter(run_dir, "source", "add", "clip", clip).stdout == "clip is online\n"
+    running.communicate(timeout=30)  # it is played once: that is the end
+    assert running.returncode == 0
+
+
 def test_what_is_wrong_is_a_sentence(running, run_dir, tmp_path):
     for arguments, said in (
         (["restart", "infer_tile"], "There is no 'infer_tile' here"),
@@ -57,13 +109,16 @@ def test_what_is_wrong_is_a_sentence(running, run_dir, tmp_path):
         assert "Traceback" not in done.stderr
 
 
-def test_a_process_started_by_hand_is_not_ended_by_restart(group, clip):
+def test_what_was_started_by_hand_is_not_restarted_and_has_nobody_to_start_more(group, clip):
     g = group({"cam": {"url": str(clip), **LIVE}})
     g.start()
     g.wait_counts(5)
     done = g.peoplecounter("restart", "fusion")
     assert done.returncode == 70 and "nobody would start it again" in done.stderr
     assert g.processes["fusion.0"].poll() is None
+    for arguments in (("scale", "infer_tiles", 2), ("source", "add", "yard", clip)):
+        done = g.peoplecounter(*arguments)
+        assert done.returncode == 78 and "started by hand" in done.stderr
 
 
 def test_a_log_level_is_changed_while_it_runs(group, clip):
