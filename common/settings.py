@@ -221,8 +221,11 @@ def load(**overrides: Any) -> Settings:
     (with the nearest one that exists) or a value is out of its bounds.
     """
     file = os.environ.get(CONFIG_VARIABLE)
-    if file and not Path(file).is_file():
-        raise Refused(f"The configuration file {file} does not exist.", NO_INPUT)
+    if file:
+        try:
+            Path(file).open().close()
+        except OSError as error:
+            raise Refused(f"The configuration file {file} cannot be read: {error.strerror}.", NO_INPUT) from None
     known = key_paths()
     for variable in os.environ:
         path = variable.removeprefix(PREFIX).lower().replace("__", ".")

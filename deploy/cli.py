@@ -11,7 +11,7 @@ import typer
 from common.errors import Refused
 from common.keys import CHARACTERS, key_pair
 from common.logs import Level
-from common.settings import Source
+from common.settings import PREFIX, Source
 from deploy import control, evaluate, supervisors
 from deploy import sources as running_sources
 from deploy.display import Services, display, process_lines, source_lines, summary_lines
@@ -27,6 +27,11 @@ app.add_typer(models, name="models")
 app.add_typer(engine, name="engine")
 source_app = typer.Typer(no_args_is_help=True, help="Cameras of a running group, that come and go.")
 app.add_typer(source_app, name="source")
+
+install_app = typer.Typer(no_args_is_help=True, help="Have the machine's supervisor run the group.")
+app.add_typer(install_app, name="install")
+uninstall_app = typer.Typer(no_args_is_help=True, help="Undo an install.")
+app.add_typer(uninstall_app, name="uninstall")
 
 SILENT_S = 3.0  # of silence until `watch` says so
 RunDir = Annotated[Path | None, typer.Option(help="Run directory of the group.")]
@@ -223,6 +228,36 @@ def list_sources(config: Config = None, run_dir: RunDir = None, as_json: AsJson 
     """Show the sources of a running group: state, frames, who decodes them."""
     rows = running_sources.table(control.group(config, run_dir))
     print(json.dumps(rows) if as_json else "\n".join(source_lines(rows)))
+
+
+UnitName = Annotated[str, typer.Option(help="Of the group: begins its units' names, one for each GPU.")]
+Root = Annotated[Path, typer.Option(help="Write below this folder instead, and tell no systemd.")]
+
+
+@install_app.command("systemd")
+def install_systemd(
+    config: Annotated[Path, typer.Option(help="TOML file of settings; root's alone will do.")],
+    name: UnitName = "peoplecounter",
+    user: Annotated[str | None, typer.Option(help="Whom the services run as. Default: NAME, who is made.")] = None,
+    root: Root = Path("/"),
+) -> None:
+    """Write systemd units from topology and settings; again after a change of what there is to run."""
+    from deploy.systemd.install import install
+
+    settings, _ = configure(config, {PREFIX + "SOURCES_DIR": f"/var/lib/{name}/sources"})
+    for path in install(settings, config, name, user or name, root):
+        print(path)
+    if root == Path("/"):
+        print(f"\nNow: systemctl enable --now {name}.target; afterwards, for changed settings: systemctl restart it")
+
+
+@uninstall_app.command("systemd")
+def uninstall_systemd(name: UnitName = "peoplecounter", root: Root = Path("/")) -> None:
+    """Stop the group and remove its units; its user and /var/lib/NAME stay."""
+    from deploy.systemd.install import uninstall
+
+    for path in uninstall(name, root):
+        print(f"removed {path}")
 
 
 @models.command()

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from common.errors import SOFTWARE, Refused
 from common.settings import Workers
 from deploy import control
+from deploy.command import COMMAND_S, call
 from deploy.control import Group
 from deploy.group import circus_endpoint
 
-COMMAND_S = 60.0
 COMPOSE = "com.docker.compose"  # what begins the labels of its containers
 
 
@@ -77,9 +77,9 @@ def _systemd(group: Group, name: str, service: str, instances: list[str]) -> Non
     unit = f"{name}-{service.replace('_', '-')}@"
     for instance in running(group, service):
         if instance not in instances:
-            _call("systemctl", "disable", "--now", f"{unit}{instance}.service")
+            call("systemctl", "disable", "--now", f"{unit}{instance}.service")
     for instance in instances:
-        _call("systemctl", "enable", "--now", f"{unit}{instance}.service")
+        call("systemctl", "enable", "--now", f"{unit}{instance}.service")
 
 
 def _compose(group: Group, name: str, service: str, instances: list[str]) -> None:
@@ -92,14 +92,14 @@ def _compose(group: Group, name: str, service: str, instances: list[str]) -> Non
     pids = {str(pid) for pid in control.owners(group.run_dir).values()}
     wanted = ["project", "project.working_dir", "project.config_files"]
     fields = "\n".join(f'{{{{index .Config.Labels "{COMPOSE}.{label}"}}}}' for label in wanted)
-    for container in _call("docker", "ps", "-q", "--filter", f"label={COMPOSE}.project").split():
-        pid, project, folder, files = _call("docker", "inspect", "-f", "{{.State.Pid}}\n" + fields, container).split(
+    for container in call("docker", "ps", "-q", "--filter", f"label={COMPOSE}.project").split():
+        pid, project, folder, files = call("docker", "inspect", "-f", "{{.State.Pid}}\n" + fields, container).split(
             "\n"
         )[:4]
         if pid in pids:
             arguments = [part for file in files.split(",") for part in ("-f", file)]
             command = [*_compose_command(), "-p", project, "--project-directory", folder, *arguments]
-            _call(*command, "up", "-d", "--no-recreate", "--no-deps", "--scale", argument, service, cwd=folder)
+            call(*command, "up", "-d", "--no-recreate", "--no-deps", "--scale", argument, service, cwd=folder)
             return
     raise Refused("No container of docker runs a process of this group.", SOFTWARE)
 
@@ -114,15 +114,3 @@ SUPERVISORS: dict[str, Callable[[Group, str, str, list[str]], None]] = {
 def _compose_command() -> list[str]:
     plugin = subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0
     return ["docker", "compose"] if plugin else ["docker-compose"]
-
-
-def _call(*command: str, cwd: str | None = None) -> str:
-    """What a command printed; raises Refused with its last line when it failed."""
-    try:
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=COMMAND_S)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise Refused(f"'{' '.join(command)}' failed: {error}.", SOFTWARE) from None
-    if done.returncode:
-        why = (done.stderr or done.stdout).strip().splitlines() or [f"exit code {done.returncode}"]
-        raise Refused(f"'{' '.join(command)}' failed: {why[-1]}", SOFTWARE)
-    return done.stdout

@@ -62,7 +62,7 @@ def test_run_in_plain_lines_names_endpoint_and_summary(run_dir, clip, model):
         (["run", "CLIP", "--workers", "infer_tile=2"], 78, "SERVICE of preprocess, infer_global, infer_tiles"),
         (["run", "CLIP", "--out", "/nowhere/counts.jsonl"], 66, "cannot be written"),
         (["run", "CLIP", "--out", "/dev/full"], 70, "cannot be written"),
-        (["run", "CLIP", "--config", "/nowhere.toml"], 66, "/nowhere.toml does not exist"),
+        (["run", "CLIP", "--config", "/nowhere.toml"], 66, "/nowhere.toml cannot be read"),
         (["eval", "/nowhere", "/nowhere"], 66, "cannot be read"),
         (["eval", __file__, __file__], 65, "is no count"),
         (["models", "export"], 78, "--accept-agpl"),

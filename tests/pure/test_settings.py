@@ -63,7 +63,7 @@ def test_an_unknown_variable_is_refused_with_the_nearest(monkeypatch):
 
 def test_a_missing_file_is_said_so(monkeypatch):
     monkeypatch.setenv("PEOPLECOUNTER_CONFIG", "/nowhere.toml")
-    with pytest.raises(Refused, match=r"/nowhere\.toml does not exist") as refusal:
+    with pytest.raises(Refused, match=r"/nowhere\.toml cannot be read: No such file") as refusal:
         settings.load()
     assert refusal.value.code == NO_INPUT
 

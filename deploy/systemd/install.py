@@ -1,0 +1,203 @@
+"""Writes the units of a group, and takes them away again. What they contain is in the .in files beside this one."""
+
+import contextlib
+import os
+import pwd
+import re
+import shutil
+import sys
+from pathlib import Path
+from string import Template
+
+from common import backend, engine, sources
+from common.errors import NO_INPUT, Refused
+from common.settings import NAME, Settings
+from common.topology import SERVICES, Service
+from deploy.command import call
+
+HERE = Path(__file__).parent
+UNITS = Path("etc/systemd/system")
+HIDDEN = [Path(p) for p in ("/home", "/root", "/run/user", "/tmp", "/var/tmp")]  # what the units' hardening hides
+MEMORY = {"cpu": "4G", "cuda": "24G"}  # most that one process may have, its ring included
+DEVICES = {
+    "cpu": "PrivateDevices=yes\nMemoryDenyWriteExecute=yes",  # a GPU's driver and compiler write code
+    "cuda": "DevicePolicy=closed\n" + "\n".join(f"DeviceAllow=char-nvidia{n} rw" for n in ("", "-uvm", "-caps")),
+}
+
+
+def install(settings: Settings, config: Path, name: str, user: str, root: Path) -> list[Path]:
+    """Writes units, the wants of the target, and the user if there is none; returns what was written, in order.
+
+    `root`: "/" for this machine, whose systemd is then told; else a folder that is to become one. Raises Refused for
+    what a unit could not run or see.
+    """
+    check_name(name)
+    check_root(root)
+    check(settings, config)
+    files = units(settings, config, name, user)
+    folder = root / UNITS
+    written = []
+    try:
+        remove_units(root, name)
+        for unit, text in files.items():
+            written.append(_write(folder / unit, text))
+        for unit in instances(settings, name):
+            link = folder / f"{name}.target.wants" / unit
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(Path("..") / template(unit))
+            written.append(link)
+        if user == name and not _is_user(user):
+            line = f'u {user} - "counts people" /var/lib/{name}\n'
+            written.append(_write(root / "etc/sysusers.d" / f"{name}.conf", line))
+            if root == Path("/"):
+                call("systemd-sysusers", str(written[-1]))
+    except OSError as error:
+        raise Refused(f"{error.filename} cannot be written: {error.strerror}.", NO_INPUT) from None
+    if root == Path("/"):
+        call("systemctl", "daemon-reload")
+    return written
+
+
+def uninstall(name: str, root: Path) -> list[Path]:
+    """Stops the group, removes its units and run directory; leaves its user and the sources added at run time."""
+    check_name(name)
+    check_root(root)
+    if not (root / UNITS / f"{name}.target").exists():
+        raise Refused(f"There is no {name}.target in {root / UNITS}: name the group with --name.", NO_INPUT)
+    if root == Path("/"):
+        call("systemctl", "disable", "--now", f"{name}.target")
+        call("systemctl", "stop", *(f"{name}-*.service",))
+    removed = remove_units(root, name)
+    if root == Path("/"):
+        call("systemctl", "daemon-reload")
+        shutil.rmtree(f"/run/{name}", ignore_errors=True)
+    return removed
+
+
+def units(settings: Settings, config: Path, name: str, user: str) -> dict[str, str]:
+    """File name -> text of every unit."""
+    kind = backend.resolve(settings)
+    fill = {
+        "name": name,
+        "user": user,
+        "config": str(config.absolute()),
+        "python": sys.executable,
+        "memory": MEMORY[kind],
+        "devices": DEVICES[kind],
+        "sources": ", ".join(sources.known(settings)) or "no source yet",
+        "mps": backend.mps_binary() or "",
+    }
+    files = {f"{name}.target": _fill("target", fill)}
+    if kind == "cuda" and settings.mps == "auto" and fill["mps"]:
+        files[f"{name}-mps.service"] = _fill("mps", fill)
+    for service in SERVICES:
+        alone = not needs_network(service, settings)
+        files[f"{stem(service, name)}.service"] = _fill(
+            "service",
+            fill
+            | {
+                "service": service.name,
+                "does": service.does.replace("->", "to"),
+                "instance": "" if service.each == "group" else " %i",
+                "private_network": "yes" if alone else "no",
+                "families": "AF_UNIX" if alone else "AF_UNIX AF_INET AF_INET6",
+            },
+        )
+    return files
+
+
+def instances(settings: Settings, name: str) -> list[str]:
+    """Units that the target starts: one a source, as many as there are workers, one."""
+    found = [f"{name}-mps.service"] if f"{name}-mps.service" in units(settings, Path("/"), name, name) else []
+    for service in SERVICES:
+        many = (
+            sources.known(settings) if service.each == "source" else range(getattr(settings.workers, service.name, 1))
+        )
+        found += [f"{stem(service, name)}{'' if service.each == 'group' else i}.service" for i in many]
+    return found
+
+
+def stem(service: Service, name: str) -> str:
+    """peoplecounter-infer-tiles@, peoplecounter-fusion: a unit's name up to its instance."""
+    return f"{name}-{service.name.replace('_', '-')}" + ("" if service.each == "group" else "@")
+
+
+def template(unit: str) -> str:
+    """The file behind a unit: a@1.service is an instance of a@.service."""
+    head, at, _ = unit.partition("@")
+    return f"{head}@.service" if at else unit
+
+
+def needs_network(service: Service, settings: Settings) -> bool:
+    """False for a process that speaks to nobody but its neighbours."""
+    if service.name == "decoder" or settings.telemetry.exporter == "otlp":
+        return True
+    if service.name == "fusion":
+        return bool(settings.fusion.publish)
+    return service.name.startswith("infer_") and backend.is_endpoint(settings.engine.model)
+
+
+def check(settings: Settings, config: Path) -> None:
+    """Raises Refused when a service of another user could not start with these settings."""
+    engine.check(settings)
+    seen = {"the interpreter": sys.executable, "the interpreter's folder": sys.base_prefix}
+    seen |= {
+        "engine.model": "" if backend.is_endpoint(settings.engine.model) else settings.engine.model,
+        "fusion.key": settings.fusion.key,
+        "fusion.subscribers": settings.fusion.subscribers,
+    }
+    seen |= {f"the source {n}": s.url for n, s in settings.sources.items() if "://" not in s.url}
+    for what, path in seen.items():
+        if not path:
+            continue
+        if not Path(path).is_absolute():
+            raise Refused(f"{what[0].upper()}{what[1:]} is {path}: a unit needs the whole path, from / on.")
+        hidden = next((p for p in HIDDEN if Path(path).resolve().is_relative_to(p)), None)
+        if hidden:
+            raise Refused(
+                f"{what[0].upper()}{what[1:]} {path} lies in {hidden}, hidden from services: move it to /opt."
+            )
+
+
+def check_name(name: str) -> None:
+    if not re.match(NAME, name):
+        raise Refused(f"{name!r} is no name of a group: letters, digits, - and _, at most 63.")
+
+
+def check_root(root: Path) -> None:
+    """Raises Refused where only root may write."""
+    if root == Path("/") and os.getuid():
+        raise Refused("Units are for root to install: sudo, or --root FOLDER to look at them first.")
+
+
+def remove_units(root: Path, name: str) -> list[Path]:
+    """Removes what install() wrote of this group, and nothing else."""
+    folder = root / UNITS
+    found = [folder / f"{name}.target", folder / f"{name}-mps.service"]
+    found += [folder / f"{stem(service, name)}.service" for service in SERVICES]
+    found += sorted((folder / f"{name}.target.wants").glob(f"{name}-*.service"))
+    removed = [path for path in found if path.is_symlink() or path.exists()]
+    for path in removed:
+        path.unlink()
+    with contextlib.suppress(OSError):
+        (folder / f"{name}.target.wants").rmdir()
+    return removed
+
+
+def _fill(unit: str, values: dict[str, str]) -> str:
+    return Template((HERE / f"{unit}.in").read_text()).substitute(values)
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o644)
+    return path
+
+
+def _is_user(name: str) -> bool:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True

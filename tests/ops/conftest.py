@@ -1,0 +1,65 @@
+"""What a production machine has: the project installed where services may see it, the demo's plaza as a camera."""
+
+import csv
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from deploy.demo.plaza import render_clip
+from tests.support.cli import ROOT
+from tests.support.published import Published
+
+PYTHON = "/usr/bin/python3"  # the machine's own, which every user may run
+FRAMES, FPS = 24, 5
+
+
+class Installation:
+    """A folder below /opt with the project in an environment of its own, and a clip whose truth is known."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.bin = folder, folder / "venv" / "bin"
+        self.clip = folder / "plaza.mp4"
+
+    @property
+    def truth(self) -> list[int]:
+        """People in each frame."""
+        with self.clip.with_suffix(".csv").open(newline="") as file:
+            people = Counter(int(row["frame"]) for row in csv.DictReader(file))
+        return [people[frame] for frame in range(FRAMES)]
+
+    def check_counts(self, seen: Published, source: str) -> None:
+        """The plaza was counted as well as the demo's model can: within a tenth of its people, on average."""
+        counts = [c for c in seen.of("counts", source) if c["complete"]]
+        errors = [abs(c["count"] - self.truth[round(c["pts_s"] * 30) % FRAMES]) for c in counts]
+        assert sum(errors) / len(errors) < 0.1 * sum(self.truth) / FRAMES, errors
+
+
+@pytest.fixture(scope="session")
+def source_tree(tmp_path_factory):
+    """What would be committed now, and nothing else: no stale build is installed."""
+    folder = tmp_path_factory.mktemp("tree") / "peoplecounter"
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(listed, cwd=ROOT, capture_output=True, check=True, text=True).stdout.split("\0"):
+        if name and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def installation(source_tree):
+    """Installed as README says, by the machine's Python."""
+    folder = Path(tempfile.mkdtemp(prefix="pc-test-", dir="/opt"))
+    folder.chmod(0o755)
+    subprocess.run([PYTHON, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", folder / "venv" / "bin" / "python", "install", "-q"]
+    subprocess.run([*pip, "--no-warn-script-location", source_tree], check=True)
+    one = Installation(folder)
+    render_clip(one.clip, one.clip.with_suffix(".csv"), frames=FRAMES)
+    yield one
+    shutil.rmtree(folder)
