@@ -8,7 +8,8 @@ demo: .venv/demo
 	$(BIN)/peoplecounter demo
 
 test: .venv/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 3 --dist loadfile --ignore tests/ops  # most of them wait
+	$(BIN)/python -m pytest tests/ops  # supervisors: their time limits want the cores
 
 lint: .venv/dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -73,7 +73,6 @@ class Runtime:
         self._report_ns = 0
         self._watchdog_ns = int(os.environ.get("WATCHDOG_USEC", 0)) * 1000 // 3
         self._fed_ns = 0
-        self._heart = Path(settings.heartbeat) if settings.heartbeat else None
         self._heart_ns = 0
 
     @cached_property
@@ -104,9 +103,9 @@ class Runtime:
         if self._watchdog_ns and now - self._fed_ns > self._watchdog_ns:
             self._fed_ns = now
             notify("WATCHDOG=1")
-        if self._heart and now >= self._heart_ns:
+        if self.settings.heartbeat and now >= self._heart_ns:
             self._heart_ns = now + HEARTBEAT_NS
-            self._heart.touch(0o600)
+            beat(self.settings)
         if self.results and now >= self._report_ns:
             self._report_ns = now + REPORT_NS
             self.tracer.account()
@@ -191,6 +190,12 @@ def notify(state: str) -> None:
             channel.sendto(state.encode(), "\0" + address[1:] if address[0] == "@" else address)
 
 
+def beat(settings: Settings) -> None:
+    """Writes this process' pid anew: the age of the file is how long nothing has gone on."""
+    with os.fdopen(os.open(settings.heartbeat, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "w") as file:
+        file.write(f"{os.getpid()}\n")
+
+
 def serve(service: str, loop: Callable[[Runtime], None]) -> None:
     """Runs a service to its end: `python -m services.<service> [INSTANCE]`. Exits 0, or with a code of errors.py.
 
@@ -231,7 +236,7 @@ def _idle(settings: Settings) -> None:
     """A moment of a process that has nothing to be yet: it is alive, and says so."""
     notify("READY=1\nWATCHDOG=1\nSTATUS=waits for a source without a decoder")
     if settings.heartbeat:
-        Path(settings.heartbeat).touch(0o600)
+        beat(settings)
     time.sleep(CLAIM_S)
 
 

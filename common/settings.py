@@ -184,7 +184,7 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = "text"
     """Log lines for people, or one JSON object a line"""
     heartbeat: str = ""
-    """File that is touched once a second while the service goes on, for health checks of containers"""
+    """File that gets the pid once a second while the service goes on, for health checks: deploy/healthy.sh"""
     sources: dict[Name, Source] = {}
     """[sources.NAME] tables, one for each camera or file"""
     sources_dir: str = ""

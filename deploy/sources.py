@@ -13,6 +13,7 @@ from deploy.control import Group
 from deploy.subscribe import messages
 
 HEARD_S = 1.5  # every source's status is published once a second
+PENDING = ("waiting", "opening")
 OPENED_S = 15.0  # until a new one has said how it is
 ENDED_S = 15.0  # until the last frames of a removed one are counted
 
@@ -25,7 +26,7 @@ def add(group: Group, name: str, source: Source) -> str:
     supervisors.check(group)
     sources.write(group.settings, name, source)
     supervisors.ensure(group, "decoder", [*kept, name])
-    status = heard(group, lambda found: found.get(name, {}).get("state", "opening") != "opening", OPENED_S).get(name)
+    status = heard(group, lambda found: found.get(name, {}).get("state", "waiting") not in PENDING, OPENED_S).get(name)
     if status is None:
         raise Refused(f"The source {name!r} was added, but nothing is heard of it: see peoplecounter ps.", SOFTWARE)
     if status["state"] == "ended" and status["detail"]:  # why it cannot be played
@@ -58,11 +59,6 @@ def table(group: Group) -> list[dict]:
     rows = []
     for name, status in sorted(heard(group, lambda found: False, HEARD_S).items()):
         rows.append({**status, "url": decoders.get(name, {}).get("about", "")})
-    for name in sorted(sources.known(group.settings).keys() - {row["source"] for row in rows}):
-        totals = {"counted": 0, "dropped": {}}
-        rows.append(
-            {"source": name, "state": "waiting", "detail": "", "seconds_since_frame": None, "totals": totals, "url": ""}
-        )
     return rows
 
 

@@ -69,7 +69,7 @@ class Damaged:
 
 @dataclass(frozen=True)
 class Changed:
-    """The source is now "online", "reconnecting" or (nothing follows) "ended"."""
+    """The source is now "online" (its first picture follows), "reconnecting" or (nothing follows) "ended"."""
 
     state: str
     detail: str = ""
@@ -106,9 +106,10 @@ def play(
         return
     while True:
         seen = False
-        yield Changed("online")
         for event in _once(source, settings, after_pts, wait, codec):
-            seen = seen or isinstance(event, Picture)
+            if isinstance(event, Picture) and not seen:
+                yield Changed("online")
+                seen = True
             yield event
         if not seen and after_pts is None:
             raise SourceError(f"The source {source.url} has no frame that can be decoded.", BAD_DATA)

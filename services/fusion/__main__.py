@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from common import sources
+from common.control import sources_to_decode
 from common.errors import Refused
 from common.journal import Journal
 from common.messages import DROP_REASONS, Confirmed, Detections, Dropped, Report, Status
@@ -30,7 +31,7 @@ class Source:
 
     journal: Journal
     totals: Totals
-    state: str = "online"
+    state: str  # as its decoder says; "waiting": it has none yet
     detail: str = ""
     told_ns: int = 0  # when its decoder last spoke
     frame_ns: int = 0  # when a frame of it was last counted
@@ -73,7 +74,8 @@ class Fusion:
         if name not in self.sources:
             journal = Journal(self.rt.settings.run_dir / f"fusion.{name}.journal", Totals)
             now = self.rt.loop.now_ns()
-            self.sources[name] = Source(journal, journal.read() or Totals(), frame_ns=now)
+            state = "waiting" if name in sources_to_decode(self.rt.settings) else "ended"
+            self.sources[name] = Source(journal, journal.read() or Totals(), state, frame_ns=now)
             self.join.resume(name, self.sources[name].totals.next_seq)
         return self.sources[name]
 
@@ -226,7 +228,7 @@ class Fusion:
         if now >= self.status_ns:
             self.status_ns = now + STATUS_NS
             self.look(now)
-            for name in self.sources:
+            for name in self.known.keys() | self.sources.keys():
                 self.publish_status(name, now)
             for name, service in self.services.items():
                 if service.state != "up":  # the others have just said so
@@ -240,8 +242,8 @@ class Fusion:
         self.publisher.send("service", name, {"state": service.state, "seconds": seconds, **service.told})
 
     def publish_status(self, name: str, now: int) -> None:
-        source = self.sources[name]
-        silent = source.state != "ended" and now - source.told_ns > STALE_NS
+        source = self.source(name)
+        silent = source.state not in ("waiting", "ended") and now - source.told_ns > STALE_NS
         content = {
             "source": name,
             "state": "stale" if silent else source.state,

@@ -7,7 +7,6 @@ import pytest
 from common import settings
 from common.errors import NO_INPUT, Refused
 from deploy.settings_table import table
-from services.preprocess.__main__ import tensor_slots
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +28,7 @@ def test_environment_wins_over_the_file_which_wins_over_the_defaults(monkeypatch
     config(monkeypatch, tmp_path, '[decoder]\nslots = 5\n[engine]\nscore = 0.4\n[sources.door]\nurl = "a.mp4"\n')
     monkeypatch.setenv("PEOPLECOUNTER_DECODER__SLOTS", "7")
     loaded = settings.load()
-    assert (loaded.decoder.slots, loaded.engine.score, tensor_slots(loaded)) == (7, 0.4, 3)
+    assert (loaded.decoder.slots, loaded.engine.score, loaded.preprocess.slots) == (7, 0.4, 0)
     assert loaded.sources["door"].url == "a.mp4"
 
 
