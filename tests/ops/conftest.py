@@ -18,12 +18,12 @@ PYTHON = "/usr/bin/python3"  # the machine's own, which every user may run
 FRAMES, FPS = 24, 5
 
 
-class Installation:
-    """A folder below /opt with the project in an environment of its own, and a clip whose truth is known."""
+class Clip:
+    """The demo's plaza in a folder, whose truth is known."""
 
     def __init__(self, folder: Path):
-        self.folder, self.bin = folder, folder / "venv" / "bin"
         self.clip = folder / "plaza.mp4"
+        render_clip(self.clip, self.clip.with_suffix(".csv"), frames=FRAMES)
 
     @property
     def truth(self) -> list[int]:
@@ -51,6 +51,19 @@ def source_tree(tmp_path_factory):
     return folder
 
 
+class Installation(Clip):
+    """A folder below /opt with the project in an environment of its own, and a clip."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self.bin = folder / "venv" / "bin"
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory):
+    return Clip(tmp_path_factory.mktemp("clip"))
+
+
 @pytest.fixture(scope="session")
 def installation(source_tree):
     """Installed as README says, by the machine's Python."""
@@ -59,7 +72,5 @@ def installation(source_tree):
     subprocess.run([PYTHON, "-m", "venv", "--without-pip", folder / "venv"], check=True)
     pip = [sys.executable, "-m", "pip", "--python", folder / "venv" / "bin" / "python", "install", "-q"]
     subprocess.run([*pip, "--no-warn-script-location", source_tree], check=True)
-    one = Installation(folder)
-    render_clip(one.clip, one.clip.with_suffix(".csv"), frames=FRAMES)
-    yield one
+    yield Installation(folder)
     shutil.rmtree(folder)

@@ -1,0 +1,154 @@
+"""A real Docker engine builds the image and runs deploy/compose.yaml: killed, frozen, scaled, controlled."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.ops.conftest import FPS
+from tests.support.docker import Docker, missing
+from tests.support.published import Published
+
+pytestmark = pytest.mark.skipif(bool(lacking := missing()), reason=f"this machine lacks {lacking}")
+
+IMAGE, PROJECT = "peoplecounter-test", "pc"
+CONFIG = f"""
+[sources.plaza]
+url = "/media/plaza.mp4"
+realtime = true
+loop = true
+fps = {FPS}
+[engine]
+threads = 1
+"""
+SERVICES = ("decoder", "preprocess", "infer_global", "infer_tiles", "fusion")
+ENOUGH = 5
+
+
+class Compose:
+    """The project, up in an engine of its own."""
+
+    def __init__(self, docker: Docker, tree, folder, clip):
+        self.docker, self.deploy = docker, tree / "deploy"
+        media = folder / "media"
+        media.mkdir()
+        (media / clip.name).write_bytes(clip.read_bytes())
+        config = folder / "peoplecounter.toml"
+        config.write_text(CONFIG)
+        config.chmod(0o644)
+        for one in (folder, *folder.parents):
+            if one.owner() == "root" and one.is_relative_to("/tmp") and one.name != "tmp":
+                one.chmod(0o755)
+        docker.environment |= {
+            "IMAGE": IMAGE, "CONFIG": str(config), "MEDIA": str(media), "COMPOSE_PROJECT_NAME": PROJECT,
+        }  # fmt: skip
+        self.compose("up", "-d", "--no-build")
+        volume = docker.folder / "data/volumes" / f"{PROJECT}_run/_data"
+        self.run_dir = docker.root / str(volume / "group")[1:]
+        self.seen = Published(f"ipc://{self.run_dir}/counts.sock")
+        self.seen.tail = lambda: self.compose("logs", "--tail", "20", check=False)
+
+    def compose(self, *arguments: object, check: bool = True) -> str:
+        files = ("-f", self.deploy / "compose.yaml")
+        return self.docker.do("docker-compose", *files, *arguments, check=check)
+
+    def pids(self) -> dict[str, int]:
+        """Container -> pid of its process, of all that run."""
+        ids = self.docker.do("docker", "ps", "-q").split()
+        rows = self.docker.do("docker", "inspect", "-f", "{{.Name}} {{.State.Pid}}", *ids).splitlines() if ids else []
+        return {
+            name.strip("/").removeprefix(f"{PROJECT}_"): int(pid) for name, pid in map(str.split, rows) if pid != "0"
+        }
+
+    def peoplecounter(self, *arguments: object) -> str:
+        return self.docker.do("docker", "exec", f"{PROJECT}_fusion_1", "peoplecounter", *arguments)
+
+    def close(self) -> None:
+        self.seen.close()
+        self.compose("down", "-v", "-t", "3", check=False)
+
+
+@pytest.fixture(scope="module")
+def compose(source_tree, clip, tmp_path_factory):
+    docker = Docker()
+    one = None
+    try:
+        docker.build(source_tree, IMAGE)
+        one = Compose(docker, source_tree, tmp_path_factory.mktemp("compose"), clip.clip)
+        yield one
+    finally:
+        if one:
+            one.close()
+        docker.close()
+
+
+def test_the_demo_is_counted_by_five_containers_that_may_do_nothing_else(compose, clip):
+    compose.seen.wait_counts(2 * ENOUGH, 60)
+    clip.check_counts(compose.seen, "plaza")
+    rows = json.loads(compose.peoplecounter("ps", "--json"))
+    assert {row["service"].split(".")[0] for row in rows} == set(SERVICES)
+    assert {row["supervisor"] for row in rows} == {"compose"}
+    print(compose.docker.do("docker", "images", IMAGE))
+    for pid in compose.pids().values():
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+        assert status["Uid"].split() == ["10001"] * 4
+        assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0
+        assert status["NoNewPrivs"] == "1"
+    said = compose.docker.do("docker", "exec", f"{PROJECT}_fusion_1", "sh", "-c", "echo > /opt/x", check=False)
+    assert "Read-only file system" in said
+    networks = compose.docker.do("docker", "inspect", "-f", "{{.HostConfig.NetworkMode}}", f"{PROJECT}_fusion_1")
+    assert networks.strip() == "none"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("service", SERVICES)
+def test_one_container_is_started_again_and_the_others_go_on(compose, service, number):
+    """A frozen one is ended by its health check. Either way only its pid changes, and nothing is lost silently."""
+    before, name = compose.pids(), f"{service}_1"
+    compose.seen.wait_counts(1)
+    os.kill(before[name], number)
+    gone = time.monotonic()
+    compose.seen.wait_for(lambda: compose.pids().get(name, before[name]) != before[name], "its successor")
+    started = time.monotonic()
+    compose.seen.wait_counts(ENOUGH)
+    print(
+        f"{service} {number.name}: started again after {started - gone:.2f} s, "
+        f"{ENOUGH} complete counts at {FPS} a second {time.monotonic() - started:.2f} s later"
+    )
+    after = compose.pids()
+    assert {other for other in after if after[other] != before[other]} == {name}
+    compose.seen.check_books("plaza", unheard=3)
+
+
+def test_three_workers_share_the_load(compose):
+    before = compose.pids()
+    compose.compose("up", "-d", "--no-build", "--no-recreate", "--scale", "infer_tiles=3")
+    workers = [f"infer_tiles.{i}" for i in range(3)]
+    compose.seen.wait_for(lambda: all(compose.seen.counters(w) for w in workers), "three workers")
+    done = {worker: sum(compose.seen.counters(worker).values()) for worker in workers}
+    compose.seen.wait_for(
+        lambda: all(sum(compose.seen.counters(w).values()) > done[w] for w in workers), "work for all three"
+    )
+    assert compose.pids().items() > before.items()
+
+
+def test_restart_and_scale_back_work_from_the_host(compose):
+    before = compose.pids()
+    said = compose.docker.do(
+        sys.executable, "-m", "deploy.cli", "scale", "infer_tiles", 1, "--run-dir", compose.run_dir
+    )
+    assert said == "infer_tiles: 1 ready, there were 3\n"
+    assert len(compose.pids()) == len(before) - 2
+    assert "preprocess.0 is ready again" in compose.peoplecounter("restart", "preprocess")
+    compose.seen.wait_counts(ENOUGH)
+
+
+def test_an_image_without_settings_says_so_in_one_sentence(compose):
+    """Asked of the image itself, as its user would."""
+    said = compose.docker.do("docker", "run", "--rm", "--network", "none", IMAGE, "services.preprocess", check=False)
+    assert said.startswith("peoplecounter") and said.count("\n") == 1 and "/etc/peoplecounter.toml" in said, said
