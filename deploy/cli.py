@@ -1,6 +1,7 @@
 """peoplecounter: the command line. Each command says what was wrong in one sentence and ends with its exit code."""
 
 import json
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -228,6 +229,28 @@ def list_sources(config: Config = None, run_dir: RunDir = None, as_json: AsJson 
     """Show the sources of a running group: state, frames, who decodes them."""
     rows = running_sources.table(control.group(config, run_dir))
     print(json.dumps(rows) if as_json else "\n".join(source_lines(rows)))
+
+
+@app.command("bridge")
+def bridge_command(
+    kind: Annotated[str, typer.Argument(help="mqtt or nats.")],
+    url: Annotated[
+        str,
+        typer.Argument(
+            envvar="BROKER_URL", help="mqtt://USER:PASSWORD@HOST, mqtts://, nats:// or tls://; or $BROKER_URL."
+        ),
+    ],
+    detections: Annotated[bool, typer.Option("--detections", help="Boxes as well.")] = False,
+    config: Config = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Hand on what this machine's group publishes to a broker, until Ctrl-C or SIGTERM."""
+    from deploy.bridge import bridge
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    bridge(control.group(config, run_dir).settings.publish, kind, url, stop, detections)
 
 
 UnitName = Annotated[str, typer.Option(help="Of the group: begins its units' names, one for each GPU.")]

@@ -60,7 +60,7 @@ class Installation(Clip):
 
 
 @pytest.fixture(scope="session")
-def clip(tmp_path_factory):
+def plaza(tmp_path_factory):
     return Clip(tmp_path_factory.mktemp("clip"))
 
 

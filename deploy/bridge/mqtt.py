@@ -1,0 +1,46 @@
+"""MQTT 3.1.1 by paho: at least once (QoS 1), status and service retained."""
+
+import ssl
+import time
+from collections.abc import Callable
+from urllib.parse import unquote, urlsplit
+
+import paho.mqtt.client as mqtt
+
+from deploy import bridge
+
+
+class Mqtt:
+    """A client with a thread of its own that connects again whenever it has to."""
+
+    def __init__(self, url: str, say: Callable[[str], None]):
+        parts = urlsplit(url)
+        self.client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
+        self.client.max_queued_messages_set(bridge.HELD)
+        self.client.reconnect_delay_set(1, 30)
+        if parts.username:
+            self.client.username_pw_set(unquote(parts.username), unquote(parts.password or ""))
+        if parts.scheme == "mqtts":
+            self.client.tls_set(cert_reqs=ssl.CERT_REQUIRED)
+        where = f"{parts.hostname}:{parts.port or (8883 if parts.scheme == 'mqtts' else 1883)}"
+        self.client.on_connect = lambda c, d, flags, reason, p: say(
+            f"{where} refused: {reason}" if reason.is_failure else f"connected to {where}"
+        )
+        self.client.on_connect_fail = lambda c, d: say(f"{where} does not answer: it is tried again")
+        self.client.on_disconnect = lambda c, d, flags, reason, p: say(f"{where} is gone: {reason}")
+        self.client.connect_async(parts.hostname, int(where.rpartition(":")[2]))
+        self.client.loop_start()
+
+    def send(self, levels: tuple[str, ...], body: bytes, keep: bool) -> bool:
+        sent = self.client.publish("/".join(levels), body, qos=1, retain=keep)
+        return sent.rc in (mqtt.MQTT_ERR_SUCCESS, mqtt.MQTT_ERR_NO_CONN)  # without a connection it is held
+
+    def close(self) -> None:
+        until_s = time.monotonic() + bridge.LEAST_S
+        while self.client.is_connected() and self.client.want_write() and time.monotonic() < until_s:
+            time.sleep(0.02)
+        self.client.disconnect()
+        self.client.loop_stop()
+
+
+connect = Mqtt
