@@ -231,6 +231,21 @@ def list_sources(config: Config = None, run_dir: RunDir = None, as_json: AsJson 
     print(json.dumps(rows) if as_json else "\n".join(source_lines(rows)))
 
 
+@source_app.command("share")
+def share_sources(
+    file: Annotated[Path, typer.Argument(help="TOML file of all groups' cameras: [NAME] tables, as in settings.")],
+    host: Annotated[str, typer.Option(help="Host name of group number {}.")],
+    own: Annotated[int, typer.Option(envvar="GROUP", help="Number of this group.")],
+    most: Annotated[int, typer.Option(help="Groups there can be.")] = 64,
+    config: Config = None,
+    run_dir: RunDir = None,
+) -> None:
+    """Count this group's share of the cameras of many groups, as groups come and go; see deploy/SCALING.md."""
+    from deploy.share import share
+
+    share(control.group(config, run_dir), file, host, own, most, _until_told())
+
+
 @app.command("bridge")
 def bridge_command(
     kind: Annotated[str, typer.Argument(help="mqtt or nats.")],
@@ -247,10 +262,7 @@ def bridge_command(
     """Hand on what this machine's group publishes to a broker, until Ctrl-C or SIGTERM."""
     from deploy.bridge import bridge
 
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    bridge(control.group(config, run_dir).settings.publish, kind, url, stop, detections)
+    bridge(control.group(config, run_dir).settings.publish, kind, url, _until_told(), detections)
 
 
 UnitName = Annotated[str, typer.Option(help="Of the group: begins its units' names, one for each GPU.")]
@@ -307,6 +319,14 @@ def _keys(key: Path | None, server_key: str | None) -> tuple[bytes, bytes, bytes
             f"--server-key is no public key of {CHARACTERS} characters: the group's 'peoplecounter keys' prints it."
         )
     return server_key.encode(), public, secret
+
+
+def _until_told() -> threading.Event:
+    """Set on Ctrl-C or SIGTERM."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
 
 
 def main() -> None:

@@ -12,10 +12,12 @@ import pytest
 
 from deploy.demo.plaza import render_clip
 from tests.support.cli import ROOT
+from tests.support.docker import Docker
 from tests.support.published import Published
 
 PYTHON = "/usr/bin/python3"  # the machine's own, which every user may run
 FRAMES, FPS = 24, 5
+IMAGE = "peoplecounter-test"
 
 
 class Clip:
@@ -62,6 +64,17 @@ class Installation(Clip):
 @pytest.fixture(scope="session")
 def plaza(tmp_path_factory):
     return Clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="session")
+def docker(source_tree):
+    """An engine that has built the image IMAGE."""
+    engine = Docker()
+    try:
+        engine.build(source_tree, IMAGE)
+        yield engine
+    finally:
+        engine.close()
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.ops.conftest import FPS
+from tests.ops.conftest import FPS, IMAGE
 from tests.support.docker import Docker, missing
 from tests.support.published import Published
 
 pytestmark = pytest.mark.skipif(bool(lacking := missing()), reason=f"this machine lacks {lacking}")
 
-IMAGE, PROJECT = "peoplecounter-test", "pc"
+PROJECT = "pc"
 CONFIG = f"""
 [sources.plaza]
 url = "/media/plaza.mp4"
@@ -73,17 +73,10 @@ class Compose:
 
 
 @pytest.fixture(scope="module")
-def compose(source_tree, plaza, tmp_path_factory):
-    docker = Docker()
-    one = None
-    try:
-        docker.build(source_tree, IMAGE)
-        one = Compose(docker, source_tree, tmp_path_factory.mktemp("compose"), plaza.clip)
-        yield one
-    finally:
-        if one:
-            one.close()
-        docker.close()
+def compose(docker, source_tree, plaza, tmp_path_factory):
+    one = Compose(docker, source_tree, tmp_path_factory.mktemp("compose"), plaza.clip)
+    yield one
+    one.close()
 
 
 def test_the_demo_is_counted_by_five_containers_that_may_do_nothing_else(compose, plaza):
