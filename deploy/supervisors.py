@@ -51,8 +51,10 @@ def ensure(group: Group, service: str, instances: list[str]) -> None:
 def check(group: Group) -> str:
     """The group's supervisor; raises Refused when it has none that could start a process."""
     supervisor = control.supervisor(group)
-    if supervisor.partition(":")[0] not in SUPERVISORS:
+    if not supervisor:
         raise Refused("This group was started by hand: nobody would start a process.")
+    if supervisor.partition(":")[0] not in SUPERVISORS:
+        raise Refused(f"{supervisor} starts this group's processes: change what it was given, see deploy/SCALING.md.")
     return supervisor
 
 

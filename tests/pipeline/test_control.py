@@ -5,11 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import msgspec
 
-from common import sources
-from common.messages import SCHEMA, Hello, Refuse, namespaces
+from common import memory, sources
+from common.messages import SCHEMA, Hello, Refuse, Welcome, namespaces
 from common.settings import Settings, Source
 from tests.link.test_link import World
 from tests.support.cli import peoplecounter
@@ -171,6 +172,22 @@ def test_a_source_comes_and_goes_and_comes_again_while_the_group_runs(group, cli
         first += 60
         g.messages = [m for m in g.messages if m[0] != "status"]
     g.check_books("yard")
+
+
+def test_a_gpu_ring_refuses_a_process_of_another_ipc_namespace(run_dir):
+    """CUDA IPC would not reach it: it is told so, and nothing slower is tried."""
+    world = World(run_dir)
+    owner = world.owner(world.loop())
+    here, there = namespaces(), (namespaces()[0], namespaces()[1] + 1)
+    hello = Hello(SCHEMA, "preprocess.0", os.getpid(), "frame", 1, namespaces=there)
+    assert isinstance(owner._welcome(hello), Welcome)  # shared memory is a file: it may
+    owner._work = SimpleNamespace(kind="cuda")
+    refused = owner._welcome(hello)
+    assert isinstance(refused, Refuse) and "another IPC namespace" in refused.reason
+    assert isinstance(owner._welcome(msgspec.structs.replace(hello, namespaces=here)), Welcome)
+    owner._work = memory.kind("shm").Work(world.loops[0])
+    for loop in world.loops:
+        loop.close()
 
 
 def test_a_process_of_another_pid_namespace_is_refused_in_words(run_dir):

@@ -1,0 +1,69 @@
+"""Whoever supervises a group starts what topology.py says: systemd, compose and Kubernetes alike, on a GPU too."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common import backend
+from common.settings import Settings
+from common.topology import SERVICES
+from deploy.systemd import install
+
+DEPLOY = Path(install.__file__).parents[1]
+NAMES = {service.name for service in SERVICES}
+
+
+@pytest.mark.parametrize("file", ["compose.yaml", "compose.gpu.yaml"])
+def test_compose_has_the_services(file):
+    services = yaml.safe_load((DEPLOY / file).read_text())["services"]
+    assert services.keys() - {"mps"} == NAMES
+    assert ("mps" in services) == (file == "compose.gpu.yaml")
+    if file == "compose.yaml":
+        assert {name: one["command"] for name, one in services.items()} == {n: [f"services.{n}"] for n in NAMES}
+        online = {name for name, one in services.items() if one["network_mode"] != "none"}
+        assert online == {s.name for s in SERVICES if install.needs_network(s, Settings())}
+
+
+@pytest.mark.parametrize("file", ["base/group.yaml", "gpu/pod.yaml"])
+def test_kubernetes_has_the_services(file):
+    stateful = [d for d in yaml.safe_load_all((DEPLOY / "kubernetes" / file).read_text()) if d["kind"] == "StatefulSet"]
+    containers = stateful[0]["spec"]["template"]["spec"]["containers"]
+    if file == "base/group.yaml":
+        runs = {c["args"][0] for c in containers if c["args"][0].startswith("services.")}
+        assert runs == {f"services.{name}" for name in NAMES}
+    ours = {c["name"].replace("-", "_") for c in containers if not c["name"].startswith("decoder-")}
+    assert ours - {"share", "mps"} == NAMES
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_systemd_has_the_services(kind, monkeypatch):
+    monkeypatch.setattr(backend, "resolve", lambda settings: kind)
+    monkeypatch.setattr(backend, "mps_binary", lambda: "/usr/bin/nvidia-cuda-mps-control")
+    settings = Settings(sources={"door": {"url": "rtsp://camera/1"}}, workers={"infer_tiles": 2})
+    units = install.units(settings, Path("/etc/peoplecounter.toml"), "pc", "pc")
+    assert ("pc-mps.service" in units) == (kind == "cuda")
+    assert all(("char-nvidia-uvm" in text) == (kind == "cuda") for name, text in units.items() if "target" not in name)
+    assert {f"services.{name}" for name in NAMES} == {
+        word for text in units.values() for word in text.split() if word.startswith("services.")
+    }
+    started = {name.removesuffix(".service") for name in install.instances(settings, "pc")} - {"pc-mps"}
+    workers = {"pc-infer-tiles@0", "pc-infer-tiles@1", "pc-infer-global@0", "pc-preprocess@0"}
+    assert started == workers | {"pc-decoder@door", "pc-fusion"}
+
+
+@pytest.mark.parametrize("age_s, code", [(0, 0), (60, 1)])
+def test_a_health_check_is_the_age_of_a_heartbeat_and_ends_who_is_frozen(age_s, code, tmp_path):
+    heartbeat = tmp_path / "heartbeat"
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as frozen:
+        heartbeat.write_text(json.dumps(frozen.pid))
+        stamp = heartbeat.stat().st_mtime - age_s
+        os.utime(heartbeat, (stamp, stamp))
+        assert subprocess.run(["sh", DEPLOY / "healthy.sh", heartbeat, "5", "end"]).returncode == code
+        ended = frozen.wait(5) if code else frozen.poll()
+        frozen.kill()
+    assert ended == (-9 if code else None)
