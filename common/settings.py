@@ -21,6 +21,12 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME)]
 
 
+def check_name(name: str, of: str) -> None:
+    """Raises Refused for what cannot be the name of a source, a group or the like."""
+    if not re.match(NAME, name):
+        raise Refused(f"{name!r} is no name of {of}: letters, digits, - and _, at most 63.")
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from common import plans
 from common.errors import NO_INPUT, Refused
-from common.settings import NAME, Section, Settings, Source
+from common.settings import Section, Settings, Source, check_name
 
 FOLDER = "sources"  # in the run directory
 
@@ -62,8 +62,7 @@ def known(settings: Settings) -> dict[str, Change]:
 
 def write(settings: Settings, name: str, source: Source | None) -> None:
     """Adds a source, or removes it with None, for whoever owns the directory. Raises Refused where that cannot be."""
-    if not re.match(NAME, name):
-        raise Refused(f"{name!r} is no name of a source: letters, digits, - and _, at most 63.")
+    check_name(name, "a source")
     place = folder(settings).resolve()
     with contextlib.suppress(FileExistsError):
         try:

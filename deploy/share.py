@@ -5,7 +5,6 @@ hashing): when a group comes or goes, only cameras that it takes, or had, move. 
 """
 
 import hashlib
-import re
 import socket
 import sys
 import threading
@@ -19,7 +18,7 @@ from pydantic import ValidationError
 from common import sources
 from common.errors import NO_INPUT, Refused
 from common.messages import Stop
-from common.settings import NAME, Source
+from common.settings import Source, check_name
 from deploy import control
 from deploy.control import Group
 
@@ -71,8 +70,7 @@ def read(file: Path) -> dict[str, Camera]:
         place = ".".join(str(part) for part in error.errors()[0]["loc"]) or "a table"
         raise Refused(f"The list of cameras {file} is wrong at {place}: {error.errors()[0]['msg']}.") from None
     for name in cameras:
-        if not re.match(NAME, name):
-            raise Refused(f"{name!r} is no name of a camera: letters, digits, - and _, at most 63.")
+        check_name(name, "a camera")
     return cameras
 
 

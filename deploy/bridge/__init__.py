@@ -17,7 +17,7 @@ BROKERS = {"mqtt": ("mqtt", "mqtts"), "nats": ("nats", "tls")}  # and the scheme
 KINDS = ("counts", "dropped", "status", "service")
 HELD = 10_000  # messages that wait for a broker that is away
 SAY_EVERY = 1000  # lost messages
-LEAST_S = 3.0  # of the last messages, when it ends
+LAST_S = 3.0  # at most, for what still waits when it ends
 
 
 class Broker(Protocol):
@@ -27,7 +27,7 @@ class Broker(Protocol):
         """False when it can hold no more: the message is lost. `keep`: late subscribers get the last one."""
 
     def close(self) -> None:
-        """Hands over what still waits, for LEAST_S at most."""
+        """Hands over what still waits, for LAST_S at most."""
 
 
 def connect(kind: str, url: str, say: Callable[[str], None]) -> Broker:

@@ -9,6 +9,8 @@ import paho.mqtt.client as mqtt
 
 from deploy import bridge
 
+PORTS = {"mqtt": 1883, "mqtts": 8883}
+
 
 class Mqtt:
     """A client with a thread of its own that connects again whenever it has to."""
@@ -22,13 +24,14 @@ class Mqtt:
             self.client.username_pw_set(unquote(parts.username), unquote(parts.password or ""))
         if parts.scheme == "mqtts":
             self.client.tls_set(cert_reqs=ssl.CERT_REQUIRED)
-        where = f"{parts.hostname}:{parts.port or (8883 if parts.scheme == 'mqtts' else 1883)}"
+        port = parts.port or PORTS[parts.scheme]
+        where = f"{parts.hostname}:{port}"
         self.client.on_connect = lambda c, d, flags, reason, p: say(
             f"{where} refused: {reason}" if reason.is_failure else f"connected to {where}"
         )
         self.client.on_connect_fail = lambda c, d: say(f"{where} does not answer: it is tried again")
         self.client.on_disconnect = lambda c, d, flags, reason, p: say(f"{where} is gone: {reason}")
-        self.client.connect_async(parts.hostname, int(where.rpartition(":")[2]))
+        self.client.connect_async(parts.hostname, port)
         self.client.loop_start()
 
     def send(self, levels: tuple[str, ...], body: bytes, keep: bool) -> bool:
@@ -36,7 +39,7 @@ class Mqtt:
         return sent.rc in (mqtt.MQTT_ERR_SUCCESS, mqtt.MQTT_ERR_NO_CONN)  # without a connection it is held
 
     def close(self) -> None:
-        until_s = time.monotonic() + bridge.LEAST_S
+        until_s = time.monotonic() + bridge.LAST_S
         while self.client.is_connected() and self.client.want_write() and time.monotonic() < until_s:
             time.sleep(0.02)
         self.client.disconnect()

@@ -53,9 +53,8 @@ class Nats:
                 await self.client.drain()
 
         self.connecting.cancel()
-        asyncio.run_coroutine_threadsafe(asyncio.wait_for(end(), bridge.LEAST_S), self.loop).exception(
-            bridge.LEAST_S + 1
-        )
+        ended = asyncio.run_coroutine_threadsafe(asyncio.wait_for(end(), bridge.LAST_S), self.loop)
+        ended.exception(bridge.LAST_S + 1)
         self.loop.call_soon_threadsafe(self.loop.stop)
 
 

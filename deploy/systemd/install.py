@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pwd
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from string import Template
 
 from common import backend, engine, sources
 from common.errors import NO_INPUT, Refused
-from common.settings import NAME, Settings
+from common.settings import Settings, check_name
 from common.topology import SERVICES, Service
 from deploy.command import call
 
@@ -31,7 +30,7 @@ def install(settings: Settings, config: Path, name: str, user: str, root: Path) 
     `root`: "/" for this machine, whose systemd is then told; else a folder that is to become one. Raises Refused for
     what a unit could not run or see.
     """
-    check_name(name)
+    check_name(name, "a group")
     check_root(root)
     check(settings, config)
     files = units(settings, config, name, user)
@@ -60,7 +59,7 @@ def install(settings: Settings, config: Path, name: str, user: str, root: Path) 
 
 def uninstall(name: str, root: Path) -> list[Path]:
     """Stops the group, removes its units and run directory; leaves its user and the sources added at run time."""
-    check_name(name)
+    check_name(name, "a group")
     check_root(root)
     if not (root / UNITS / f"{name}.target").exists():
         raise Refused(f"There is no {name}.target in {root / UNITS}: name the group with --name.", NO_INPUT)
@@ -157,11 +156,6 @@ def check(settings: Settings, config: Path) -> None:
             raise Refused(
                 f"{what[0].upper()}{what[1:]} {path} lies in {hidden}, hidden from services: move it to /opt."
             )
-
-
-def check_name(name: str) -> None:
-    if not re.match(NAME, name):
-        raise Refused(f"{name!r} is no name of a group: letters, digits, - and _, at most 63.")
 
 
 def check_root(root: Path) -> None:

@@ -5,19 +5,42 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from deploy.demo.plaza import render_clip
 from tests.support.cli import ROOT
-from tests.support.docker import Docker
+from tests.support.docker import PYTHON, Docker
 from tests.support.published import Published
 
-PYTHON = "/usr/bin/python3"  # the machine's own, which every user may run
 FRAMES, FPS = 24, 5
+ENOUGH = 5  # complete counts that show that counting has resumed
 IMAGE = "peoplecounter-test"
+
+
+def check_started_again(seen: Published, pids: Callable[[], dict], name: str, hurt: Callable[[object], None]) -> None:
+    """Hurts a process, by its pid: it is started again and counting resumes.
+
+    Only its pid changes, and nothing is lost silently.
+    """
+    before = pids()
+    seen.wait_counts(1)
+    hurt(before[name])
+    gone = time.monotonic()
+    seen.wait_for(lambda: pids().get(name, before[name]) != before[name], "its successor")
+    started = time.monotonic()
+    seen.wait_counts(ENOUGH)
+    print(
+        f"{name}: started again after {started - gone:.2f} s, "
+        f"{ENOUGH} complete counts at {FPS} a second {time.monotonic() - started:.2f} s later"
+    )
+    after = pids()
+    assert {other for other in after if after[other] != before[other]} == {name}
+    seen.check_books("plaza", unheard=3)  # counted, but on their way to us when fusion was killed
 
 
 class Clip:

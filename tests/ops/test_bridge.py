@@ -11,14 +11,9 @@ import time
 import pytest
 
 from tests.support.cli import ROOT, command
+from tests.support.rtsp import free_port
 
 BROKERS = {"mqtt": "mosquitto", "nats": "nats-server"}
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def start_broker(kind: str, port: int, folder) -> subprocess.Popen:

@@ -7,24 +7,24 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.ops.conftest import FPS, IMAGE
-from tests.support import docker as docker_support
-from tests.support.cli import ROOT
+from common import topology
+from tests.ops.conftest import ENOUGH, FPS, IMAGE, check_started_again
+from tests.support.cli import ROOT, checked, missing_as_root
+from tests.support.docker import NEEDED
 from tests.support.published import Published
 
 MANIFESTS = ROOT / "deploy/kubernetes"
-ENOUGH = 5
+SERVICES = [service.name.replace("_", "-") for service in topology.SERVICES]
 SETTINGS = "[engine]\nthreads = 1\n"
 CAMERAS = f'[plaza]\nurl = "/media/plaza.mp4"\nrealtime = true\nloop = true\nfps = {FPS}\n'
 
 needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="this machine lacks kubectl")
-lacking = docker_support.missing("podman", "runc", "catatonit", "kubectl")
+lacking = missing_as_root(*NEEDED, "podman", "runc", "catatonit", "kubectl")
 needs_podman = pytest.mark.skipif(bool(lacking), reason=f"this machine lacks {lacking}")
 
 
@@ -76,7 +76,7 @@ def check_container(container: dict, overlay: str) -> None:
 class Pod:
     """The pod of the CPU overlay, in a podman of its own."""
 
-    def __init__(self, docker, plaza, folder: Path):
+    def __init__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="pc-podman-", dir="/dev/shm"))
         f = self.folder
         (f / "containers.conf").write_text(
@@ -85,16 +85,12 @@ class Pod:
         )
         self.environment = {**os.environ, "CONTAINERS_CONF": str(f / "containers.conf")}
         places = ["--root", f / "root", "--runroot", f / "run", "--tmpdir", f / "tmp", "--storage-driver", "overlay"]
-        self.podman = [
-            "podman",
-            *places,
-            "--cgroup-manager",
-            "cgroupfs",
-            "--runtime",
-            "runc",
-            "--events-backend",
-            "file",
-        ]
+        self.podman = ["podman", *places]  # the rest is in containers.conf
+        self.seen: Published | None = None
+
+    def start(self, docker, plaza, folder: Path) -> None:
+        """From the engine's image; `folder` gets what the pod reads."""
+        f = self.folder
         docker.do("docker", "save", "-o", f / "image.tar", IMAGE)
         self.do("load", "-q", "-i", f / "image.tar")
         (f / "image.tar").unlink()
@@ -105,7 +101,7 @@ class Pod:
             self.do("volume", "create", "--opt=type=tmpfs", "--opt=device=tmpfs", "--opt=o=gid=10001,mode=2777", name)
         (folder / "pod.yaml").write_text(yaml.safe_dump_all(self.as_podman_can(media)))
         self.do("kube", "play", "--network", "none", folder / "pod.yaml")
-        self.seen = Published(f"ipc:///proc/{self.pids()['fusion']}/root/run/peoplecounter/group/counts.sock")
+        self.seen = Published(f"ipc:///proc/{self.pids()['share']}/root/run/peoplecounter/group/counts.sock")
         self.seen.tail = lambda: self.do("pod", "logs", "--tail", "5", "peoplecounter-0", check=False)
 
     @staticmethod
@@ -138,11 +134,7 @@ class Pod:
         return [pod]
 
     def do(self, *arguments: object, check: bool = True) -> str:
-        command = [str(word) for word in (*self.podman, *arguments)]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120)
-        if check and done.returncode:
-            raise RuntimeError(f"{command} ended with {done.returncode}: {done.stdout[-1000:]}{done.stderr[-2000:]}")
-        return done.stdout
+        return checked(*self.podman, *arguments, check=check, env=self.environment).stdout
 
     def pids(self) -> dict[str, int]:
         """Container -> pid, of all that run."""
@@ -150,7 +142,7 @@ class Pod:
         return {r["Names"][0].removeprefix("peoplecounter-0-"): r["Pid"] for r in rows if not r["IsInfra"]}
 
     def close(self) -> None:
-        if hasattr(self, "seen"):
+        if self.seen:
             self.seen.close()
         self.do("pod", "rm", "-f", "-t", "3", "-a", check=False)
         self.do("volume", "rm", "-f", "run", "tmp", check=False)
@@ -160,9 +152,9 @@ class Pod:
 
 @pytest.fixture(scope="module")
 def pod(docker, plaza, tmp_path_factory):
-    one = Pod.__new__(Pod)
+    one = Pod()
     try:
-        one.__init__(docker, plaza, tmp_path_factory.mktemp("pod"))
+        one.start(docker, plaza, tmp_path_factory.mktemp("pod"))
         yield one
     finally:
         one.close()
@@ -175,20 +167,11 @@ def test_one_pod_counts_its_share_of_the_cameras(pod, plaza):
     plaza.check_counts(pod.seen, "plaza")
     rows = json.loads(pod.do("exec", "peoplecounter-0-fusion", "peoplecounter", "ps", "--json"))
     assert {row["supervisor"] for row in rows} == {"kubernetes"} and len(rows) == 5
-    for name in ("decoder", "preprocess", "infer-global", "infer-tiles", "fusion"):  # podman asks no probe
+    for name in SERVICES:  # podman asks no probe
         pod.do("exec", f"peoplecounter-0-{name}", "healthy", f"/tmp/{name}", "5")
 
 
 @needs_podman
-@pytest.mark.parametrize("service", ["decoder", "preprocess", "infer-global", "infer-tiles", "fusion"])
+@pytest.mark.parametrize("service", SERVICES)
 def test_one_container_of_the_pod_is_started_again_and_the_others_go_on(pod, service):
-    before = pod.pids()
-    os.kill(before[service], signal.SIGKILL)
-    gone = time.monotonic()
-    pod.seen.wait_for(lambda: pod.pids().get(service, before[service]) != before[service], "its successor")
-    pod.seen.follower.close()
-    pod.seen.__init__(f"ipc:///proc/{pod.pids()['fusion']}/root/run/peoplecounter/group/counts.sock")
-    pod.seen.wait_counts(ENOUGH)
-    print(f"{service}: {ENOUGH} complete counts {time.monotonic() - gone:.2f} s after SIGKILL")
-    after = pod.pids()
-    assert {other for other in after if after[other] != before[other]} == {service}
+    check_started_again(pod.seen, pod.pids, service, lambda pid: os.kill(pid, signal.SIGKILL))

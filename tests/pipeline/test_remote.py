@@ -1,7 +1,6 @@
 """Counts beyond this machine: only for those whose key the group knows, and only from the group whose key they know."""
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -13,14 +12,9 @@ import pytest
 from common.errors import CONFIG, NO_INPUT, Refused
 from common.keys import key_pair, public_keys
 from deploy.subscribe import messages
+from tests.support.rtsp import free_port
 
 ROOT = Path(__file__).parents[2]
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def heard(endpoint, keys, seconds):

@@ -1,6 +1,7 @@
 """The command line as a user types it."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,22 @@ def command(run_dir, *arguments, **variables):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PEOPLECOUNTER_")}
     environment |= {"PEOPLECOUNTER_RUN_DIR": str(run_dir), **variables}
     return [sys.executable, "-m", "deploy.cli", *map(str, arguments)], environment
+
+
+def missing_as_root(*tools):
+    """What a test needs that is root's and runs these programs, and this machine does not have; empty: nothing."""
+    if os.getuid():
+        return "root"
+    return ", ".join(tool for tool in tools if not shutil.which(tool))
+
+
+def checked(*argv, check=True, timeout=120, **options):
+    """A program that has ended, its output as text; with `check`, an error of it is one here."""
+    argv = [str(word) for word in argv]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout, **options)
+    if check and done.returncode:
+        raise RuntimeError(f"{argv} ended with {done.returncode}: {done.stdout[-1000:]}{done.stderr[-2000:]}")
+    return done
 
 
 def peoplecounter(run_dir, *arguments, **variables):

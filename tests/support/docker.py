@@ -1,6 +1,5 @@
 """A private Docker engine in network and mount namespaces of its own, and a base image from this machine's packages."""
 
-import io
 import os
 import shutil
 import subprocess
@@ -11,7 +10,10 @@ import time
 import tomllib
 from pathlib import Path
 
-NEEDED = ("dockerd", "docker", "docker-compose", "unshare", "iptables", "dpkg-query", "apt-cache")
+from tests.support.cli import checked
+
+PYTHON = "/usr/bin/python3"  # of the base image, as it is this machine's
+NEEDED = ("dockerd", "docker", "docker-compose", "unshare", "iptables", "dpkg-query", "apt-cache", PYTHON)
 PACKAGES = ("python3-venv", "libstdc++6", "dash", "coreutils")  # and what they depend on
 NOT = ("perl", "debconf", "dpkg", "tar", "gcc-", "media-types", "mailcap")
 UNREAD = tuple(
@@ -19,14 +21,6 @@ UNREAD = tuple(
 )
 MERGED = {f"/{name}/": f"/usr/{name}/" for name in ("bin", "sbin", "lib", "lib64")}
 BASE = "peoplecounter-test-base"
-
-
-def missing(*tools: str) -> str:
-    """What these tests need and this machine does not have, in words; empty: nothing."""
-    if os.getuid():
-        return "root"
-    lacking = [tool for tool in (*NEEDED, *tools) if not shutil.which(tool)]
-    return ", ".join(lacking) or ("" if Path("/usr/bin/python3").exists() else "/usr/bin/python3")
 
 
 class Docker:
@@ -55,36 +49,29 @@ class Docker:
         """The engine's file system, as seen from here: it has mounts of its own."""
         return Path(f"/proc/{self._process.pid}/root")
 
-    def do(self, *command: object, check: bool = True, timeout: float = 120, stdin: bytes | None = None) -> str:
+    def do(self, *command: object, check: bool = True, timeout: float = 120) -> str:
         """What a command printed that speaks to this engine; with `check`, an error is one here."""
-        done = subprocess.run(
-            [str(word) for word in command], env=self.environment, capture_output=True, timeout=timeout, input=stdin
-        )
-        said = done.stdout.decode() + done.stderr.decode()
-        if check and done.returncode:
-            raise RuntimeError(f"{command} ended with {done.returncode}: {said[-3000:]}")
-        return said
+        done = checked(*command, check=check, timeout=timeout, env=self.environment)
+        return done.stdout + done.stderr
 
     def build(self, tree: Path, image: str) -> None:
         """The project's image without a network: its base is this machine's packages, its wheels come with it."""
-        self.do("docker", "import", "-", BASE, stdin=base())
+        write_base(self.folder / "base.tar")
+        self.do("docker", "import", self.folder / "base.tar", BASE)
         project = tomllib.loads((tree / "pyproject.toml").read_text())
         needs = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
-        version = subprocess.check_output(
-            ["/usr/bin/python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], text=True
-        ).strip()
+        version = checked(PYTHON, "-c", "import sys; print('%d.%d' % sys.version_info[:2])").stdout.strip()
         download = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check"]
         only = ["--only-binary", ":all:", "--python-version", version]
-        subprocess.run([*download, *only, "-d", tree / "wheels", *needs], check=True, capture_output=True)
+        checked(*download, *only, "-d", tree / "wheels", *needs)
         arguments = {"BASE": BASE, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/deps"}
         given = [word for key, value in arguments.items() for word in ("--build-arg", f"{key}={value}")]
         self.do("docker", "build", "-q", "-f", tree / "deploy/Dockerfile", "-t", image, *given, tree, timeout=300)
 
     def close(self) -> None:
         """Ends the engine, and all it runs, and takes its folder away."""
-        running = subprocess.run(["docker", "ps", "-q"], env=self.environment, capture_output=True, text=True)
-        if running.stdout:
-            self.do("docker", "rm", "-f", *running.stdout.split(), check=False)
+        if running := checked("docker", "ps", "-q", check=False, env=self.environment).stdout.split():
+            self.do("docker", "rm", "-f", *running, check=False)
         self._process.terminate()
         try:
             self._process.wait(10)
@@ -95,8 +82,8 @@ class Docker:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def base() -> bytes:
-    """A tar of the installed Debian packages that Python needs, laid out as a root file system."""
+def write_base(file: Path) -> None:
+    """Makes a tar of the installed Debian packages that Python needs, laid out as a root file system."""
     quiet = [f"--no-{what}" for what in ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")]
     listed = subprocess.check_output(["apt-cache", "depends", "--recurse", "--installed", *quiet, *PACKAGES], text=True)
     names = sorted({line.strip() for line in listed.splitlines() if line[:1].isalnum()})
@@ -109,8 +96,7 @@ def base() -> bytes:
         path = path.replace(first, MERGED[first], 1) if first else path
         if path.startswith("/usr/") and not path.startswith(UNREAD) and "/gconv/" not in path:
             paths.add(path)
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
+    with tarfile.open(file, "w") as tar:
         for name in ("tmp", "run", "etc", "proc", "sys", "dev", "usr", "opt"):
             entry = tarfile.TarInfo(name)
             entry.type, entry.mode = tarfile.DIRTYPE, 0o1777 if name == "tmp" else 0o755
@@ -122,7 +108,6 @@ def base() -> bytes:
         for path in sorted(paths):
             if os.path.lexists(path):
                 tar.add(path, path[1:], recursive=False, filter=_as_root)
-    return buffer.getvalue()
 
 
 def _as_root(entry: tarfile.TarInfo) -> tarfile.TarInfo:

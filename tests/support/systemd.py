@@ -3,21 +3,15 @@
 import contextlib
 import os
 import secrets
-import shutil
 import subprocess
 import time
 from pathlib import Path
 
+from tests.support.cli import checked
+
 SCRIPT = Path(__file__).with_suffix(".sh")
-NEEDED = ("unshare", "nsenter", "systemctl", "journalctl", "systemd-analyze", "systemd-sysusers")
-
-
-def missing() -> str:
-    """What these tests need and this machine does not have, in words; empty: nothing."""
-    if os.getuid():
-        return "root"
-    lacking = [tool for tool in NEEDED if not shutil.which(tool)]
-    return ", ".join(lacking) or ("" if Path("/lib/systemd/systemd").exists() else "systemd")
+TOOLS = ("unshare", "nsenter", "systemctl", "journalctl", "systemd-analyze", "systemd-sysusers")
+NEEDED = (*TOOLS, "/lib/systemd/systemd")
 
 
 class Systemd:
@@ -50,12 +44,8 @@ class Systemd:
 
     def do(self, *command: object, check: bool = True, timeout: float = 90) -> str:
         """What a command printed in there; with `check`, an error is one here."""
-        done = subprocess.run(
-            ["nsenter", "-t", self.pid1, "-m", "-p", "-C", "-i", "-u", "--", *map(str, command)],
-            capture_output=True, text=True, timeout=timeout, cwd="/",
-        )  # fmt: skip
-        if check and done.returncode:
-            raise RuntimeError(f"{command} ended with {done.returncode}: {done.stdout[-1000:]}{done.stderr[-2000:]}")
+        inside = ("nsenter", "-t", self.pid1, "-m", "-p", "-C", "-i", "-u", "--")
+        done = checked(*inside, *command, check=check, timeout=timeout, cwd="/")
         return done.stdout + done.stderr
 
     def show(self, unit: str, *properties: str) -> list[str]:
