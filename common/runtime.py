@@ -192,7 +192,7 @@ def notify(state: str) -> None:
 
 def beat(settings: Settings) -> None:
     """Writes this process' pid anew: the age of the file is how long nothing has gone on."""
-    with os.fdopen(os.open(settings.heartbeat, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "w") as file:
+    with os.fdopen(os.open(settings.heartbeat, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(f"{os.getpid()}\n")
 
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from common import backend
+from common.runtime import beat
 from common.settings import Settings
 from common.topology import SERVICES
 from deploy.systemd import install
@@ -54,6 +55,14 @@ def test_systemd_has_the_services(kind, monkeypatch):
     started = {name.removesuffix(".service") for name in install.instances(settings, "pc")} - {"pc-mps"}
     workers = {"pc-infer-tiles@0", "pc-infer-tiles@1", "pc-infer-global@0", "pc-preprocess@0"}
     assert started == workers | {"pc-decoder@door", "pc-fusion"}
+
+
+def test_a_heartbeat_holds_nothing_of_the_one_before_it(tmp_path):
+    """The successor of a container's process finds the file, with a pid of perhaps more digits."""
+    heartbeat = tmp_path / "heartbeat"
+    heartbeat.write_text("4194303\n4194303\n")
+    beat(Settings(heartbeat=str(heartbeat)))
+    assert heartbeat.read_text() == f"{os.getpid()}\n"
 
 
 @pytest.mark.parametrize("age_s, code", [(0, 0), (60, 1)])
