@@ -9,6 +9,7 @@ from common import engine
 from common import settings as settings_module
 from common import sources as sources_module
 from common.backend import is_endpoint
+from common.control import sources_to_decode
 from common.errors import NO_INPUT, SOFTWARE, Refused
 from common.settings import CONFIG_VARIABLE, PREFIX, Settings, Source, Workers
 from deploy.display import JsonLines, display
@@ -82,7 +83,14 @@ def run_group(
     if not isinstance(screen, JsonLines):
         environment = {PREFIX + "LOG_LEVEL": "warning", **environment}
     lines = _open(out) if out else None
-    group = Group(settings, environment, screen.say)
+
+    def stop_if_ended() -> None:
+        """When every source has ended, and all that was counted of them is here; where none is there, one may come."""
+        there = sources_module.known(settings)
+        if there and tally.ended >= there.keys() and not any(sources_to_decode(settings)):
+            group.stop()
+
+    group = Group(settings, environment, screen.say, stop_if_ended)
     also = f" and {settings.fusion.publish}" if settings.fusion.publish else ""
     screen.say(f"counts on {settings.publish}{also}")
 
@@ -93,9 +101,7 @@ def run_group(
             lines.write(json.dumps(content, separators=(",", ":")) + "\n")
             lines.flush()
         if kind == "status" and content["state"] == "ended":
-            there = sources_module.known(settings)
-            if there and tally.ended >= there.keys():  # where none is there, one may be added
-                group.stop()
+            stop_if_ended()
 
     follower = Follower(settings.publish, ("counts", "dropped", "status"), on_message, on_error=group.stop)
     try:

@@ -58,9 +58,15 @@ def circus_endpoint(run_dir: Path) -> str:
 class Group:
     """The processes of one run directory. `run()` blocks until `stop()`, a signal, or a service that cannot go on."""
 
-    def __init__(self, settings: Settings, environment: dict[str, str], say: Callable[[str], None]):
+    def __init__(
+        self,
+        settings: Settings,
+        environment: dict[str, str],
+        say: Callable[[str], None],
+        on_ended: Callable[[], None] = lambda: None,  # called when a source has ended
+    ):
         make_private(settings.run_dir)
-        self._settings, self._run_dir, self._say = settings, settings.run_dir, say
+        self._settings, self._run_dir, self._say, self._on_ended = settings, settings.run_dir, say, on_ended
         self._lock = Lock(settings.run_dir / "group.lock")
         self._sweep()
         self.restarts: dict[str, int] = {}
@@ -113,6 +119,7 @@ class Group:
             return True
         if watcher.name == "decoder" and exit_code == 0:  # its source has ended
             watcher.numprocesses = len(list(sources_to_decode(self._settings)))
+            self._on_ended()
         if len(watcher.processes) >= watcher.numprocesses:  # there are to be fewer of it
             return True
         if exit_code in FINAL:  # it said why on stderr, and a restart would not help

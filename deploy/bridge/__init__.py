@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from importlib import import_module
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from common.errors import Refused
 from deploy.subscribe import messages
@@ -36,6 +37,8 @@ def connect(kind: str, url: str, say: Callable[[str], None]) -> Broker:
         raise Refused(f"{kind!r} is no broker: choose {' or '.join(BROKERS)}.")
     if url.partition("://")[0] not in BROKERS[kind]:
         raise Refused(f"The URL of a broker of {kind} begins with {'://, '.join(BROKERS[kind])}://.")
+    if not _names_host(url):
+        raise Refused("The URL of a broker names a host, and a port where it is not the usual one: mqtt://HOST:PORT.")
     try:
         module = import_module(f"deploy.bridge.{kind}")
     except ModuleNotFoundError as error:
@@ -59,6 +62,14 @@ def bridge(endpoint: str, kind: str, url: str, stop: threading.Event, detections
         broker.close()
         if lost:
             say(f"{lost} messages were lost")
+
+
+def _names_host(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:  # its port, or its address, is none
+        return False
 
 
 def say(sentence: str) -> None:

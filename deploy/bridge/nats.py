@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import nats
 from nats.errors import OutboundBufferLimitError
 
+from common.errors import Refused
 from deploy import bridge
 
 
@@ -40,7 +41,8 @@ class Nats:
     def send(self, levels: tuple[str, ...], body: bytes, keep: bool) -> bool:
         if not self.connecting.done():
             return False
-        self.connecting.result()  # raises what no further attempt would change
+        if hopeless := self.connecting.exception():
+            raise Refused(f"{self.where}: {hopeless or type(hopeless).__name__}")
         try:
             asyncio.run_coroutine_threadsafe(self.client.publish(".".join(levels), body), self.loop).result(5)
         except (OutboundBufferLimitError, TimeoutError):

@@ -18,7 +18,10 @@ class OnCpu:
     early = False
 
     def __init__(self, stream: av.VideoStream, live: bool):
-        stream.thread_type = "SLICE" if live else "AUTO"  # frame threads would hold frames back
+        if live:  # frame threads would hold frames back, slice threads keep damage to themselves
+            stream.codec_context.thread_count = 1
+        else:
+            stream.thread_type = "AUTO"
         self._context = stream.codec_context
 
     def decode(self, packet: av.Packet) -> list[av.VideoFrame]:

@@ -31,6 +31,7 @@ class Source:
 
     journal: Journal
     totals: Totals
+    change: str  # by which it came, see common.sources: another one of the same name begins anew
     state: str  # as its decoder says; "waiting": it has none yet
     detail: str = ""
     told_ns: int = 0  # when its decoder last spoke
@@ -73,9 +74,10 @@ class Fusion:
         """The source's state, with the ledger of an earlier run of fusion if there was one."""
         if name not in self.sources:
             journal = Journal(self.rt.settings.run_dir / f"fusion.{name}.journal", Totals)
-            now = self.rt.loop.now_ns()
+            change = self.known[name].id if name in self.known else ""
             state = "waiting" if name in sources_to_decode(self.rt.settings) else "ended"
-            self.sources[name] = Source(journal, journal.read() or Totals(), state, frame_ns=now)
+            now = self.rt.loop.now_ns()
+            self.sources[name] = Source(journal, journal.read() or Totals(), change, state, frame_ns=now)
             self.join.resume(name, self.sources[name].totals.next_seq)
         return self.sources[name]
 
@@ -118,7 +120,7 @@ class Fusion:
         return there or name in self.known
 
     def look(self, now: int) -> None:
-        """Which sources are there now; what was removed and has ended is forgotten."""
+        """Which sources are there now; what was removed and has ended is forgotten, what was added again waits."""
         self.known_ns = now
         try:
             self.known = sources.known(self.rt.settings)
@@ -128,6 +130,10 @@ class Fusion:
         for name, source in list(self.sources.items()):
             if name not in self.known and (source.state == "ended" or now - source.told_ns > STALE_NS):
                 self.sources.pop(name).journal.close()
+            elif name in self.known and source.change != self.known[name].id:
+                source.change = self.known[name].id
+                if source.state == "ended":
+                    source.state, source.detail = "waiting", ""
 
     def acceptable(self, body: Detections | Dropped | Confirmed | Status, sender: str) -> bool:
         """False for a source that is not in the settings, boxes or parts that are none, a reason nobody gives."""

@@ -104,15 +104,16 @@ def runs(counts: list[dict]) -> int:
     return number
 
 
-def check(g, source="cam", backwards=False):
+def check(g, source="cam", backwards=False, cut=0):
     """Frames were counted right, as many times anew as the source was opened; the last ones are of the clip now played.
 
-    Every frame was counted or dropped with a reason, and no process has ended.
+    Every frame was counted or dropped with a reason, and no process has ended. `cut`: breaks of an HEVC stream, whose
+    last picture may be half of one: FFmpeg fills in the other half, and says so in H.264 alone.
     """
     counts = [content for content in g.of("counts", source) if content["complete"]]
     opened = [key for key, _ in groupby(c["state"] for c in g.of("status", source))].count("online")
     shown = [(content["seq"], content["count"], content["pts_s"]) for content in counts]
-    assert runs(counts) <= opened, str(shown)
+    assert runs(counts) <= opened + cut, str(shown)
     sign = -1 if backwards else 1
     assert len({(count["count"] * 10 - sign * count["seq"]) % 23 for count in counts[-ENOUGH // 2 :]}) == 1, str(shown)
     g.check_books(source)
@@ -137,15 +138,15 @@ def test_a_camera_that_was_gone_is_counted_again(counting, camera, tmp_path, how
 def test_a_camera_may_come_back_with_another_size_and_codec(counting, camera, tmp_path):
     cam = camera(encode(tmp_path / "small.mp4"))
     g = counting({"cam": cam.url})
-    for clip, backwards in [
-        (encode(tmp_path / "large.ts", LARGE, backwards=True), True),
-        (encode(tmp_path / "hevc.mp4", LARGE, "libx265"), False),
-        (encode(tmp_path / "small.ts", SMALL, backwards=True), True),
+    for clip, backwards, cut in [
+        (encode(tmp_path / "large.ts", LARGE, backwards=True), True, 0),
+        (encode(tmp_path / "hevc.mp4", LARGE, "libx265"), False, 0),
+        (encode(tmp_path / "small.ts", SMALL, backwards=True), True, 1),
     ]:
         cam.restart(clip)
         lost(g)
         print(f"{clip.name}: {ENOUGH} counts {g.wait_counts(ENOUGH):.2f} s after the loss")
-        check(g, backwards=backwards)
+        check(g, backwards=backwards, cut=cut)
 
 
 def test_a_camera_that_comes_and_goes_costs_the_decoder_no_memory(counting, camera, tmp_path):
@@ -170,7 +171,7 @@ def test_a_camera_that_comes_and_goes_costs_the_decoder_no_memory(counting, came
     assert late[0] < early[0] + GROWTH_MB
     assert late[1:] == early[1:]
     g.wait_counts(ENOUGH)
-    g.check_books()
+    check(g)
 
 
 def test_three_dead_cameras_of_ten_do_not_slow_down_the_others(counting, camera, tmp_path):

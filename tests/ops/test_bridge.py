@@ -13,6 +13,7 @@ import pytest
 from tests.support.cli import ROOT, command
 from tests.support.rtsp import free_port
 
+NO_HOST = "The URL of a broker names a host, and a port where it is not the usual one: mqtt://HOST:PORT."
 BROKERS = {"mqtt": "mosquitto", "nats": "nats-server"}
 
 
@@ -98,6 +99,8 @@ def test_counts_arrive_whenever_the_broker_is_there(kind, group, run_dir, clip, 
     [
         (("kafka", "kafka://x"), "'kafka' is no broker: choose mqtt or nats."),
         (("mqtt", "http://x"), "The URL of a broker of mqtt begins with mqtt://, mqtts://."),
+        (("nats", "nats://user:secret@host:port"), NO_HOST),
+        (("mqtt", "mqtt://"), NO_HOST),
     ],
 )
 def test_another_broker_is_refused(run_dir, arguments, sentence):

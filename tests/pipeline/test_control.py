@@ -17,6 +17,7 @@ from tests.support.cli import peoplecounter
 from tests.support.group import SERVICES
 
 LIVE = {"realtime": True, "loop": True}
+LOOPING = ("--realtime", "--loop")
 
 
 def ps(run_dir):
@@ -93,8 +94,10 @@ def test_sources_come_and_go_while_the_group_runs(running, run_dir, clip, tmp_pa
 
 
 def test_a_group_without_sources_waits_for_one(running, run_dir, clip):
-    assert peoplecounter(run_dir, "source", "remove", "clip").returncode == 0
-    assert peoplecounter(run_dir, "source", "add", "clip", clip).stdout == "clip is online\n"
+    for options in (LOOPING, LOOPING, LOOPING, ()):  # at once, while the end of the one before is still being told
+        assert peoplecounter(run_dir, "source", "remove", "clip").returncode == 0
+        done = peoplecounter(run_dir, "source", "add", "clip", clip, *options)
+        assert done.stdout == "clip is online\n", done.stderr
     running.communicate(timeout=30)  # it is played once: that is the end
     assert running.returncode == 0
 

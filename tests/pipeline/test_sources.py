@@ -225,6 +225,24 @@ def test_a_stream_that_ends_or_hangs_is_opened_again(tmp_path, hang):
     assert seen.count("frame") > FRAMES
 
 
+def test_a_picture_that_a_break_cuts_off_is_damaged_not_shown(tmp_path):
+    """FFmpeg would fill in the other half, and its people with it."""
+    path = make_clip(tmp_path / "clip.ts")
+    with av.open(str(path)) as container:
+        begins = [packet.pos for packet in container.demux(video=0) if packet.size]
+    whole = int(np.argmax(np.diff(begins)[1:])) + 1  # pictures in front of the largest
+    middle = (begins[whole] + begins[whole + 1]) // 2
+    camera = Camera(path.read_bytes()[: middle - middle % 188])
+    events = []
+    for event in play(Source(url=camera.url), QUICK, None, lambda seconds: False):
+        events.append(event)
+        if isinstance(event, Changed) and event.state == "reconnecting":
+            break
+    camera.listener.close()
+    assert len(pictures(events)) == whole > 10
+    assert isinstance(events[-2], Damaged), events[-2]
+
+
 def test_a_stream_that_is_down_is_tried_with_growing_waits():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
