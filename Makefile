@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench soak clean
 
 demo: .venv/demo
 	$(BIN)/peoplecounter demo
@@ -16,6 +16,9 @@ lint: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/python -m tests.bench.cpu
+
+soak: .venv/dev
+	$(BIN)/python -m tests.bench.soak
 
 .venv/demo: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -12,10 +12,12 @@ KINDS = ("counts", "detections", "dropped", "status", "service")
 class Published:
     """Follows a group's endpoint in a thread until close()."""
 
+    kinds = KINDS
+
     def __init__(self, endpoint: str):
         self.messages: list[tuple[str, str, dict]] = []
         self.arrived = threading.Condition()
-        self.follower = Follower(endpoint, KINDS, self._on_message)
+        self.follower = Follower(endpoint, self.kinds, self._on_message)
 
     def wait_for(self, condition: Callable[[], object], what: str, timeout_s: float = 30) -> float:
         """Seconds until the condition held; fails with tail() when it does not."""
@@ -54,8 +56,11 @@ class Published:
         """The latest state that was published of a process."""
         return next((c["state"] for k, n, c in reversed(self.messages) if k == "service" and n == name), "")
 
-    def check_books(self, source: str = "cam", unheard: int = 0) -> None:
-        """Every frame was counted or dropped with a reason, none twice, in order; published, but for `unheard`."""
+    def check_books(self, source: str = "cam", unheard: int = 0) -> int:
+        """Every frame was counted or dropped with a reason, none twice, in order; published, but for `unheard` at most.
+
+        Returns of how many nothing was heard.
+        """
         totals = self.totals(source)
         assert totals["frames"] == totals["counted"] + sum(totals["dropped"].values()), totals
         seqs = [content["seq"] for content in self.of("counts", source)]
@@ -65,6 +70,7 @@ class Published:
         assert seqs == sorted(seqs), "counts are out of order"
         silent = set(range(totals["frames"])) - set(seqs) - set(gone)
         assert len(silent) <= unheard, f"neither counted nor dropped: {sorted(silent)[:9]}"
+        return len(silent)
 
     def tail(self) -> str:
         """The end of a log, where there is one."""
