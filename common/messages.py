@@ -30,7 +30,7 @@ from msgspec import Meta, Struct
 
 from common.logs import Level
 
-SCHEMA = 3
+SCHEMA = 4
 ROW_BYTES = 7 * 4  # of one detection
 MAX_BOXES = 1000  # of one image
 MAX_BYTES = 1 << 20  # of one message; libzmq refuses more, see link.py
@@ -235,12 +235,13 @@ class Status(Struct, frozen=True, tag="status"):
 
 
 class Report(Struct, frozen=True, tag="report"):
-    """A service's counters since its start, and which frames its ring holds now."""
+    """A service's counters since its start, which frames its ring holds now, and what metrics say of it."""
 
     service: Name
     pid: int
     counters: dict[Name, int]
     holding: list[tuple[SourceName, Seq]] = []
+    gauges: dict[Name, int] = {}
 
 
 class Result(Struct, frozen=True, tag="result"):

@@ -61,10 +61,10 @@ class Sender:
             self._loop.counters["results_lost"] += 1
         self._flush()
 
-    def report(self, holding: list[tuple[str, int]]) -> None:
-        """Sends this process' counters, unnumbered: a lost one is replaced by the next."""
+    def report(self, holding: list[tuple[str, int]], gauges: dict[str, int]) -> None:
+        """Sends this process' counters and gauges, unnumbered: a lost one is replaced by the next."""
         if self._link.welcome:
-            report = Report(self._hello.service, os.getpid(), dict(self._loop.counters), holding)
+            report = Report(self._hello.service, os.getpid(), dict(self._loop.counters), holding, gauges)
             self._link.send(Result(0, report))
 
     def close(self, bye: bool = True) -> None:

@@ -109,7 +109,25 @@ class Runtime:
         if self.results and now >= self._report_ns:
             self._report_ns = now + REPORT_NS
             self.tracer.account()
-            self.results.report(self.ring.holding() if self.ring else [])
+            gauges = self.gauges() if self.settings.telemetry.metrics else {}
+            self.results.report(self.ring.holding() if self.ring else [], gauges)
+
+    def gauges(self) -> dict[str, int]:
+        """What metrics say of this process now: see services/fusion/metrics.py for the names."""
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        found = {
+            "restarts": self.control.starts - 1,
+            "memory_bytes": int(status["VmRSS"].split()[0]) << 10,
+            "descriptors": len(os.listdir("/proc/self/fd")),  # noqa: PTH208, no objects for each
+            "threads": int(status["Threads"]),
+        }
+        if self.ring:
+            found |= {f"slots_{state}": slots for state, slots in self.ring.slots_by_state().items()}
+        if self.rings:
+            found |= {"leases": self.rings.leases, "credits": self.rings.credits}
+        if "work" in self.__dict__:
+            found |= self.work.gauges()
+        return found
 
     def linger(self, done: Callable[[], bool]) -> None:
         """Asked to end: keeps ticking until what was offered has been read, for LINGER_NS at most."""

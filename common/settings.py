@@ -146,13 +146,49 @@ class Fusion(Section):
 
 class Telemetry(Section):
     exporter: Literal["none", "file", "otlp"] = "none"
-    """Where spans go: nowhere, JSON lines in a file, or a collector by OTLP/HTTP"""
+    """Where spans go: nowhere, OTLP/JSON lines in a file, see `peoplecounter trace`, or a collector by OTLP/HTTP"""
     ratio: float = Field(0.01, ge=0, le=1)
     """Share of the frames that are traced"""
     file: str = "traces.jsonl"
     """File of the exporter 'file', appended to by all services"""
     endpoint: str = "http://127.0.0.1:4318/v1/traces"
     """URL of the exporter 'otlp'"""
+    prometheus: str = ""
+    """127.0.0.1:PORT where Prometheus may scrape the group's metrics; empty: nowhere"""
+    metrics_endpoint: str = ""
+    """URL of a collector that gets the group's metrics every 10 s by OTLP/HTTP, …/v1/metrics; empty: none"""
+
+    @property
+    def metrics(self) -> bool:
+        """True when somebody wants metrics."""
+        return bool(self.prometheus or self.metrics_endpoint)
+
+    @field_validator("prometheus")
+    @classmethod
+    def _on_loopback(cls, value: str) -> str:
+        if value and not re.match(LOOPBACK, f"tcp://{value}"):
+            raise ValueError("metrics are scraped on 127.0.0.1:PORT alone; other machines get them by metrics_endpoint")
+        return value
+
+
+class Budgets(Section):
+    end_to_end_ms: float = Field(33, gt=0)
+    """From a live frame's packet to its published count, p95 of the last 10 s, ms"""
+    fusion_wait_ms: float = Field(8, gt=0)
+    """From the first answer of a frame until the last is there, ms"""
+    infer_tiles_ms: float = Field(20, gt=0)
+    """All tiles of a frame, ms"""
+    infer_global_ms: float = Field(15, gt=0)
+    """The whole frame, ms"""
+    preprocess_ms: float = Field(16, gt=0)
+    """The kernel, ms"""
+    decode_ms: float = Field(42, gt=0)
+    """A picture, ms"""
+
+    @property
+    def by_name(self) -> dict[str, float]:
+        """Stage, hop or end_to_end, as fusion publishes their times -> ms."""
+        return {field.removesuffix("_ms"): ms for field, ms in self.model_dump().items()}
 
 
 class Workers(Section):
@@ -202,6 +238,7 @@ class Settings(BaseSettings):
     engine: Engine = Engine()
     fusion: Fusion = Fusion()
     telemetry: Telemetry = Telemetry()
+    budgets: Budgets = Budgets()
 
     @property
     def publish(self) -> str:

@@ -4,6 +4,7 @@ Whether a frame is traced is decided once, by the decoder; an untraced frame cos
 thread of their own: a slow or dead collector delays nothing, and what it does not take is counted as `spans_lost`.
 """
 
+import base64
 import json
 import random
 import time
@@ -22,8 +23,16 @@ from common.messages import Header
 from common.settings import Settings
 
 QUEUE = 4096  # spans waiting for export
+IDS = {"traceId", "spanId", "parentSpanId"}
 _propagator = TraceContextTextMapPropagator()
 _CLOCK_OFFSET_NS = time.time_ns() - time.monotonic_ns()
+
+
+def resource(process: str) -> Resource:
+    """A process "infer_tiles.0" as OpenTelemetry names it."""
+    name, _, instance = process.partition(".")
+    named = {"service.name": f"peoplecounter.{name}", "service.instance.id": instance or "0"}
+    return Resource.create({**named, "service.namespace": "peoplecounter"})
 
 
 class Tracer:
@@ -36,15 +45,7 @@ class Tracer:
         if exporter is None:
             return
         self._ratio = settings.telemetry.ratio
-        name, _, instance = service.partition(".")
-        resource = Resource.create(
-            {
-                "service.name": f"peoplecounter.{name}",
-                "service.instance.id": instance or "0",
-                "service.namespace": "peoplecounter",
-            }
-        )
-        self._provider = TracerProvider(resource=resource)
+        self._provider = TracerProvider(resource=resource(service))
         self._counting = _Counting(exporter, counters)
         self._provider.add_span_processor(_Ended(counters))
         self._provider.add_span_processor(
@@ -114,7 +115,10 @@ def _exporter(settings: Settings) -> SpanExporter | None:
 
 
 class JsonLines(SpanExporter):
-    """Appends one JSON object a span to a file that several processes may share."""
+    """Appends OTLP/JSON to a file that several processes may share, a request a line, as a collector's own file has it.
+
+    Collectors read it with their otlpjsonfile receiver, people with `peoplecounter trace`.
+    """
 
     def __init__(self, path: Path):
         try:
@@ -123,8 +127,14 @@ class JsonLines(SpanExporter):
             raise Refused(f"The traces file {path} cannot be written: {error.strerror}; set telemetry.file.") from None
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        lines = [json.dumps(json.loads(span.to_json(indent=None)), separators=(",", ":")) + "\n" for span in spans]
-        self._file.write("".join(lines).encode())  # one O_APPEND write: lines of several processes do not mix
+        from google.protobuf.json_format import MessageToDict  # in the exporter's thread: not everybody traces
+        from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+
+        request = MessageToDict(encode_spans(spans), use_integers_for_enums=True)
+        for span in (s for r in request["resourceSpans"] for scope in r["scopeSpans"] for s in scope["spans"]):
+            for key in IDS & span.keys():
+                span[key] = base64.b64decode(span[key]).hex()  # in OTLP/JSON, unlike in protobuf's own
+        self._file.write(json.dumps(request, separators=(",", ":")).encode() + b"\n")  # one O_APPEND write: never mixed
         return SpanExportResult.SUCCESS
 
     def shutdown(self) -> None:

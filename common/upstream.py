@@ -129,6 +129,12 @@ class Upstream:
         """How many parts this process holds."""
         return sum(len(owner.leases) for owner in self._owners.values())
 
+    @property
+    def credits(self) -> int:
+        """How many more offers this process accepts now."""
+        attached = [owner for owner in self._owners.values() if owner.mapped is not None]
+        return sum(max(0, self._hello.credits - len(o.leases) - len(o.offers)) for o in attached)
+
     def take(self) -> tuple[Attached, Offer] | None:
         """The next offer, the owners in turn; None when there is none."""
         owners = list(self._owners.values())

@@ -15,7 +15,7 @@ from common.logs import Level
 from common.settings import PREFIX, Source
 from deploy import control, evaluate, supervisors
 from deploy import sources as running_sources
-from deploy.display import Services, display, process_lines, source_lines, summary_lines
+from deploy.display import DISPLAYED, Services, display, process_lines, source_lines, summary_lines
 from deploy.engine.cli import app as engine
 from deploy.foreground import configure, overrides, run_group
 from deploy.subscribe import POLL_S, messages
@@ -90,7 +90,7 @@ def watch(
     keys = _keys(key, server_key)
     screen, services, silent_s = display(as_json), Services(), 0.0
     try:
-        for message in messages(endpoint, ("counts", "dropped", "status", "service"), threading.Event(), keys):
+        for message in messages(endpoint, (*DISPLAYED, "service"), threading.Event(), keys):
             if message is not None:
                 silent_s = 0.0
                 kind, name, content = message

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+DISPLAYED = ("counts", "dropped", "status", "budgets")  # kinds of messages
 LINE_EVERY_S = 2.0
 
 
@@ -57,6 +58,12 @@ class Services:
         return f"{name} is up again" if state == "up" else f"{name} is {state}"
 
 
+def budget_words(name: str, state: dict) -> str:
+    """What became of a budget: its name, p95, what it may be."""
+    over = f", {state['over_ms']:.1f} over" if state["over_ms"] else ""
+    return f"{name} {state['p95_ms']:.1f} of {state['budget_ms']:g} ms{over}"
+
+
 class Rows:
     """The latest of each source, and the frames counted per second."""
 
@@ -90,8 +97,11 @@ class PlainLines:
     def __init__(self) -> None:
         self._rows = Rows()
         self._due_s: dict[str, float] = {}
+        self._over: set[str] = set()
 
     def show(self, kind: str, name: str, content: dict) -> None:
+        if kind == "budgets":
+            return self._show_budgets(content)
         before = self._rows.rows.get(name, {}).get("state", "online")
         row = self._rows.update(kind, name, content)
         now = time.monotonic()
@@ -105,6 +115,14 @@ class PlainLines:
         elif row["state"] != before:
             self.say(f"{name}: {row['state']}")
 
+    def _show_budgets(self, states: dict[str, dict]) -> None:
+        """Says when a budget is exceeded, or kept again."""
+        before, self._over = self._over, {name for name, state in states.items() if state["over_ms"]}
+        for name in sorted(before ^ self._over):
+            if name in states:
+                how = "over budget" if name in self._over else "in budget again"
+                self.say(f"{how}: {budget_words(name, states[name])}")
+
     def say(self, sentence: str) -> None:
         print(sentence, flush=True)
 
@@ -117,11 +135,15 @@ class LiveTable:
 
     def __init__(self) -> None:
         self._rows = Rows()
+        self._budgets: dict[str, dict] = {}
         self._live = Live(self._table(), console=Console(), refresh_per_second=5)
         self._live.start()
 
     def show(self, kind: str, name: str, content: dict) -> None:
-        self._rows.update(kind, name, content)
+        if kind == "budgets":
+            self._budgets = content
+        else:
+            self._rows.update(kind, name, content)
         self._live.update(self._table())
 
     def say(self, sentence: str) -> None:
@@ -131,7 +153,7 @@ class LiveTable:
         self._live.stop()
 
     def _table(self) -> Table:
-        table = Table(box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False, caption=self._caption(), caption_justify="left")
         for title, justify in (
             ("source", "left"), ("people", "right"), ("frame", "right"), ("frames/s", "right"),
             ("ms behind", "right"), ("dropped", "left"), ("state", "left"),
@@ -143,6 +165,12 @@ class LiveTable:
                 f"{row.get('ms', 0):.0f}", dropped(row["totals"]), row["state"],
             )  # fmt: skip
         return table
+
+    def _caption(self) -> str:
+        """The budgets, those that are exceeded in red."""
+        words = [(budget_words(name, state), state["over_ms"]) for name, state in self._budgets.items()]
+        shown = " · ".join(f"[bold red]{text}[/]" if over else text for text, over in words)
+        return f"\np95 of 10 s: {shown}" if words else ""
 
 
 def summary_lines(summary: dict) -> list[str]:
@@ -161,6 +189,8 @@ def summary_lines(summary: dict) -> list[str]:
     if summary["stages_ms"]:
         lines.append(f"{'ms':<14}{'p50':>9}{'p99':>9}")
         lines += [f"{stage:<14}{t['p50']:>9.1f}{t['p99']:>9.1f}" for stage, t in summary["stages_ms"].items()]
+    for name, state in summary.get("budgets", {}).items():
+        lines.append(f"budget   {budget_words(name, state)}{'' if state['over_ms'] else ': ok'}")
     return lines
 
 

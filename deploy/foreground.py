@@ -12,7 +12,7 @@ from common.backend import is_endpoint
 from common.control import sources_to_decode
 from common.errors import NO_INPUT, SOFTWARE, Refused
 from common.settings import CONFIG_VARIABLE, PREFIX, Settings, Source, Workers
-from deploy.display import JsonLines, display
+from deploy.display import DISPLAYED, JsonLines, display
 from deploy.group import Group, source_name
 from deploy.subscribe import Follower, Tally
 
@@ -79,7 +79,7 @@ def run_group(
     truth: dict[int, int] | None = None,
 ) -> tuple[dict, int]:
     """Runs a group to its end, showing it; returns (summary, exit code)."""
-    screen, tally = display(as_json), Tally()
+    screen, tally, live = display(as_json), Tally(), set()
     if not isinstance(screen, JsonLines):
         environment = {PREFIX + "LOG_LEVEL": "warning", **environment}
     lines = _open(out) if out else None
@@ -100,10 +100,12 @@ def run_group(
         if lines and kind == "counts":
             lines.write(json.dumps(content, separators=(",", ":")) + "\n")
             lines.flush()
-        if kind == "status" and content["state"] == "ended":
-            stop_if_ended()
+        if kind == "status":
+            live.update(name for name, change in sources_module.known(settings).items() if change.source.live)
+            if content["state"] == "ended":
+                stop_if_ended()
 
-    follower = Follower(settings.publish, ("counts", "dropped", "status"), on_message, on_error=group.stop)
+    follower = Follower(settings.publish, DISPLAYED, on_message, on_error=group.stop)
     try:
         group.run()
     finally:
@@ -117,6 +119,7 @@ def run_group(
         raise follower.error
     summary = tally.summary(truth)
     summary["restarts"] = group.restarts
+    summary["budgets"] = tally.budgets(settings.budgets.by_name, live)
     return summary, group.exit_code
 
 

@@ -51,7 +51,7 @@ class Tally:
         self.totals: dict[str, dict] = {}  # source -> its last totals
         self.counts: dict[str, dict[int, int]] = {}  # source -> seq -> count
         self.ended: set[str] = set()
-        self._times: dict[str, deque[float]] = {}
+        self._times: dict[tuple[str, str], deque[float]] = {}  # source, stage or hop -> ms
 
     def add(self, kind: str, name: str, content: dict) -> None:
         if "totals" in content:
@@ -61,10 +61,21 @@ class Tally:
             counts[content["seq"]] = content["count"]
             if len(counts) > KEEP:
                 del counts[next(iter(counts))]
-            for stage, ms in {**content["stages_ms"], "end_to_end": content["end_to_end_ms"]}.items():
-                self._times.setdefault(stage, deque(maxlen=KEEP)).append(ms)
+            times = {**content["stages_ms"], **content["hops_ms"], "end_to_end": content["end_to_end_ms"]}
+            for key, ms in times.items():
+                self._times.setdefault((name, key), deque(maxlen=KEEP)).append(ms)
         elif kind == "status":
             (self.ended.add if content["state"] == "ended" else self.ended.discard)(name)
+
+    def budgets(self, budgets_ms: dict[str, float], live: set[str]) -> dict[str, dict]:
+        """Budget -> what p95 of the live sources' frames was, of the whole run, as `budgets.group` has it."""
+        found = {}
+        for budget, ms in budgets_ms.items():
+            times = [t for (source, key), of in self._times.items() if source in live and key == budget for t in of]
+            if times:
+                p95 = round(float(np.percentile(times, 95)), 3)
+                found[budget] = {"budget_ms": ms, "p95_ms": p95, "over_ms": round(max(0.0, p95 - ms), 3)}
+        return found
 
     def summary(self, truth: dict[int, int] | None = None) -> dict:
         """The run in numbers; `mae` and `mean_truth` where the true count of each frame is known."""
@@ -72,7 +83,11 @@ class Tally:
         for totals in self.totals.values():
             for reason, frames in totals["dropped"].items():
                 dropped[reason] = dropped.get(reason, 0) + frames
-        percentiles = {stage: np.percentile(ms, [50, 99]).round(3).tolist() for stage, ms in self._times.items()}
+        stages: dict[str, list[float]] = {}
+        for (_, key), times in self._times.items():
+            if ">" not in key:  # hops are for those who ask
+                stages.setdefault(key, []).extend(times)
+        percentiles = {stage: np.percentile(ms, [50, 99]).round(3).tolist() for stage, ms in stages.items()}
         errors = [abs(n - truth[seq]) for c in self.counts.values() for seq, n in c.items() if truth and seq in truth]
         return {
             "frames": sum(t["frames"] for t in self.totals.values()),

@@ -1,6 +1,7 @@
 """ONNX Runtime on the CPU: the engine that needs no GPU."""
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,8 @@ DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 class OnnxEngine:
     """A detector in an ONNX file. Images are run one by one: on a CPU a batch is no faster, only later."""
 
-    def __init__(self, settings: EngineSettings, processes: int = 1):
+    def __init__(self, settings: EngineSettings, processes: int = 1, counters: Counter | None = None):
+        self.counters: Counter[str] = Counter() if counters is None else counters
         found = model.read(settings if settings.model else settings.model_copy(update={"model": str(DEMO_MODEL)}))
         path = found.name
         options = onnxruntime.SessionOptions()
@@ -54,6 +56,7 @@ class OnnxEngine:
 
     def run(self, images: np.ndarray) -> np.ndarray:
         """Images [1, 3, S, S] -> persons, see protocol."""
+        self.counters["batches_plain"] += 1
         (output,) = self._session.run(self._outputs, {self._name: images})
         return self._head.persons(output, self._score)
 

@@ -63,7 +63,7 @@ def load(
         return TensorRTEngine(engine, work, graphs, weights, counters)
     from common.engine.onnxruntime import OnnxEngine
 
-    return OnnxEngine(engine, processes)
+    return OnnxEngine(engine, processes, counters)
 
 
 def check(settings: Settings) -> None:

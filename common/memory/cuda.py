@@ -82,6 +82,11 @@ class Work:
         at_least = driver.CUstreamWaitValue_flags.CU_STREAM_WAIT_VALUE_GEQ
         check(driver.cuStreamWaitValue32(self.stream, address, generation, at_least))
 
+    def gauges(self) -> dict[str, int]:
+        """Memory of the GPU in use by everybody, and all there is, bytes."""
+        free, total = check(cudart.cudaMemGetInfo())
+        return {"gpu_used_bytes": total - free, "gpu_bytes": total}
+
     def finish(self) -> None:
         """Waits, with the host, for what is queued; gives frozen owners up like the loop does."""
         began_s = time.monotonic()

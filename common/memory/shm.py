@@ -36,6 +36,10 @@ class Work:
     def finish(self) -> None:
         """It has."""
 
+    def gauges(self) -> dict[str, int]:
+        """What is shared is seen by whoever looks at the files."""
+        return {}
+
     def close(self) -> None:
         """Nothing to give back."""
 

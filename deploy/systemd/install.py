@@ -132,7 +132,7 @@ def needs_network(service: Service, settings: Settings) -> bool:
     if service.name == "decoder" or settings.telemetry.exporter == "otlp":
         return True
     if service.name == "fusion":
-        return bool(settings.fusion.publish)
+        return bool(settings.fusion.publish) or settings.telemetry.metrics
     return service.name.startswith("infer_") and backend.is_endpoint(settings.engine.model)
 
 

@@ -16,6 +16,7 @@ from common.journal import Journal
 from common.messages import DROP_REASONS, Confirmed, Detections, Dropped, Report, Status
 from common.results import Receiver
 from common.runtime import Runtime, serve
+from services.fusion.budgets import Window
 from services.fusion.join import Ended, Frame, Gap, Join, Settled
 from services.fusion.merge import believe, merge
 from services.fusion.publish import Publisher, Totals, timings, utc_now
@@ -36,7 +37,13 @@ class Source:
     detail: str = ""
     told_ns: int = 0  # when its decoder last spoke
     frame_ns: int = 0  # when a frame of it was last counted
+    people: int = 0  # in the last counted frame
     persons: np.ndarray = field(default_factory=lambda: np.zeros((0, 5), np.float32))  # of the last complete frame
+
+    def shown(self, now: int) -> str:
+        """The state that is published: a decoder that says nothing makes it stale."""
+        silent = self.state not in ("waiting", "ended") and now - self.told_ns > STALE_NS
+        return "stale" if silent else self.state
 
 
 @dataclass
@@ -46,6 +53,7 @@ class Service:
     state: str = "up"  # or "silent", "down", "ended"
     since_ns: int = 0
     told: dict = field(default_factory=dict)  # its last report
+    gauges: dict[str, int] = field(default_factory=dict)
 
 
 class Fusion:
@@ -65,6 +73,13 @@ class Fusion:
         rt.closing(self)
         self.services: dict[str, Service] = {}
         self.status_ns = 0
+        self.window, self.budgets = Window(rt.settings.budgets), {}
+        self.metrics = self._make_metrics() if rt.settings.telemetry.metrics else None
+
+    def _make_metrics(self):
+        from services.fusion.metrics import Metrics  # an SDK and an HTTP server that few need
+
+        return self.rt.closing(Metrics(self, self.rt.settings.telemetry))
 
     def close(self) -> None:
         for source in self.sources.values():
@@ -85,6 +100,7 @@ class Fusion:
         now = self.rt.loop.now_ns()
         if isinstance(body, Report):
             self.on_change(body.service, "up", {"pid": body.pid, "counters": body.counters})
+            self.services[body.service].gauges = body.gauges
             for source, seq in body.holding:
                 self.join.held(source, seq, now)
         elif not self.acceptable(body, receipt[0].hello.service):
@@ -194,13 +210,15 @@ class Fusion:
         source.journal.write(source.totals)  # before anybody hears of it: no seq is ever published twice
         ended_ns = source.frame_ns = self.rt.loop.now_ns()
         stages_ms, hops_ms = timings(header, frame, began_ns, ended_ns)
+        end_to_end_ms = round((ended_ns - header.captured_ns) / 1e6, 3)
+        source.people = len(persons)
         named = {"source": header.source, "seq": header.seq, "pts_s": round(header.pts_s, 6), "time": utc_now()}
         content = {
             **named,
             "count": len(persons),
             "complete": not missing,
             "missing": missing,
-            "end_to_end_ms": round((ended_ns - header.captured_ns) / 1e6, 3),
+            "end_to_end_ms": end_to_end_ms,
             "stages_ms": stages_ms,
             "hops_ms": hops_ms,
             "totals": source.totals.public(),
@@ -212,6 +230,10 @@ class Fusion:
         self.rt.tracer.record(
             "fusion", header, began_ns, self.rt.loop.now_ns(), people=len(persons), complete=not missing
         )
+        if header.deadline_ns:  # a lossless file waits in its queue for as long as that takes
+            self.window.add(ended_ns, {**stages_ms, **hops_ms, "end_to_end": end_to_end_ms})
+        if self.metrics:
+            self.metrics.record(header.source, stages_ms, hops_ms, end_to_end_ms)
 
     def drop(self, name: str, first: int, reason: str, frames: int = 1) -> None:
         source = self.source(name)
@@ -239,6 +261,9 @@ class Fusion:
             for name, service in self.services.items():
                 if service.state != "up":  # the others have just said so
                     self.publish_service(name, now)
+            self.budgets = self.window.states(now)
+            if self.budgets:
+                self.publisher.send("budgets", "group", self.budgets)
             told = {"state": "up", "seconds": 0, "pid": os.getpid(), "counters": dict(self.rt.count)}
             self.publisher.send("service", self.rt.name, told)
 
@@ -249,10 +274,9 @@ class Fusion:
 
     def publish_status(self, name: str, now: int) -> None:
         source = self.source(name)
-        silent = source.state not in ("waiting", "ended") and now - source.told_ns > STALE_NS
         content = {
             "source": name,
-            "state": "stale" if silent else source.state,
+            "state": source.shown(now),
             "detail": source.detail,
             "seconds_since_frame": round((now - source.frame_ns) / 1e9, 3),
             "totals": source.totals.public(),

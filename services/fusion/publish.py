@@ -5,6 +5,7 @@ detections.<source>  its boxes
 dropped.<source>     frames that were not counted, and why
 status.<source>      once a second and on every change: is the source online, stale, reconnecting, ended
 service.<name>       once a second: counters of one process
+budgets.group        once a second: p95 of the live frames' times beside their budgets
 """
 
 import json
@@ -128,6 +129,8 @@ def timings(header: Header, frame: Frame, began_ns: int, ended_ns: int) -> tuple
     hops |= {f"{b}>{a}": _ms(max(0, spans[a][0] - spans[b][1])) for a, b in ready.items() if {a, b} <= spans.keys()}
     last = max((s for s in spans if s.startswith("infer_")), key=lambda s: spans[s][1])
     hops[f"{last}>fusion"] = _ms(began_ns - spans[last][1])
+    if len(branches := [spans[s][1] for s in spans if s in ("infer_global", "infer_tiles")]) == 2:
+        hops["fusion_wait"] = _ms(max(branches) - min(branches))
     return stages | gpu, hops
 
 

@@ -42,7 +42,7 @@ CPU_FPS, GPU_FPS = 400, 150  # of each of two sources
 class Soaked(Group):
     """A group whose boxes nobody keeps."""
 
-    kinds = ("counts", "dropped", "status", "service")
+    kinds = tuple(kind for kind in Group.kinds if kind != "detections")
 
 
 def measure(pid: int) -> dict[str, float]:

@@ -15,11 +15,14 @@ def command(run_dir, *arguments, **variables):
     return [sys.executable, "-m", "deploy.cli", *map(str, arguments)], environment
 
 
-def missing_as_root(*tools):
-    """What a test needs that is root's and runs these programs, and this machine does not have; empty: nothing."""
-    if os.getuid():
-        return "root"
+def missing(*tools):
+    """Which of the programs that a test needs this machine does not have; empty: none."""
     return ", ".join(tool for tool in tools if not shutil.which(tool))
+
+
+def missing_as_root(*tools):
+    """The same for a test that needs to be root as well."""
+    return "root" if os.getuid() else missing(*tools)
 
 
 def checked(*argv, check=True, timeout=120, **options):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from deploy.subscribe import Follower
 
-KINDS = ("counts", "detections", "dropped", "status", "service")
+KINDS = ("counts", "detections", "dropped", "status", "service", "budgets")
 
 
 class Published:
