@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -182,6 +183,36 @@ def evaluate_command(
         print(json.dumps(result))
     else:
         print("{frames} frames: MAE {mae:.3f}, RMSE {rmse:.3f}, bias {bias:+.3f} people".format(**result))
+
+
+@app.command()
+def trace(
+    file: Annotated[Path, typer.Argument(help="What telemetry.exporter = 'file' has written.")],
+    frame: Annotated[str | None, typer.Option(help="SOURCE/SEQ; default: the frames at p50 and p99.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Draw it as an HTML page, too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw where the milliseconds of a frame went, from process to process."""
+    from rich.console import Console
+
+    from deploy.report import page, traces
+
+    frames, damaged = traces.read(file)
+    chosen, stages = traces.choose(frames, frame), traces.percentiles(frames)
+    if as_json:
+        spans = {title: [asdict(bar) for bar in one.bars()] for title, one in chosen}
+        print(json.dumps({"frames": len(frames), "damaged_lines": damaged, "percentiles_ms": stages, "spans": spans}))
+    else:
+        console = Console()
+        for title, one in chosen:
+            traces.draw(console, title, one)
+        print(f"\n{f'{len(frames)} frames, ms':<18}" + "".join(f"{f'p{p}':>9}" for p in traces.PERCENTILES))
+        for stage, times in stages.items():
+            print(f"{stage:<18}" + "".join(f"{ms:>9.2f}" for ms in times))
+    if damaged:
+        print(f"peoplecounter: {damaged} lines of {file} could not be read.", file=sys.stderr)
+    if out:
+        page.write(out, traces.html(file, chosen, frames))
 
 
 @app.command()

@@ -6,6 +6,7 @@
     flat      the group as fast as it can, one source, lossless
     decoders  NVDEC alone: as many processes as there are numbers, each decoding as fast as it can
     sources   how many 4K sources at 30 frames/s at once, none dropped
+    gains     each optimization off and on, in turns: the group at 30 frames/s, handing frames over, kernel, engine
 
 PLAN and FOOTAGE name the plan and the clip, see tests/gpu/conftest.py. Medians of one run on one machine.
 """
@@ -33,7 +34,7 @@ from common.geometry import Letterbox, TileGrid
 from common.loop import Loop
 from common.messages import SurfaceLayout, TensorLayout
 from common.settings import Decoder, Engine, Settings, Source
-from tests.bench import spread
+from tests.bench import distribution, gain, spread
 
 PLAN = Path(os.environ.get("PLAN", "/tmp/gpu/plans/yolo26n_coco.trt86vc.sm90.fp16.plan"))
 CLIP = Path(os.environ.get("FOOTAGE", ".gpu/footage")).absolute() / "towncentre_4k_mosaic_h264.mp4"
@@ -252,8 +253,8 @@ def at_once(out, tensor: TensorLayout, rounds: int = 100) -> list[float]:
 
 
 @contextmanager
-def group(sources: dict[str, dict], mps: bool = True, infer_tiles: int = 1, **settings: str):
-    """A running group of our own services, under a private MPS daemon or none."""
+def group(sources: dict[str, dict], mps: bool = True, infer_tiles: int = 1, without: str = "", **settings: str):
+    """A running group of our own services, under a private MPS daemon or none; `without` an optimization."""
     from deploy import mps as mps_module
     from tests.support.group import Group
 
@@ -263,7 +264,9 @@ def group(sources: dict[str, dict], mps: bool = True, infer_tiles: int = 1, **se
         g = Group(folder, PLAN, sources, backend="cuda", log_level="warning", **settings)
         g.environment |= found
         tiles = [f"infer_tiles.{i}" for i in range(infer_tiles)]
-        g.start("fusion.0", "infer_global.0", *tiles, "preprocess.0")
+        g.start("fusion.0")
+        g.start("infer_global.0", *tiles, without=without if without == "graphs" else "")
+        g.start("preprocess.0", without=without if without == "kernel" else "")
         wait_ready(g, ["infer_global.0", *tiles])
         g.start(*(f"decoder.{name}" for name in sources))
         try:
@@ -292,9 +295,10 @@ def stages(counts: list[dict]) -> dict:
     return {key: spread(values) for key, values in rows.items()}
 
 
-def paced(seconds: int, mps: bool, infer_tiles: int) -> dict:
+def paced(seconds: int, mps: bool, infer_tiles: int, without: str = "", **settings: str) -> dict:
     """One camera of 30 frames/s."""
-    with group({"cam": {"url": str(CLIP), "loop": True, "realtime": True, "fps": 30}}, mps, infer_tiles) as g:
+    camera = {"url": str(CLIP), "loop": True, "realtime": True, "fps": 30}
+    with group({"cam": camera}, mps, infer_tiles, without, **settings) as g:
         g.wait_counts(WARM_UP_FRAMES, 120)
         first, before = len(g.of("counts")), g.totals("cam")
         time.sleep(seconds)
@@ -306,7 +310,135 @@ def paced(seconds: int, mps: bool, infer_tiles: int) -> dict:
         "mps": mps, "infer_tiles": infer_tiles, "seconds": seconds, "frames": len(counts),
         "dropped": dict(dropped), "incomplete": sum(not c["complete"] for c in counts),
         "frames_per_s": round((len(counts) - 1) / _seconds(begin, end), 2), "ms": table,
+        "end_to_end_ms": [c["end_to_end_ms"] for c in counts],
     }  # fmt: skip
+
+
+BEST = {"mps": True, "infer_tiles": 2}
+METRICS = {"telemetry__prometheus": "127.0.0.1:9466"}
+TRACED = {"telemetry__exporter": "file", "telemetry__file": "/dev/null", **METRICS}
+DEAD = {"telemetry__exporter": "otlp", "telemetry__ratio": "1", "telemetry__endpoint": "http://127.0.0.1:9/v1/traces"}
+VARIANTS = {  # what is measured in turns with BEST
+    "CUDA graphs": {"without": "graphs"},
+    "Fused kernel": {"without": "kernel"},
+    "MPS": {"mps": False},
+    "Two infer_tiles": {"infer_tiles": 1},
+    "Tracing of 1 % and metrics": TRACED,
+    "Tracing of all frames, collector dead": DEAD,
+}
+COSTS = [name for name, options in VARIANTS.items() if any("telemetry" in key for key in options)]  # on is slower
+PATH = "one 4K camera of 30 frames/s, packet to count, p50"
+
+
+def gains(seconds: int, turns: int) -> dict:
+    """Every variant of the group in turns with the best one; then what is measured within a process."""
+    times: dict[str, list[list[float]]] = {name: [] for name in ("best", *VARIANTS)}
+    stages_of, dropped = {}, Counter()
+    for turn in range(turns):
+        for name in ("best", *VARIANTS) if turn % 2 == 0 else (*reversed(VARIANTS), "best"):
+            row = paced(seconds, **{**BEST, **VARIANTS.get(name, {})})
+            times[name].append(row["end_to_end_ms"])
+            stages_of[name], dropped[name] = row["ms"], dropped[name] + sum(row["dropped"].values())
+            print(f"    {name:<40}{row['ms']['end_to_end']['p50']:>9.3f} p50", flush=True)
+    rows = []
+    for name in VARIANTS:
+        off, on = (times["best"], times[name]) if name in COSTS else (times[name], times["best"])
+        rows.append(gain(name, PATH, "ms", off, on))
+    curves = {name: distribution(np.concatenate(turns_of)) for name, turns_of in times.items()}
+    return {
+        "rows": [*rows, *handover(), *kernel_gains(), *engine_gains()], "distributions_ms": curves,
+        "stages_ms": stages_of, "dropped": dict(dropped),
+    }  # fmt: skip
+
+
+def handover(turns: int = 10) -> list[dict]:
+    """A frame's surface and tensors to the next process: through host memory, or by the fences that IPC needs."""
+    import torch
+
+    from common.cuda import check, cudart, pinned
+    from common.memory.cuda import Work
+
+    tensor = TensorLayout(33, 640, "float32", 0.2)
+    nbytes = LAYOUT.nbytes + tensor.nbytes
+    device = [int(check(cudart.cudaMalloc(nbytes))) for _ in range(2)]
+    host, fence = pinned((nbytes,), "uint8"), int(check(cudart.cudaMalloc(256)))
+    check(cudart.cudaMemset(fence, 0, 256))
+    work, reader = Work(Loop()), Work(Loop())
+    kinds = cudart.cudaMemcpyKind
+
+    def copied() -> None:
+        check(cudart.cudaMemcpyAsync(host.ctypes.data, device[0], nbytes, kinds.cudaMemcpyDeviceToHost, work.stream))
+        work.finish()  # the other process begins when the bytes are there
+        check(cudart.cudaMemcpyAsync(device[1], host.ctypes.data, nbytes, kinds.cudaMemcpyHostToDevice, reader.stream))
+        reader.finish()
+
+    generation = 0
+
+    def fenced() -> None:
+        nonlocal generation
+        for _ in range(2):  # surface, tensors
+            generation += 1
+            reader.wait_fence(fence, generation)
+            work.set_fence(fence, generation)
+        work.finish()
+        reader.finish()
+
+    rows: dict[str, list[list[float]]] = {"copied": [], "fenced": []}
+    for _ in range(turns):
+        for name, step in (("copied", copied), ("fenced", fenced)):
+            turn = []
+            for _ in range(20):
+                torch.cuda.synchronize()
+                began = time.perf_counter()
+                step()
+                turn.append((time.perf_counter() - began) * 1000)
+            rows[name].append(turn)
+    what = f"handing a frame on, {nbytes / 1e6:.0f} MB, without the sockets"
+    return [gain("Zero copy", what, "ms", rows["copied"], rows["fenced"])]
+
+
+def kernel_gains() -> list[dict]:
+    """From the section `kernel`: one launch against the old chain, FP16 tensors against FP32."""
+    found = kernel()
+    chain = [[found[d]["grid_sample_chain_ms"]["p50"]] for d in ("float16", "float32")]
+    one = [[found[d]["fused_ms"]["p50"]] for d in ("float16", "float32")]
+    what = "NV12 to the letterboxed frame and 32 tiles"
+    return [
+        gain("Fused kernel", f"{what}, FP16, on the GPU", "ms", chain[:1], one[:1]),
+        gain("Fused kernel", f"{what}, FP32, on the GPU", "ms", chain[1:], one[1:]),
+        gain("FP16 tensors instead of FP32", f"{what}, on the GPU", "ms", one[1:], one[:1]),
+    ]
+
+
+def engine_gains(turns: int = 5) -> list[dict]:
+    """Batches of one engine, its launches captured or not."""
+    import torch
+
+    from common.cuda import check, cudart
+    from common.engine.tensorrt import TensorRTEngine
+    from common.memory.cuda import Block, Work
+
+    work = Work(Loop())
+    engines = {graphs: TensorRTEngine(Engine(model=str(PLAN)), work, graphs) for graphs in (False, True)}
+    tensor = TensorLayout(33, 640, engines[True].input.dtype, 0.2)
+    out = Block(int(check(cudart.cudaMalloc(tensor.nbytes))), tensor.nbytes)
+    stream, rows = torch.cuda.ExternalStream(work.stream), []
+    for images in (1, 16):
+        times: dict[bool, list[list[float]]] = {False: [], True: []}
+        for _ in range(turns):
+            for graphs, engine in engines.items():
+                turn = []
+                for _ in range(30):
+                    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                    begin.record(stream)
+                    engine.start(out, tensor, 1, images)
+                    end.record(stream)
+                    work.finish()
+                    turn.append(begin.elapsed_time(end))
+                times[graphs].append(turn[5:])
+        what = f"a batch of {images}, alone on the GPU, from its first launch to its boxes"
+        rows.append(gain("CUDA graphs", what, "ms", times[False], times[True]))
+    return rows
 
 
 def _seconds(begin: dict, end: dict) -> float:
@@ -392,12 +524,15 @@ def table(ms: dict[str, dict[str, float]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("section", nargs="+", choices=["kernel", "floor", "paced", "flat", "decoders", "sources"])
+    parser.add_argument(
+        "section", nargs="+", choices=["kernel", "floor", "paced", "flat", "decoders", "sources", "gains"]
+    )
     parser.add_argument("--out", type=Path, default=Path(".bench") / "gpu.json")
     parser.add_argument("--seconds", type=int, default=60, help="of each paced run; the others take a quarter")
     parser.add_argument(
         "--number", type=int, nargs="+", default=[6, 7, 8], help="decoders, sources: how many at once, each a run"
     )
+    parser.add_argument("--turns", type=int, default=3, help="gains: how often each is measured")
     parser.add_argument("--sweep", action="store_true", help="kernel: other block shapes too")
     parser.add_argument(
         "--mps", choices=["both", "on", "off"], default="both", help="paced: with MPS, without, or both"
@@ -417,6 +552,7 @@ def main() -> None:
         "flat": [partial(flat, args.seconds // 4, *best)],
         "decoders": [partial(decoders, number) for number in args.number],
         "sources": [partial(sources, number, args.seconds // 4, *best) for number in args.number],
+        "gains": [partial(gains, args.seconds, args.turns)],
     }
     for section in args.section:
         print(f"\n{section}", flush=True)
@@ -424,6 +560,7 @@ def main() -> None:
         for run in runs[section]:
             row = run()
             result[section].append(row)
+            row.pop("end_to_end_ms", None)
             print(json.dumps({key: value for key, value in row.items() if key != "ms"}))
             print(table(row.get("ms", {})), flush=True)
             args.out.write_text(json.dumps(result, indent=1) + "\n")

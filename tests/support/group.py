@@ -31,11 +31,18 @@ class Group(Published):
         }
         super().__init__(f"ipc://{run_dir}/counts.sock")
 
-    def start(self, *names: str, fault: tuple[str, ...] = ()) -> None:
-        """Starts processes; `fault` is passed to tests.support.faulty, e.g. ("--raise-at", "20")."""
+    def start(self, *names: str, fault: tuple[str, ...] = (), without: str = "") -> None:
+        """Starts processes; `fault` is passed to tests.support.faulty, e.g. ("--raise-at", "20").
+
+        `without` an optimization: see tests.bench.without.
+        """
         for name in names or SERVICES:
             service, _, instance = name.partition(".")
-            module = ["tests.support.faulty", service, *fault, "--"] if fault else [f"services.{service}"]
+            module = [f"services.{service}"]
+            if fault:
+                module = ["tests.support.faulty", service, *fault, "--"]
+            elif without:
+                module = ["tests.bench.without", without, service]
             command = [sys.executable, "-m", *module, instance]
             self.processes[name] = subprocess.Popen(command, env=self.environment, stdout=self.log, stderr=self.log)
 

@@ -1,0 +1,171 @@
+"""One frame's way through the processes, from the file that `telemetry.exporter = "file"` writes (OTLP/JSON lines)."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from common.errors import BAD_DATA, NO_INPUT, Refused
+from deploy.report.charts import Bar, waterfall
+from deploy.report.page import STAGES, figure, page, section, table
+
+COLOURS = {"decode": "blue", "preprocess": "cyan", "infer_global": "yellow", "infer_tiles": "red", "fusion": "magenta"}
+PERCENTILES = (50, 95, 99)
+DRAWN = (50, 99)
+
+
+@dataclass(frozen=True)
+class Span:
+    name: str
+    process: str  # "infer_tiles.1"
+    begin_ns: int  # of the Unix clock
+    end_ns: int
+    attributes: dict[str, object]
+
+
+@dataclass
+class Frame:
+    """A trace: all spans of one frame, by their begin."""
+
+    trace: str
+    spans: list[Span] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        attributes = self.spans[0].attributes
+        return f"{attributes.get('source')}/{attributes.get('seq')}"
+
+    @property
+    def complete(self) -> bool:
+        """True when it was traced from its decoder to its count."""
+        return {"decode", "fusion"} <= {span.name for span in self.spans}
+
+    @property
+    def begin_ns(self) -> int:
+        return min(span.begin_ns for span in self.spans)
+
+    @property
+    def ms(self) -> float:
+        """From the begin of the first span to the end of the last."""
+        return (max(span.end_ns for span in self.spans) - self.begin_ns) / 1e6
+
+    def bars(self) -> list[Bar]:
+        """A row for each span."""
+        shown = []
+        for span in self.spans:
+            label = span.process if span.name not in STAGES or span.process.count(".") else span.name
+            part = span.attributes.get("part")
+            note = f"{(span.end_ns - span.begin_ns) / 1e6:.2f}" + (
+                f", part {part}" if span.name == "infer_tiles" else ""
+            )
+            begin, end = ((ns - self.begin_ns) / 1e6 for ns in (span.begin_ns, span.end_ns))
+            shown.append(Bar(label, begin, end, span.name if span.name in STAGES else "wait", note))
+        return shown
+
+
+def read(path: Path) -> tuple[list[Frame], int]:
+    """(every frame of a file, how many lines could not be read: the last may still be written).
+
+    Raises Refused for a file that is missing or holds no span.
+    """
+    frames: dict[str, Frame] = {}
+    damaged = 0
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                try:
+                    _add(json.loads(line), frames)
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    damaged += 1
+    except OSError as error:
+        raise Refused(f"The traces file {path} cannot be read: {error.strerror}.", NO_INPUT) from None
+    if not frames:
+        raise Refused(f"{path} holds no span: it is written with telemetry.exporter = 'file'.", BAD_DATA)
+    for frame in frames.values():
+        frame.spans.sort(key=lambda span: (span.begin_ns, span.end_ns))
+    return list(frames.values()), damaged
+
+
+def _add(request: dict, frames: dict[str, Frame]) -> None:
+    for resource in request["resourceSpans"]:
+        named = _attributes(resource["resource"])
+        process = f"{str(named['service.name']).rpartition('.')[2]}.{named['service.instance.id']}"
+        for span in (span for scope in resource["scopeSpans"] for span in scope["spans"]):
+            one = Span(
+                span["name"], process, int(span["startTimeUnixNano"]), int(span["endTimeUnixNano"]), _attributes(span)
+            )
+            frames.setdefault(span["traceId"], Frame(span["traceId"])).spans.append(one)
+
+
+def _attributes(of: dict) -> dict[str, object]:
+    """Of OTLP/JSON, where a value says its type and 64-bit integers are text."""
+    found = {}
+    for attribute in of.get("attributes", ()):
+        ((kind, value),) = attribute["value"].items()
+        found[attribute["key"]] = int(value) if kind == "intValue" else value
+    return found
+
+
+def choose(frames: list[Frame], name: str | None) -> list[tuple[str, Frame]]:
+    """(title, frame) of those to draw: the one that is named SOURCE/SEQ, or those of DRAWN. Raises Refused for none."""
+    if name is not None:
+        found = [frame for frame in frames if frame.name == name]
+        if not found:
+            raise Refused(f"There is no trace of {name!r}: {frames[0].name} is one.", NO_INPUT)
+        return [(frame.name, frame) for frame in found]
+    ranked = sorted((frame for frame in frames if frame.complete), key=lambda frame: frame.ms)
+    if not ranked:
+        raise Refused("No frame was traced from its decoder to its count: name one with --frame SOURCE/SEQ.", BAD_DATA)
+    return [(f"p{p}: {(frame := at(ranked, p)).name}", frame) for p in DRAWN]
+
+
+def at(ranked: Sequence, percentile: float):
+    """The element at a percentile of a sorted sequence."""
+    return ranked[round(percentile / 100 * (len(ranked) - 1))]
+
+
+def percentiles(frames: list[Frame]) -> dict[str, list[float]]:
+    """Stage -> ms at PERCENTILES of its spans; "frame": of whole traces."""
+    times: dict[str, list[float]] = {}
+    for frame in frames:
+        for span in frame.spans:
+            times.setdefault(span.name, []).append((span.end_ns - span.begin_ns) / 1e6)
+        if frame.complete:
+            times.setdefault("frame", []).append(frame.ms)
+    order = [*STAGES, *sorted(times.keys() - {*STAGES, "frame"}), "frame"]
+    return {key: [at(sorted(times[key]), p) for p in PERCENTILES] for key in order if key in times}
+
+
+def draw(console: Console, title: str, frame: Frame) -> None:
+    """A waterfall in the terminal."""
+    bars = frame.bars()
+    label = max(len(bar.label) for bar in bars) + 2
+    columns = max(20, console.width - label - 18)
+    console.print(f"\n[bold]{title}[/]  {frame.ms:.2f} ms{_counted(frame)}  [dim]{frame.trace}[/]", highlight=False)
+    for bar in bars:
+        begin = round(bar.begin_ms / frame.ms * columns) if frame.ms else 0
+        length = max(1, round((bar.end_ms - bar.begin_ms) / frame.ms * columns)) if frame.ms else 1
+        line = Text(f"{bar.label:<{label}}" + " " * min(begin, columns - 1))
+        line.append("█" * min(length, columns - begin) or "█", COLOURS.get(bar.colour, "white"))
+        line.append(f" {bar.note}", "dim")
+        console.print(line, no_wrap=True, overflow="crop", highlight=False)
+
+
+def html(path: Path, chosen: list[tuple[str, Frame]], frames: list[Frame]) -> str:
+    """The page with the same drawings and the percentiles."""
+    rows = [[key, *(f"{ms:.2f}" for ms in values)] for key, values in percentiles(frames).items()]
+    drawn = [
+        section(f"{title}, {frame.ms:.2f} ms{_counted(frame)}", f"Trace {frame.trace}", figure(waterfall(frame.bars())))
+        for title, frame in chosen
+    ]
+    about = f"{len(frames)} frames traced in {path.name}; times of spans, ms."
+    columns = ["stage", *(f">p{p}" for p in PERCENTILES)]
+    return page("One frame through five processes", about, [*drawn, section("All frames", "", table(columns, rows))])
+
+
+def _counted(frame: Frame) -> str:
+    people = next((span.attributes["people"] for span in frame.spans if "people" in span.attributes), None)
+    return "" if people is None else f", {people} people"

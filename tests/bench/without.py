@@ -1,0 +1,31 @@
+"""A service without one of its optimizations: `python -m tests.bench.without WHICH SERVICE INSTANCE`. See `gains`."""
+
+import runpy
+import sys
+
+
+def graphs() -> None:
+    """Batches are launched plainly."""
+    from common.engine.tensorrt import TensorRTEngine
+
+    TensorRTEngine._graph = lambda self, address, images: None
+
+
+def kernel() -> None:
+    """A chain of torch operations in place of the one Triton kernel."""
+    from services.preprocess import kernels, kernels_torch
+
+    made = kernels.OnGpu.__init__
+
+    def init(self, work):
+        made(self, work)
+        self._launch = kernels_torch.launch
+
+    kernels.OnGpu.__init__ = init
+
+
+if __name__ == "__main__":
+    _, which, service, instance = sys.argv
+    {"graphs": graphs, "kernel": kernel}[which]()
+    sys.argv = [service, instance]
+    runpy.run_module(f"services.{service}", run_name="__main__")
