@@ -41,7 +41,8 @@ def waterfall(bars: Sequence[Bar]) -> str:
         parts.append(f"<text class='end' x='{LABEL - 12}' y='{middle}'>{escape(bar.label)}</text>")
         parts.append(
             f"<rect x='{x(bar.begin_ms):.1f}' y='{y}' width='{width:.1f}' height='{BAR}' rx='2.5' "
-            f"fill='var(--{bar.colour})'><title>{escape(bar.label)}: {bar.begin_ms:.2f} to {bar.end_ms:.2f} ms</title></rect>"
+            f"fill='var(--{bar.colour})'>"
+            f"<title>{escape(bar.label)}: {bar.begin_ms:.2f} to {bar.end_ms:.2f} ms</title></rect>"
         )
         note = bar.note or f"{bar.end_ms - bar.begin_ms:.2f}"
         parts.append(f"<text class='soft' x='{x(bar.begin_ms) + width + 6:.1f}' y='{middle}'>{escape(note)}</text>")

@@ -32,7 +32,8 @@ td.n, th.n { text-align: right; white-space: nowrap; }
 td small { color: var(--soft); display: block; font-size: 12.5px; } td small code { font-size: 11.5px; }
 .good { color: var(--good); font-weight: 600; } .bad { color: var(--bad); font-weight: 600; }
 .cards { display: flex; flex-wrap: wrap; gap: 12px; margin: 22px 0 8px; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px 16px; flex: 1 1 170px; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px 16px;
+  flex: 1 1 170px; }
 .card b { display: block; font-size: 25px; line-height: 1.25; letter-spacing: -0.01em; }
 .card span { color: var(--soft); font-size: 13px; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
@@ -69,7 +70,8 @@ def figure(svg: str, caption: str = "") -> str:
 
 def cards(items: Iterable[tuple[str, str]]) -> str:
     """(figure, what it is), shown large."""
-    return f"<div class='cards'>{''.join(f'<div class=card><b>{escape(n)}</b><span>{escape(w)}</span></div>' for n, w in items)}</div>"
+    shown = (f"<div class='card'><b>{escape(number)}</b><span>{escape(what)}</span></div>" for number, what in items)
+    return f"<div class='cards'>{''.join(shown)}</div>"
 
 
 def table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -56,13 +56,9 @@ class Frame:
         """A row for each span."""
         shown = []
         for span in self.spans:
-            label = span.process if span.name not in STAGES or span.process.count(".") else span.name
-            part = span.attributes.get("part")
-            note = f"{(span.end_ns - span.begin_ns) / 1e6:.2f}" + (
-                f", part {part}" if span.name == "infer_tiles" else ""
-            )
             begin, end = ((ns - self.begin_ns) / 1e6 for ns in (span.begin_ns, span.end_ns))
-            shown.append(Bar(label, begin, end, span.name if span.name in STAGES else "wait", note))
+            note = f"{end - begin:.2f}" + (f", part {span.attributes['part']}" if span.name == "infer_tiles" else "")
+            shown.append(Bar(span.process, begin, end, span.name if span.name in STAGES else "wait", note))
         return shown
 
 

@@ -335,7 +335,8 @@ def gains(seconds: int, turns: int) -> dict:
     times: dict[str, list[list[float]]] = {name: [] for name in ("best", *VARIANTS)}
     stages_of, dropped = {}, Counter()
     for turn in range(turns):
-        for name in ("best", *VARIANTS) if turn % 2 == 0 else (*reversed(VARIANTS), "best"):
+        names = ["best", *VARIANTS]
+        for name in names if turn % 2 == 0 else reversed(names):
             row = paced(seconds, **{**BEST, **VARIANTS.get(name, {})})
             times[name].append(row["end_to_end_ms"])
             stages_of[name], dropped[name] = row["ms"], dropped[name] + sum(row["dropped"].values())
@@ -524,9 +525,8 @@ def table(ms: dict[str, dict[str, float]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "section", nargs="+", choices=["kernel", "floor", "paced", "flat", "decoders", "sources", "gains"]
-    )
+    sections = ["kernel", "floor", "paced", "flat", "decoders", "sources", "gains"]
+    parser.add_argument("section", nargs="+", choices=sections)
     parser.add_argument("--out", type=Path, default=Path(".bench") / "gpu.json")
     parser.add_argument("--seconds", type=int, default=60, help="of each paced run; the others take a quarter")
     parser.add_argument(

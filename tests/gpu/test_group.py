@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.pipeline.test_metrics import ON_A_GPU, scrape
 from tests.support.group import SERVICES, Group
+from tests.support.rtsp import free_port
 
 pytestmark = pytest.mark.gpu
 RESTARTS = int(os.environ.get("RESTARTS", 20))
@@ -78,6 +80,21 @@ def test_each_service_is_killed_and_frozen_and_counting_resumes(gpu_group, stree
     alive = [name for name, process in group.processes.items() if process.poll() is None]
     assert sorted(alive) == sorted(SERVICES), group.tail()
     group.check_books(unheard=200)
+
+
+def test_metrics_tell_of_the_gpu(gpu_group, street):
+    port = free_port()
+    camera = {"url": str(street), "loop": True, "realtime": True}
+    group = gpu_group({"cam": camera}, telemetry__prometheus=f"127.0.0.1:{port}")
+    group.start()
+    group.wait_counts(60, 90)
+    seen = scrape(port)
+    (used,), (there,) = (seen[name].values() for name in sorted(ON_A_GPU, reverse=True))
+    assert 1e9 < used < there
+    batches = seen["peoplecounter_engine_batches_total"]
+    graphs = {labels: n for labels, n in batches.items() if ("mode", "graph") in labels}
+    assert len(graphs) == 2 and min(graphs.values()) > 20
+    print(f"{used / 1e6:.0f} of {there / 1e6:.0f} MB, batches launched as graphs: {graphs}")
 
 
 def test_gpu_memory_returns_to_its_level(gpu_group, street):
