@@ -330,8 +330,11 @@ COSTS = [name for name, options in VARIANTS.items() if any("telemetry" in key fo
 PATH = "one 4K camera of 30 frames/s, packet to count, p50"
 
 
-def gains(seconds: int, turns: int) -> dict:
-    """Every variant of the group in turns with the best one; then what is measured within a process."""
+def gains(seconds: int, turns: int, save: Callable[[dict], None]) -> dict:
+    """What is measured within a process; then every variant of the group in turns with the best one, saved in between."""
+    within = [*handover(), *kernel_gains(), *engine_gains()]
+    for row in within:
+        print(f"    {row['optimization']}, {row['what']}: {row['before']} {row['after']} {row['unit']}", flush=True)
     times: dict[str, list[list[float]]] = {name: [] for name in ("best", *VARIANTS)}
     stages_of, dropped = {}, Counter()
     for turn in range(turns):
@@ -341,15 +344,16 @@ def gains(seconds: int, turns: int) -> dict:
             times[name].append(row["end_to_end_ms"])
             stages_of[name], dropped[name] = row["ms"], dropped[name] + sum(row["dropped"].values())
             print(f"    {name:<40}{row['ms']['end_to_end']['p50']:>9.3f} p50", flush=True)
-    rows = []
-    for name in VARIANTS:
-        off, on = (times["best"], times[name]) if name in COSTS else (times[name], times["best"])
-        rows.append(gain(name, PATH, "ms", off, on))
-    curves = {name: distribution(np.concatenate(turns_of)) for name, turns_of in times.items()}
-    return {
-        "rows": [*rows, *handover(), *kernel_gains(), *engine_gains()], "distributions_ms": curves,
-        "stages_ms": stages_of, "dropped": dict(dropped),
-    }  # fmt: skip
+        rows = []
+        for name in VARIANTS:
+            off, on = (times["best"], times[name]) if name in COSTS else (times[name], times["best"])
+            rows.append(gain(name, PATH, "ms", off, on))
+        result = {
+            "rows": rows + within, "stages_ms": stages_of, "dropped": dict(dropped),
+            "distributions_ms": {name: distribution(np.concatenate(of)) for name, of in times.items()},
+        }  # fmt: skip
+        save(result)
+    return result
 
 
 def handover(turns: int = 10) -> list[dict]:
@@ -545,6 +549,10 @@ def main() -> None:
     variants = [(with_mps, workers) for with_mps in mps for workers in args.workers]
     best = (mps[0], 2)
     args.out.parent.mkdir(parents=True, exist_ok=True)
+
+    def save(section: str, rows: list[dict]) -> None:
+        args.out.write_text(json.dumps({**result, section: rows}, indent=1) + "\n")
+
     runs = {
         "kernel": [partial(kernel, args.sweep)],
         "floor": [floor],
@@ -552,7 +560,7 @@ def main() -> None:
         "flat": [partial(flat, args.seconds // 4, *best)],
         "decoders": [partial(decoders, number) for number in args.number],
         "sources": [partial(sources, number, args.seconds // 4, *best) for number in args.number],
-        "gains": [partial(gains, args.seconds, args.turns)],
+        "gains": [partial(gains, args.seconds, args.turns, lambda part: save("gains", [part]))],
     }
     for section in args.section:
         print(f"\n{section}", flush=True)
@@ -563,7 +571,7 @@ def main() -> None:
             row.pop("end_to_end_ms", None)
             print(json.dumps({key: value for key, value in row.items() if key != "ms"}))
             print(table(row.get("ms", {})), flush=True)
-            args.out.write_text(json.dumps(result, indent=1) + "\n")
+            save(section, result[section])
     print(f"written to {args.out}")
 
 
