@@ -331,7 +331,7 @@ PATH = "one 4K camera of 30 frames/s, packet to count, p50"
 
 
 def gains(seconds: int, turns: int, save: Callable[[dict], None]) -> dict:
-    """What is measured within a process; then every variant of the group in turns with the best one, saved in between."""
+    """What is measured within a process; then the variants of the group in turns with the best one, saved meanwhile."""
     within = [*handover(), *kernel_gains(), *engine_gains()]
     for row in within:
         print(f"    {row['optimization']}, {row['what']}: {row['before']} {row['after']} {row['unit']}", flush=True)
@@ -436,9 +436,10 @@ def engine_gains(turns: int = 5) -> list[dict]:
                 for _ in range(30):
                     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
                     begin.record(stream)
-                    engine.start(out, tensor, 1, images)
+                    collect = engine.start(out, tensor, 1, images)
                     end.record(stream)
                     work.finish()
+                    collect()
                     turn.append(begin.elapsed_time(end))
                 times[graphs].append(turn[5:])
         what = f"a batch of {images}, alone on the GPU, from its first launch to its boxes"
