@@ -121,16 +121,17 @@ class JsonLines(SpanExporter):
     """
 
     def __init__(self, path: Path):
+        from google.protobuf.json_format import MessageToDict  # now: an import while frames pass holds them up
+        from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+
+        self._to_dict, self._encode = MessageToDict, encode_spans
         try:
             self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise Refused(f"The traces file {path} cannot be written: {error.strerror}; set telemetry.file.") from None
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        from google.protobuf.json_format import MessageToDict  # in the exporter's thread: not everybody traces
-        from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
-
-        request = MessageToDict(encode_spans(spans), use_integers_for_enums=True)
+        request = self._to_dict(self._encode(spans), use_integers_for_enums=True)
         for span in (s for r in request["resourceSpans"] for scope in r["scopeSpans"] for s in scope["spans"]):
             for key in IDS & span.keys():
                 span[key] = base64.b64decode(span[key]).hex()  # in OTLP/JSON, unlike in protobuf's own

@@ -28,6 +28,7 @@ from common.messages import RingSpec
 ALIGN = 512  # bytes: where slots begin; the fences are in front of the first
 FENCE_BYTES = 4
 BLOCK = 2 << 20  # bytes: smaller allocations share a block, and a handle names the whole of it
+GAUGE_NS = 5_000_000_000  # how often the GPU is asked for its memory, at most
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Work:
         self._loop = loop
         self._pending: deque[tuple[object, Callable[[], None], int]] = deque()  # event, callback, queued when
         self._spare: list[object] = []
+        self._gauges: dict[str, int] = {}
+        self._gauged_ns = 0
         self._waits: queue.SimpleQueue = queue.SimpleQueue()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         loop.watch(self._wake_fd, self._woken)
@@ -84,8 +87,12 @@ class Work:
 
     def gauges(self) -> dict[str, int]:
         """Memory of the GPU in use by everybody, and all there is, bytes."""
-        free, total = check(cudart.cudaMemGetInfo())
-        return {"gpu_used_bytes": total - free, "gpu_bytes": total}
+        now = self._loop.now_ns()
+        if now >= self._gauged_ns:
+            self._gauged_ns = now + GAUGE_NS
+            free, total = check(cudart.cudaMemGetInfo())
+            self._gauges = {"gpu_used_bytes": total - free, "gpu_bytes": total}
+        return self._gauges
 
     def finish(self) -> None:
         """Waits, with the host, for what is queued; gives frozen owners up like the loop does."""

@@ -330,22 +330,22 @@ COSTS = [name for name, options in VARIANTS.items() if any("telemetry" in key fo
 PATH = "one 4K camera of 30 frames/s, packet to count, p50"
 
 
-def gains(seconds: int, turns: int, save: Callable[[dict], None]) -> dict:
+def gains(seconds: int, turns: int, variants: list[str], save: Callable[[dict], None]) -> dict:
     """What is measured within a process; then the variants of the group in turns with the best one, saved meanwhile."""
     within = [*handover(), *kernel_gains(), *engine_gains()]
     for row in within:
         print(f"    {row['optimization']}, {row['what']}: {row['before']} {row['after']} {row['unit']}", flush=True)
-    times: dict[str, list[list[float]]] = {name: [] for name in ("best", *VARIANTS)}
+    times: dict[str, list[list[float]]] = {name: [] for name in ("best", *variants)}
     stages_of, dropped = {}, Counter()
     for turn in range(turns):
-        names = ["best", *VARIANTS]
+        names = ["best", *variants]
         for name in names if turn % 2 == 0 else reversed(names):
             row = paced(seconds, **{**BEST, **VARIANTS.get(name, {})})
             times[name].append(row["end_to_end_ms"])
             stages_of[name], dropped[name] = row["ms"], dropped[name] + sum(row["dropped"].values())
             print(f"    {name:<40}{row['ms']['end_to_end']['p50']:>9.3f} p50", flush=True)
         rows = []
-        for name in VARIANTS:
+        for name in variants:
             off, on = (times["best"], times[name]) if name in COSTS else (times[name], times["best"])
             rows.append(gain(name, PATH, "ms", off, on))
         result = {
@@ -538,6 +538,9 @@ def main() -> None:
         "--number", type=int, nargs="+", default=[6, 7, 8], help="decoders, sources: how many at once, each a run"
     )
     parser.add_argument("--turns", type=int, default=3, help="gains: how often each is measured")
+    parser.add_argument(
+        "--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="gains: only these"
+    )
     parser.add_argument("--sweep", action="store_true", help="kernel: other block shapes too")
     parser.add_argument(
         "--mps", choices=["both", "on", "off"], default="both", help="paced: with MPS, without, or both"
@@ -561,7 +564,7 @@ def main() -> None:
         "flat": [partial(flat, args.seconds // 4, *best)],
         "decoders": [partial(decoders, number) for number in args.number],
         "sources": [partial(sources, number, args.seconds // 4, *best) for number in args.number],
-        "gains": [partial(gains, args.seconds, args.turns, lambda part: save("gains", [part]))],
+        "gains": [partial(gains, args.seconds, args.turns, args.variants, lambda part: save("gains", [part]))],
     }
     for section in args.section:
         print(f"\n{section}", flush=True)
