@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+TRACING = "Tracing of 1 % and metrics"
 SHARES = np.linspace(0, 1, 41)  # of a distribution that is kept
 
 

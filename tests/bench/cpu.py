@@ -4,6 +4,7 @@
     path        what a frame costs beside its work, from offer to published count, through the real processes
     link        offer -> lease -> release between two processes, no work done
     tracing     what the five services spend on a frame's spans, by sampling ratio, and as a share of `path`
+    gains       optimizations off and on, in turns: zero copy, the fused kernel, two infer_tiles, what tracing costs
     recovery    seconds from a killed service's new start to ten complete counts, and after SIGSTOP for 5 s, SIGCONT
 
 Times of one run on one machine: these machines are shared, so quote ratios and medians.
@@ -21,20 +22,25 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+import zmq
+
 from common.downstream import Downstream
 from common.link import Timing
 from common.loop import Loop
-from common.messages import SCHEMA, Header, Hello, Part, SurfaceLayout
+from common.messages import SCHEMA, Header, Hello, Part, SurfaceLayout, TensorLayout
 from common.settings import Settings
 from common.telemetry import Tracer
 from common.upstream import Upstream
 from deploy.demo.plaza import render_clip
 from deploy.subscribe import Tally
-from tests.bench import spread
+from services.preprocess import kernels
+from tests.bench import TRACING, distribution, gain, spread
 from tests.support import squares
 from tests.support.group import SERVICES, Group
 
@@ -53,11 +59,17 @@ def end(g: Group) -> None:
     Path(g.log.name).unlink()
 
 
-def group(folder: Path) -> dict:
-    """The demo's clip, flat out."""
+def plaza(folder: Path) -> Path:
+    """The demo's clip."""
     clip = folder / "plaza.mp4"
     if not clip.exists():
         render_clip(clip, folder / "plaza.csv", frames=120)
+    return clip
+
+
+def group(folder: Path) -> dict:
+    """The demo's clip, flat out."""
+    clip = plaza(folder)
     g = new_group(DEMO_MODEL, {"url": str(clip), "loop": True})
     g.start()
     g.wait_counts(30, 60)
@@ -137,8 +149,112 @@ print(json.dumps(times))
 """
 
 
+COPIER = """
+import sys, time, json
+import zmq
+socket = zmq.Context().socket(zmq.REQ)
+socket.connect(sys.argv[1])
+pixels, times = bytearray(int(sys.argv[2])), []
+for _ in range(int(sys.argv[3])):
+    begin = time.perf_counter_ns()
+    socket.send(pixels)
+    socket.recv()
+    times.append((time.perf_counter_ns() - begin) / 1e6)
+print(json.dumps(times))
+"""
+
+
+def copied(nbytes: int, rounds: int) -> list[float]:
+    """Milliseconds to hand a frame to another process as a message, and to hear that it is there."""
+    with tempfile.TemporaryDirectory(prefix="pc-bench-", dir="/dev/shm") as folder:
+        endpoint = f"ipc://{folder}/copies.sock"
+        socket = zmq.Context.instance().socket(zmq.REP)
+        socket.bind(endpoint)
+        command = [sys.executable, "-c", COPIER, endpoint, str(nbytes), str(rounds)]
+        sender = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        for _ in range(rounds):
+            socket.recv()
+            socket.send(b"")
+        times = json.loads(sender.communicate()[0])
+        socket.close(0)
+    return times
+
+
+TRACED = {"telemetry__exporter": "file", "telemetry__file": "/dev/null", "telemetry__prometheus": "127.0.0.1:9466"}
+
+
+def end_to_end(folder: Path, frames: int, **settings: str) -> list[float]:
+    """Milliseconds of frames of the demo's clip, five a second, from packet to count."""
+    g = new_group(DEMO_MODEL, {"url": str(plaza(folder)), "loop": True, "realtime": True, "fps": 5}, **settings)
+    g.start()
+    g.wait_counts(5, 60)
+    first = g.counted()
+    g.wait_counts(frames, 120)
+    times = [c["end_to_end_ms"] for c in g.of("counts")[first:]]
+    end(g)
+    return times
+
+
+def flat_out(folder: Path, infer_tiles: int, frames: int) -> list[float]:
+    """Milliseconds between the counts of the demo's clip, as fast as it goes."""
+    workers = {"preprocess__group": "4"} if infer_tiles > 1 else {}
+    g = new_group(DEMO_MODEL, {"url": str(plaza(folder)), "loop": True}, **workers)
+    g.start()
+    g.start(*(f"infer_tiles.{i}" for i in range(1, infer_tiles)))
+    g.wait_counts(15, 60)
+    first, begin = g.counted(), time.monotonic()
+    g.wait_counts(frames, 120)
+    ms = (time.monotonic() - begin) * 1000 / (g.counted() - first)
+    end(g)
+    return [ms]
+
+
+def preprocessed(work: Callable[[np.ndarray, SurfaceLayout, TensorLayout], None], rounds: int) -> list[float]:
+    """Milliseconds for a frame of 1080p and its eight tiles."""
+    layout, tensor = SurfaceLayout(1920, 1080, 1920, "bt709", False), TensorLayout(9, 640, "float32", 0.2)
+    surface, times = np.random.default_rng(0).integers(0, 256, layout.nbytes, np.uint8), []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        work(surface, layout, tensor)
+        times.append((time.perf_counter() - begin) * 1000)
+    return times
+
+
+def gains(folder: Path, turns: int = 3) -> dict:
+    """Each off and on, one after the other, several times."""
+    nbytes, out = SurfaceLayout(1920, 1080, 1920, "bt709", False).nbytes, np.empty((9, 3, 640, 640), np.float32)
+    rows: dict[tuple[str, str], tuple[list[list[float]], list[list[float]]]] = {
+        ("Zero copy", f"handing a 1080p frame of {nbytes / 1e6:.1f} MB on, and hearing that it was read"): ([], []),
+        ("Fused kernel", "NV12 to the letterboxed frame and 8 tiles; before: the plain way, in float64"): ([], []),
+        ("Two infer_tiles", "a frame of 1080p, flat out, two cores"): ([], []),
+        (TRACING, "1080p, 5 frames/s, packet to count, p50"): ([], []),
+    }
+    for _ in range(turns):
+        measured = [
+            (copied(nbytes, 300)[50:], handed(300)[50:]),
+            (preprocessed(kernels.reference, 2), preprocessed(lambda *given: kernels.fused(*given, out), 10)),
+            (flat_out(folder, 1, 80), flat_out(folder, 2, 80)),
+            (end_to_end(folder, 40), end_to_end(folder, 40, **TRACED)),
+        ]
+        for (off, on), times in zip(rows.values(), measured):
+            off.append(times[0])
+            on.append(times[1])
+    traced = rows[TRACING, "1080p, 5 frames/s, packet to count, p50"]
+    return {
+        "rows": [gain(*key, "ms", off, on) for key, (off, on) in rows.items()],
+        "distributions_ms": {
+            name: distribution(np.concatenate(of)) for name, of in zip(("without", "with 1 % traced, metrics"), traced)
+        },
+    }
+
+
 def link(rounds: int = 3000) -> dict:
     """One owner process, this process as consumer."""
+    return {"offer_lease_release_ms": spread(handed(rounds)[100:])}
+
+
+def handed(rounds: int) -> list[float]:
+    """Milliseconds from an offer to its release, this process being the consumer."""
     with tempfile.TemporaryDirectory(prefix="pc-bench-", dir="/dev/shm") as folder:
         run_dir = Path(folder)
         command = [sys.executable, "-c", OWNER, folder, str(rounds)]
@@ -151,8 +267,9 @@ def link(rounds: int = 3000) -> dict:
                 with consumer.lease(*taken):
                     pass
         times = json.loads(owner.stdout.read())
+        consumer.close()
         loop.close()
-    return {"offer_lease_release_ms": spread(times[100:])}
+    return times
 
 
 def tracing(folder: Path, path_ms: float, frames: int = 20_000) -> dict:
@@ -236,6 +353,7 @@ def main() -> None:
     result["path"] = path(folder)
     result["link"] = link()
     result["tracing"] = tracing(folder, result["path"]["busy"]["beside_the_work_ms"]["p50"])
+    result["gains"] = [gains(folder)]
     result["recovery"] = recovery(folder)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=2) + "\n")
@@ -258,6 +376,8 @@ def show(result: dict) -> None:
         print(
             f"tracing   ratio {ratio:<16}{cost['us_per_frame']:>9.2f} us a frame, {cost['share_of_path']:.2%} of path"
         )
+    for row in result["gains"][0]["rows"]:
+        print(f"gain      {row['before']:>9.3f} > {row['after']:<9.3f} ms  {row['optimization']}: {row['what']}")
     for service, s in result["recovery"].items():
         print(
             f"recovery  {service:<22}{s['after_kill_s']:>9.2f} s after kill {s['after_freeze_s']:>6.2f} s after freeze"

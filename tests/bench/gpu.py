@@ -34,7 +34,7 @@ from common.geometry import Letterbox, TileGrid
 from common.loop import Loop
 from common.messages import SurfaceLayout, TensorLayout
 from common.settings import Decoder, Engine, Settings, Source
-from tests.bench import distribution, gain, spread
+from tests.bench import TRACING, distribution, gain, spread
 
 PLAN = Path(os.environ.get("PLAN", "/tmp/gpu/plans/yolo26n_coco.trt86vc.sm90.fp16.plan"))
 CLIP = Path(os.environ.get("FOOTAGE", ".gpu/footage")).absolute() / "towncentre_4k_mosaic_h264.mp4"
@@ -323,7 +323,7 @@ VARIANTS = {  # what is measured in turns with BEST
     "Fused kernel": {"without": "kernel"},
     "MPS": {"mps": False},
     "Two infer_tiles": {"infer_tiles": 1},
-    "Tracing of 1 % and metrics": TRACED,
+    TRACING: TRACED,
     "Tracing of all frames, collector dead": DEAD,
 }
 COSTS = [name for name, options in VARIANTS.items() if any("telemetry" in key for key in options)]  # on is slower
