@@ -216,6 +216,18 @@ def trace(
 
 
 @app.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(help="JSON files of benchmarks, or folders of them.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The page.")] = Path("optimization_gains.html"),
+) -> None:
+    """Make a page of what each optimization gained: tables, waterfalls, distributions."""
+    from deploy.report import gains, page
+
+    page.write(out, gains.build(gains.read(results)))
+    print(out)
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Say what this machine can run and what is missing."""
     from deploy.doctor import report

@@ -49,30 +49,27 @@ def waterfall(bars: Sequence[Bar]) -> str:
     return _svg(height, parts)
 
 
-def pairs(rows: Sequence[tuple[str, float, float, str, str]]) -> str:
-    """(label, before, after, words of before, words of after): two bars each, as shares of the longer one."""
-    height, parts = len(rows) * 50, []
-    label, room = 330, 120
-
-    for i, (name, before, after, *words) in enumerate(rows):
-        y, longest = i * 50, max(before, after) or 1
-        parts.append(f"<text class='end' x='{label - 14}' y='{y + 26}'>{escape(name)}</text>")
-        for j, (value, word, colour) in enumerate(((before, words[0], "before"), (after, words[1], "after"))):
-            width = max(1.5, value / longest * (WIDTH - label - room))
-            top = y + 6 + j * 18
-            parts.append(
-                f"<rect x='{label}' y='{top}' width='{width:.1f}' height='14' rx='2.5' fill='var(--{colour})'/>"
-            )
-            kind = "soft" if j == 0 else ""
-            parts.append(f"<text class='{kind}' x='{label + width + 7:.1f}' y='{top + 11.5}'>{escape(word)}</text>")
-    return _svg(height, parts)
+def pairs(rows: Sequence[tuple[str, str, float, float, str, str]]) -> str:
+    """(name, what, before, after, words of before, words of after): two bars each, as shares of the longer one."""
+    step, label, room, parts = 48, 380, 110, []
+    for i, (name, what, *values) in enumerate(rows):
+        y, longest = i * step, max(values[:2]) or 1
+        parts.append(f"<text class='end' x='{label - 14}' y='{y + 18}'>{escape(name)}</text>")
+        parts.append(f"<text class='end soft small' x='{label - 14}' y='{y + 33}'>{escape(_cut(what))}</text>")
+        for j, (value, words, colour) in enumerate(zip(values[:2], values[2:], ("before", "after"))):
+            width, top = max(1.5, value / longest * (WIDTH - label - room)), y + 6 + j * 16
+            box = f"x='{label}' y='{top}' width='{width:.1f}' height='13' rx='2.5'"
+            parts.append(f"<rect {box} fill='var(--{colour})'/>")
+            kind = "" if j else " class='soft'"
+            parts.append(f"<text{kind} x='{label + width + 7:.1f}' y='{top + 11}'>{escape(words)}</text>")
+    return _svg(len(rows) * step, parts)
 
 
 def quantiles(curves: Sequence[tuple[str, Sequence[float], str]], unit: str = "ms") -> str:
-    """(label, values at evenly spaced shares 0 … 1, colour): share of frames over time, up to what 99 % need."""
-    height, left, bottom, right = 300, 46, 32, 190
+    """(label, values at evenly spaced shares 0 … 1, colour): share of frames over time; a long tail is cut off."""
+    height, left, bottom, right = 300, 46, 32, 270
     low = min(values[0] for _, values, _ in curves)
-    high = max(values[round(0.99 * (len(values) - 1))] for _, values, _ in curves)
+    high = max(values[round(0.95 * (len(values) - 1))] for _, values, _ in curves)
     step = _step(high - low)
     first, last = floor(low / step) * step, ceil(high / step) * step
 
@@ -92,7 +89,7 @@ def quantiles(curves: Sequence[tuple[str, Sequence[float], str]], unit: str = "m
     for share in (0, 0.5, 0.95, 1):
         parts.append(f"<line class='grid' x1='{left}' x2='{WIDTH - right}' y1='{y(share):.1f}' y2='{y(share):.1f}'/>")
         parts.append(f"<text class='soft end' x='{left - 8}' y='{y(share) + 4:.1f}'>{share:.0%}</text>")
-    parts.append(f"<text class='soft' x='{WIDTH - right + 8}' y='{height - bottom + 17}'>{unit}</text>")
+    parts.append(f"<text class='soft' x='{WIDTH - right + 22}' y='{height - bottom + 17}'>{unit}</text>")
     for i, (label, values, colour) in enumerate(curves):
         points = " ".join(f"{x(v):.1f},{y(j / (len(values) - 1)):.1f}" for j, v in enumerate(values) if v <= last)
         parts.append(f"<polyline class='curve' points='{points}' stroke='var(--{colour})'/>")
@@ -106,6 +103,10 @@ def quantiles(curves: Sequence[tuple[str, Sequence[float], str]], unit: str = "m
 
 def _svg(height: float, parts: Sequence[str]) -> str:
     return f"<svg viewBox='0 0 {WIDTH} {height:g}' role='img' style='min-width:640px'>{''.join(parts)}</svg>"
+
+
+def _cut(text: str, most: int = 62) -> str:
+    return text if len(text) <= most else text[: most - 1].rstrip(" ,") + "…"
 
 
 def _step(span: float) -> float:

@@ -29,7 +29,7 @@ table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-nu
 th { text-align: left; font-weight: 600; color: var(--soft); font-size: 12.5px; }
 th, td { padding: 7px 14px 7px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.n, th.n { text-align: right; white-space: nowrap; }
-td small { color: var(--soft); display: block; font-size: 12.5px; } td small code { font-size: 11.5px; }
+small { color: var(--soft); display: block; font-size: 12.5px; } small code { font-size: 11.5px; }
 .good { color: var(--good); font-weight: 600; } .bad { color: var(--bad); font-weight: 600; }
 .cards { display: flex; flex-wrap: wrap; gap: 12px; margin: 22px 0 8px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px 16px;
@@ -38,7 +38,8 @@ td small { color: var(--soft); display: block; font-size: 12.5px; } td small cod
 .card span { color: var(--soft); font-size: 13px; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { fill: var(--ink); font: 12px system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif; }
-svg .soft { fill: var(--soft); } svg .end { text-anchor: end; } svg .middle { text-anchor: middle; }
+svg .small { font-size: 11px; } svg .soft { fill: var(--soft); } svg .end { text-anchor: end; }
+svg .middle { text-anchor: middle; }
 svg .grid { stroke: var(--line); stroke-width: 1; } svg .curve { fill: none; stroke-width: 2; }
 """
 

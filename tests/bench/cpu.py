@@ -199,8 +199,7 @@ def flat_out(folder: Path, infer_tiles: int, frames: int) -> list[float]:
     """Milliseconds between the counts of the demo's clip, as fast as it goes."""
     workers = {"preprocess__group": "4"} if infer_tiles > 1 else {}
     g = new_group(DEMO_MODEL, {"url": str(plaza(folder)), "loop": True}, **workers)
-    g.start()
-    g.start(*(f"infer_tiles.{i}" for i in range(1, infer_tiles)))
+    g.start(*SERVICES, *(f"infer_tiles.{i}" for i in range(1, infer_tiles)))
     g.wait_counts(15, 60)
     first, begin = g.counted(), time.monotonic()
     g.wait_counts(frames, 120)

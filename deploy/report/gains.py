@@ -1,0 +1,311 @@
+"""optimization_gains.html: what the JSON files of the benchmarks say, as a page. A section for each kind of result.
+
+Every file names its machine and its command; so does every row made from it.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from common.errors import BAD_DATA, NO_INPUT, Refused
+from deploy.report.charts import Bar, pairs, quantiles, waterfall
+from deploy.report.page import STAGES, cards, figure, page, section, table
+
+CURVES = ("after", "infer_tiles", "preprocess", "fusion", "infer_global", "copy", "before")  # colours
+TITLES = ("optimization", ">before", ">after", ">before / after")
+READY = {"copy": "decode", "preprocess": "copy"}  # stage -> the one it follows
+
+
+@dataclass(frozen=True)
+class Result:
+    """One JSON file."""
+
+    name: str
+    content: dict
+
+    @property
+    def machine(self) -> str:
+        """Where it was measured, in a few words."""
+        c, versions = self.content, self.content.get("versions", {})
+        if "gpu" in c:
+            runtime = f", TensorRT {versions['tensorrt']}" if "tensorrt" in versions else ""
+            return f"{c['gpu']}, driver {c.get('driver', '?')}{runtime}"
+        if "cpu" in c:
+            return f"{c['cores']} cores of {c['cpu']}, Python {c['python']}"
+        return str(c.get("machine", "machine not named"))
+
+    def where(self, of: dict | None = None) -> str:
+        """The small print below a row: machine, date, command."""
+        command = (of or {}).get("command", self.content.get("command", ""))
+        words = ", ".join(filter(None, (self.machine, str(self.content.get("date", "")))))
+        return f"<small>{escape(words)}<br><code>{escape(command)}</code></small>"
+
+    def sections(self, name: str) -> list[dict]:
+        """What it has under a name: one thing or several."""
+        found = self.content.get(name, [])
+        return found if isinstance(found, list) else [found]
+
+
+def read(paths: Iterable[Path]) -> list[Result]:
+    """The files, or those of a folder, oldest first. Raises Refused for what cannot be read or is no result."""
+    files = [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
+    results = []
+    for file in files:
+        try:
+            content = json.loads(file.read_text())
+        except OSError as error:
+            raise Refused(f"The results {file} cannot be read: {error.strerror}.", NO_INPUT) from None
+        except ValueError:
+            raise Refused(f"{file} is not JSON: expected what `make bench` writes.", BAD_DATA) from None
+        if not isinstance(content, dict) or "command" not in str(content):
+            raise Refused(f"{file} is no result of a benchmark: it names no command.", BAD_DATA)
+        results.append(Result(file.name, content))
+    if not results:
+        raise Refused("There are no results: run `make bench`, then name .bench.", NO_INPUT)
+    return sorted(results, key=lambda result: str(result.content.get("date", "")))
+
+
+def build(results: list[Result]) -> str:
+    """The page. Raises Refused for files that have none of the parts it is made of."""
+    parts = [part for make in SECTIONS if (part := _made(make, results))]
+    if not parts:
+        raise Refused("These results have nothing that the report shows: name those of `make bench`.", BAD_DATA)
+    machines = dict.fromkeys(r.content.get("gpu", r.machine) for r in results)
+    lead = f"Each optimization off and on. Measured on {'; '.join(machines)}."
+    return page("What each optimization gained", lead, [*_headlines(results), *parts])
+
+
+def _made(make: Callable[[list[Result]], str], results: list[Result]) -> str:
+    try:
+        return make(results)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise Refused(f"A result is damaged: {make.__name__.strip('_')} misses {error}.", BAD_DATA) from None
+
+
+def _runs(results: list[Result]) -> list[tuple[Result, dict, list[dict]]]:
+    """(file, run, its rows) of every run of optimizations; a row that was measured again is of the later run alone."""
+    runs = [(r, run) for r in results for key in ("gains", "again") for run in r.sections(key) if "rows" in run]
+    runs += [(r, _built(r.content["build"])) for r in results if "build" in r.content]
+    last = {(r.machine, row["optimization"], row["what"]): run for r, run in runs for row in run["rows"]}
+    found = []
+    for r, run in runs:
+        rows = [row for row in run["rows"] if last[r.machine, row["optimization"], row["what"]] is run]
+        found += [(r, run, rows)] if rows else []
+    return found
+
+
+def _built(build: dict) -> dict:
+    """A run of its own: a plan that was built again, with what TensorRT had measured."""
+    row = {
+        "optimization": "Timing cache", "what": f"building a plan again, level {build['first']['level']}", "unit": "s",
+        "before": build["first"]["build_s"], "after": build["second"]["build_s"], "turns": 1,
+        "ratio": build["first"]["build_s"] / build["second"]["build_s"],
+    }  # fmt: skip
+    return {"rows": [row], "command": build["command"]}
+
+
+def _headlines(results: list[Result]) -> list[str]:
+    """The few figures that one would tell."""
+    shown, best = [], {}
+    for result, run, rows in _runs(results):
+        if "stages_ms" in run:
+            p50 = run["stages_ms"]["best"]["end_to_end"]["p50"]
+            shown.append((f"{p50:.1f} ms", f"packet to count, one 4K camera at 30 frames/s, p50, {_short(result)}"))
+        for row in rows:
+            if row["ratio"] and row["ratio"] > best.get(row["optimization"], {"ratio": 1.05})["ratio"]:
+                best[row["optimization"]] = row
+    for row in sorted(best.values(), key=lambda row: -row["ratio"])[:4]:
+        shown.append((f"{row['ratio']:.3g} ×", f"{row['optimization']}: {row['what']}"))
+    return [cards(shown[-5:])] if shown else []
+
+
+def _optimizations(results: list[Result]) -> str:
+    parts = []
+    for result, run, rows in _runs(results):
+        cells, drawn = [], []
+        for row in rows:
+            shown = [f"{_number(row[key])} {row['unit']}" for key in ("before", "after")]
+            before, after = (f"{text}{_spread(row, key)}" for text, key in zip(shown, ("before", "after")))
+            name = f"<b>{escape(row['optimization'])}</b><small>{escape(row['what'])}</small>"
+            cells.append([name, before, after, _ratio(row["ratio"])])
+            drawn.append((row["optimization"], row["what"], row["before"], row["after"], *shown))
+        again = f"<p>Measured again: {escape(run['why again'])}.</p>" if "why again" in run else ""
+        parts += [f"<h3>{escape(_short(result))}</h3>", again, table(TITLES, cells), f"<p>{result.where(run)}</p>"]
+        if len(drawn) > 2:
+            parts.append(figure(pairs(drawn), "The same, each pair to a scale of its own: grey before, blue after."))
+    about = (
+        "Before and after: medians of the medians of several turns, off and on one after the other in one run; small, "
+        "the least and the largest of the turns. A ratio of 1 is no gain. Of tracing, after is with it: a cost."
+    )
+    return section("Optimizations, off and on", about, *parts) if parts else ""
+
+
+def _stages(results: list[Result]) -> str:
+    parts = []
+    for result in sorted(results, key=lambda result: "gpu" not in result.content):
+        for run in result.sections("gains"):
+            if "stages_ms" in run:
+                bars = timeline(run["stages_ms"]["best"])
+                parts.append(figure(waterfall(bars), f"One 4K camera, the best variant.{result.where()}"))
+        if "group" in result.content and "stages_ms" in result.content["group"]:
+            ms = {key: value for key, value in result.content["group"]["stages_ms"].items() if key in STAGES}
+            parts.append(figure(waterfall(_one_after_other(ms)), f"Demo model, 1080p, flat out.{result.where()}"))
+    about = "Median milliseconds of a frame's way: work in colour, where it begins behind the stage before it."
+    return section("Where the milliseconds go", about, *parts) if parts else ""
+
+
+def timeline(ms: dict[str, dict]) -> list[Bar]:
+    """Stages of a run at their medians, each beginning where the hop before it ends."""
+    at = {key: value["p50"] for key, value in ms.items()}
+    bars, ends = [], {"packet": 0.0}
+    ready = {"decode": "packet", **READY}
+    for stage in ("infer_global", "infer_tiles"):
+        ready[stage] = "copy" if f"copy>{stage}" in at else "preprocess"
+    for stage in STAGES[:-1]:
+        if stage in at:
+            early = stage == "preprocess" and "copy>infer_tiles" in at  # done while the frame is decoded
+            begin = 0.0 if early else ends[ready[stage]] + at.get(f"{ready[stage]}>{stage}", 0.0)
+            ends[stage] = begin + at[stage]
+            note = f"{at[stage]:.2f}" + (", queued in advance" if early else "")
+            bars.append(Bar(stage, begin, ends[stage], stage, note))
+    begin = max(ends[s] + at.get(f"{s}>fusion", 0.0) for s in ("infer_global", "infer_tiles") if s in ends)
+    bars.append(Bar("fusion", begin, begin + at["fusion"], "fusion"))
+    bars.append(Bar("packet to count", 0.0, at["end_to_end"], "wait", f"{at['end_to_end']:.2f}"))
+    return bars
+
+
+def _one_after_other(ms: dict[str, dict]) -> list[Bar]:
+    bars, begin, branch = [], 0.0, 0.0
+    for stage in STAGES:
+        if stage not in ms:
+            continue
+        if stage == "infer_tiles":
+            begin -= branch  # beside infer_global
+        end = begin + ms[stage]["p50"]
+        bars.append(Bar(stage, begin, end, stage))
+        branch = ms[stage]["p50"] if stage == "infer_global" else 0.0
+        begin = max(end, begin + branch) if stage == "infer_tiles" else end
+    return bars
+
+
+def _distributions(results: list[Result]) -> str:
+    parts = []
+    for result, run in ((r, run) for r in results for key in ("gains", "again") for run in r.sections(key)):
+        curves = run.get("distributions_ms", {}) if isinstance(run, dict) else {}
+        if curves:
+            drawn = [(_curve(name), ms, CURVES[i % len(CURVES)]) for i, (name, ms) in enumerate(curves.items())]
+            parts.append(figure(quantiles(drawn), f"Share of frames counted within so long.{result.where(run)}"))
+    about = (
+        "A curve further left is faster, a steeper one steadier; it names what it is without (tracing: with). Nothing is "
+        "drawn behind the 95 % of the slowest one."
+    )
+    return section("Latency distributions", about, *parts) if parts else ""
+
+
+def _curve(name: str) -> str:
+    return name if name in ("best", "without") or "racing" in name or "traced" in name else f"without {name}"
+
+
+def _engines(results: list[Result]) -> str:
+    parts = []
+    for result in results:
+        content = result.content.get("bench", result.content)
+        if "engines" not in content:
+            continue
+        batches = sorted({batch for engine in content["engines"] for batch in engine["ms"]}, key=int)
+        counted = [engine.get("mae") is not None for engine in content["engines"]]
+        titles = [
+            "engine",
+            ">MB",
+            *(f">batch {b}, ms" for b in batches),
+            ">people",
+            *([">MAE"] if all(counted) else []),
+        ]
+        rows = []
+        for engine in content["engines"]:
+            cells = [f"{engine['ms'][b]['p50']:.2f}" if b in engine["ms"] else "" for b in batches]
+            plain = engine.get("ms_without_graphs", {})
+            cells = [
+                c + (f"<small>{plain[b]['p50']:.2f} plain</small>" if b in plain else "")
+                for c, b in zip(cells, batches)
+            ]
+            built = f"<small>built in {engine['build_s']:.0f} s</small>" if "build_s" in engine else ""
+            row = [escape(engine["model"]) + built, f"{engine['megabytes']:.1f}", *cells, f"{engine['people']:.2f}"]
+            rows.append([*row, f"{engine['mae']:.2f}"] if all(counted) else row)
+        shown = Result(result.name, {**result.content, **content})
+        parts += [table(titles, rows), f"<p>{shown.where()}</p>"]
+    about = "Medians; small: launched plainly, without CUDA graphs. People: counted a frame; MAE: against the truth."
+    return section("Engines", about, *parts) if parts else ""
+
+
+def _merging(results: list[Result]) -> str:
+    parts = []
+    for result in results:
+        if not (clips := result.content.get("merge")):
+            continue
+        rules = dict.fromkeys(rule for clip in clips.values() for rule in clip["rules"])
+        rows = []
+        for rule in rules:
+            found = [clip["rules"][rule] for clip in clips.values()]
+            name = f"<b>{escape(rule)}</b>" if rule == list(rules)[-1] else escape(rule)
+            rows.append([name, *(cell for f in found for cell in (f"{f['people']:.1f}", f"{f['mae']:.2f}"))])
+        titles = [
+            "rule",
+            *(t for name, clip in clips.items() for t in (f">{name}: people (true {clip['people']:.1f})", ">MAE")),
+        ]
+        parts += [table(titles, rows), f"<p>{result.where()}</p>"]
+    about = "The same boxes of the same model, counted by different rules. MAE: mean absolute error of a frame."
+    return section("Merging: what a person is counted as", about, *parts) if parts else ""
+
+
+def _soaks(results: list[Result]) -> str:
+    parts = []
+    for result in results:
+        if "killed" not in result.content:
+            continue
+        c = result.content
+        totals = [(b["frames"], b["counted"], sum(b["dropped"].values())) for b in c["books"].values()]
+        frames, counted, dropped = map(sum, zip(*totals))
+        books = f"{frames} frames = {counted} counted + {dropped} dropped with a reason."
+        keys = [("rss_mb", "memory, MB"), ("fds", "descriptors"), ("threads", "threads")]
+        rows = [
+            [escape(name), *(f"{t[k]['early']:g} → {t[k]['late']:g}" if k in t else "" for k, _ in keys)]
+            for name, t in c["levels"].items()
+            if name != "all"
+        ]
+        gpu = c["levels"]["all"].get("gpu_mb")
+        gpu_words = f" GPU memory {gpu['early']:g} → {gpu['late']:g} MB." if gpu else ""
+        parts += [
+            f"<h3>{c['minutes']:g} minutes, {sum(c['killed'].values())} processes killed</h3><p>{books}{gpu_words}</p>",
+            table(["process", *(f">{title}, early → late" for _, title in keys)], rows),
+            f"<p>{result.where()}</p>",
+        ]
+    about = "More frames than the machine can count, a process killed every five seconds."
+    return section("Soaked", about, *parts) if parts else ""
+
+
+SECTIONS = (_optimizations, _stages, _distributions, _engines, _merging, _soaks)
+
+
+def _short(result: Result) -> str:
+    return result.content["gpu"].removeprefix("NVIDIA ") if "gpu" in result.content else "CPU"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+
+
+def _spread(row: dict, key: str) -> str:
+    if row["turns"] < 2:
+        return ""
+    least, most = row[f"{key}_spread"]
+    return f"<small>{_number(least)} … {_number(most)}</small>"
+
+
+def _ratio(ratio: float | None) -> str:
+    if ratio is None:
+        return ""
+    kind = "good" if ratio >= 1.02 else "bad" if ratio <= 0.98 else ""
+    return f"<span class='{kind}'>{ratio:.{2 if ratio < 10 else 0}f}</span>"
