@@ -198,8 +198,8 @@ def _distributions(results: list[Result]) -> str:
             drawn = [(_curve(name), ms, CURVES[i % len(CURVES)]) for i, (name, ms) in enumerate(curves.items())]
             parts.append(figure(quantiles(drawn), f"Share of frames counted within so long.{result.where(run)}"))
     about = (
-        "A curve further left is faster, a steeper one steadier; it names what it is without (tracing: with). Nothing is "
-        "drawn behind the 95 % of the slowest one."
+        "A curve further left is faster, a steeper one steadier; it names what it is without (tracing: with). "
+        "Nothing is drawn behind the 95 % of the slowest one."
     )
     return section("Latency distributions", about, *parts) if parts else ""
 
