@@ -1,6 +1,5 @@
 """Five real processes on clips whose truth is known: every frame counted, exactly, once, in order."""
 
-import json
 import signal
 import socket
 import subprocess
@@ -144,27 +143,6 @@ def test_a_greedy_live_source_does_not_push_another_one_out(group, clip):
     assert not g.totals("modest")["dropped"]
     for name in ("greedy", "modest"):
         g.check_books(name)
-
-
-def test_traces_of_one_frame_are_one_tree_across_processes(group, clip, tmp_path):
-    file = tmp_path / "traces.jsonl"
-    g = group({"cam": {"url": str(clip)}}, telemetry__exporter="file", telemetry__ratio="1", telemetry__file=str(file))
-    run_to_end(g)
-    g.close()
-    spans = [json.loads(line) for line in file.read_text().splitlines()]
-    frames: dict[str, list[dict]] = {}
-    for span in spans:
-        frames.setdefault(span["context"]["trace_id"], []).append(span)
-    assert len(frames) == FRAMES
-    for tree in frames.values():
-        by_name = {span["name"]: span for span in tree}
-        assert sorted(by_name) == ["decode", "fusion", "infer_global", "infer_tiles", "preprocess"]
-        root = by_name["decode"]
-        assert root["parent_id"] is None
-        assert all(s["parent_id"] == root["context"]["span_id"] for s in tree if s is not root)
-        assert len({span["attributes"]["seq"] for span in tree}) == 1
-        begins = [by_name[name]["start_time"] for name in ("decode", "preprocess", "infer_tiles", "fusion")]
-        assert begins == sorted(begins)
 
 
 def test_a_dead_collector_costs_no_frame_and_is_counted(group, clip):
