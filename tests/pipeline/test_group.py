@@ -145,18 +145,6 @@ def test_a_greedy_live_source_does_not_push_another_one_out(group, clip):
         g.check_books(name)
 
 
-def test_a_dead_collector_costs_no_frame_and_is_counted(group, clip):
-    g = group(
-        {"cam": {"url": str(clip), "loop": True}},
-        telemetry__exporter="otlp", telemetry__ratio="1", telemetry__endpoint="http://127.0.0.1:9/v1/traces",
-    )  # fmt: skip
-    g.start()
-    g.wait_counts(2 * FRAMES, 60)
-    g.wait_for(lambda: g.counters("fusion.0").get("spans_lost", 0) > 0, "lost spans to be counted", 60)
-    assert g.totals()["dropped"] == {}
-    g.check_books()
-
-
 def test_messages_of_another_schema_are_refused_in_words(group, clip, run_dir):
     """A process of another version is told so and ends with the configuration code; the group goes on."""
     g = group({"cam": {"url": str(clip), "loop": True}})

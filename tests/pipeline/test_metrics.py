@@ -141,6 +141,21 @@ def test_a_collector_gets_them_at_the_latest_in_the_end(group, clip):
     assert points["peoplecounter.frame.duration"] == FRAMES
 
 
+def test_a_dead_collector_costs_no_frame_and_is_seen(group, clip, port):
+    dead = "http://127.0.0.1:9/v1"
+    g = group(
+        {"cam": {"url": str(clip), "loop": True}}, telemetry__prometheus=f"127.0.0.1:{port}",
+        telemetry__exporter="otlp", telemetry__ratio="1", telemetry__endpoint=f"{dead}/traces",
+        telemetry__metrics_endpoint=f"{dead}/metrics",
+    )  # fmt: skip
+    g.start()
+    g.wait_counts(2 * FRAMES, 60)
+    lost = (("error_type", "lost"), *of("preprocess.0"))
+    g.wait_for(lambda: value(port, "otel_sdk_exporter_span_exported_total", lost), "lost spans to be seen", 60)
+    assert g.totals()["dropped"] == {}
+    g.check_books()
+
+
 def test_budgets_are_told_of_live_sources(group, clip):
     g = group({"cam": {"url": str(clip), **LIVE}}, budgets__decode_ms="0.001")
     g.start()
