@@ -166,29 +166,40 @@ class Telemetry(Section):
     @field_validator("prometheus")
     @classmethod
     def _on_loopback(cls, value: str) -> str:
-        if value and not re.match(LOOPBACK, f"tcp://{value}"):
+        host, _, port = value.rpartition(":")
+        if value and not (re.match(r"127\.\d+\.\d+\.\d+\Z", host) and port.isdecimal() and 0 < int(port) < 65536):
             raise ValueError("metrics are scraped on 127.0.0.1:PORT alone; other machines get them by metrics_endpoint")
         return value
 
+    @field_validator("endpoint", "metrics_endpoint")
+    @classmethod
+    def _a_url(cls, value: str) -> str:
+        if value and not re.match(r"https?://[^/\s]+/\S", value):
+            raise ValueError("a collector is http://HOST:4318/v1/traces, or /v1/metrics, or https")
+        return value
+
+
+Budget = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
 
 class Budgets(Section):
-    end_to_end_ms: float = Field(33, gt=0)
-    """From a live frame's packet to its published count, p95 of the last 10 s, ms"""
-    fusion_wait_ms: float = Field(8, gt=0)
+    end_to_end_ms: Budget = 33
+    """From a live frame's packet to its published count, p95 of those counted in the last 10 s, ms; 0: no budget"""
+    fusion_wait_ms: Budget = 8
     """From the first answer of a frame until the last is there, ms"""
-    infer_tiles_ms: float = Field(20, gt=0)
+    infer_tiles_ms: Budget = 20
     """All tiles of a frame, ms"""
-    infer_global_ms: float = Field(15, gt=0)
+    infer_global_ms: Budget = 15
     """The whole frame, ms"""
-    preprocess_ms: float = Field(16, gt=0)
+    preprocess_ms: Budget = 16
     """The kernel, ms"""
-    decode_ms: float = Field(42, gt=0)
+    decode_ms: Budget = 42
     """A picture, ms"""
 
     @property
     def by_name(self) -> dict[str, float]:
-        """Stage, hop or end_to_end, as fusion publishes their times -> ms."""
-        return {field.removesuffix("_ms"): ms for field, ms in self.model_dump().items()}
+        """Stage, hop or end_to_end, as fusion publishes their times -> ms, of those that are set."""
+        return {field.removesuffix("_ms"): ms for field, ms in self.model_dump().items() if ms}
 
 
 class Workers(Section):

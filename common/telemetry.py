@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from opentelemetry import trace
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -29,10 +29,10 @@ _CLOCK_OFFSET_NS = time.time_ns() - time.monotonic_ns()
 
 
 def resource(process: str) -> Resource:
-    """A process "infer_tiles.0" as OpenTelemetry names it."""
+    """A process "infer_tiles.0" as OpenTelemetry names it, unless OTEL_RESOURCE_ATTRIBUTES says otherwise."""
     name, _, instance = process.partition(".")
     named = {"service.name": f"peoplecounter.{name}", "service.instance.id": instance or "0"}
-    return Resource.create({**named, "service.namespace": "peoplecounter"})
+    return Resource.create({**named, "service.namespace": "peoplecounter"}).merge(OTELResourceDetector().detect())
 
 
 class Tracer:

@@ -200,8 +200,8 @@ def trace(
     frames, damaged = traces.read(file)
     chosen, stages = traces.choose(frames, frame), traces.percentiles(frames)
     if as_json:
-        spans = {title: [asdict(bar) for bar in one.bars()] for title, one in chosen}
-        print(json.dumps({"frames": len(frames), "damaged_lines": damaged, "percentiles_ms": stages, "spans": spans}))
+        drawn = [{"frame": title, "trace": one.trace, "spans": list(map(asdict, one.bars()))} for title, one in chosen]
+        print(json.dumps({"frames": len(frames), "damaged_lines": damaged, "percentiles_ms": stages, "drawn": drawn}))
     else:
         console = Console()
         for title, one in chosen:

@@ -1,5 +1,6 @@
 """A group in the foreground: from options to settings, from settings to processes, shown and summed up to its end."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -101,7 +102,8 @@ def run_group(
             lines.write(json.dumps(content, separators=(",", ":")) + "\n")
             lines.flush()
         if kind == "status":
-            live.update(name for name, change in sources_module.known(settings).items() if change.source.live)
+            with contextlib.suppress(Refused):  # a file that is none of ours, fusion says so
+                live.update(name for name, change in sources_module.known(settings).items() if change.source.live)
             if content["state"] == "ended":
                 stop_if_ended()
 

@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import zmq
 
+from services.fusion.budgets import state
+
 POLL_S = 0.1
+WAIT = "fusion_wait"  # the one hop that has a budget
 KEEP = 100_000  # frames whose times are kept for percentiles
 
 Message = tuple[str, str, dict]  # kind, source (or service), content
@@ -51,7 +54,7 @@ class Tally:
         self.totals: dict[str, dict] = {}  # source -> its last totals
         self.counts: dict[str, dict[int, int]] = {}  # source -> seq -> count
         self.ended: set[str] = set()
-        self._times: dict[tuple[str, str], deque[float]] = {}  # source, stage or hop -> ms
+        self._times: dict[tuple[str, str], deque[float]] = {}  # source, stage -> ms
 
     def add(self, kind: str, name: str, content: dict) -> None:
         if "totals" in content:
@@ -61,8 +64,8 @@ class Tally:
             counts[content["seq"]] = content["count"]
             if len(counts) > KEEP:
                 del counts[next(iter(counts))]
-            times = {**content["stages_ms"], **content["hops_ms"], "end_to_end": content["end_to_end_ms"]}
-            for key, ms in times.items():
+            waited = {key: ms for key, ms in content["hops_ms"].items() if key == WAIT}
+            for key, ms in {**content["stages_ms"], **waited, "end_to_end": content["end_to_end_ms"]}.items():
                 self._times.setdefault((name, key), deque(maxlen=KEEP)).append(ms)
         elif kind == "status":
             (self.ended.add if content["state"] == "ended" else self.ended.discard)(name)
@@ -73,8 +76,7 @@ class Tally:
         for budget, ms in budgets_ms.items():
             times = [t for (source, key), of in self._times.items() if source in live and key == budget for t in of]
             if times:
-                p95 = round(float(np.percentile(times, 95)), 3)
-                found[budget] = {"budget_ms": ms, "p95_ms": p95, "over_ms": round(max(0.0, p95 - ms), 3)}
+                found[budget] = state(ms, times)
         return found
 
     def summary(self, truth: dict[int, int] | None = None) -> dict:
@@ -85,7 +87,7 @@ class Tally:
                 dropped[reason] = dropped.get(reason, 0) + frames
         stages: dict[str, list[float]] = {}
         for (_, key), times in self._times.items():
-            if ">" not in key:  # hops are for those who ask
+            if key != WAIT:
                 stages.setdefault(key, []).extend(times)
         percentiles = {stage: np.percentile(ms, [50, 99]).round(3).tolist() for stage, ms in stages.items()}
         errors = [abs(n - truth[seq]) for c in self.counts.values() for seq, n in c.items() if truth and seq in truth]

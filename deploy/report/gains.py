@@ -80,8 +80,9 @@ def build(results: list[Result]) -> str:
 def _made(make: Callable[[list[Result]], str], results: list[Result]) -> str:
     try:
         return make(results)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise Refused(f"A result is damaged: {make.__name__.strip('_')} misses {error}.", BAD_DATA) from None
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        what = make.__name__.strip("_")
+        raise Refused(f"A result is damaged: {what}, {type(error).__name__}: {error}.", BAD_DATA) from None
 
 
 def _runs(results: list[Result]) -> list[tuple[Result, dict, list[dict]]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.text import Text
 
 from common.errors import BAD_DATA, NO_INPUT, Refused
@@ -57,7 +58,10 @@ class Frame:
         shown = []
         for span in self.spans:
             begin, end = ((ns - self.begin_ns) / 1e6 for ns in (span.begin_ns, span.end_ns))
-            note = f"{end - begin:.2f}" + (f", part {span.attributes['part']}" if span.name == "infer_tiles" else "")
+            part = (
+                f", part {span.attributes['part']}" if span.name == "infer_tiles" and "part" in span.attributes else ""
+            )
+            note = f"{end - begin:.2f}{part}"
             shown.append(Bar(span.process, begin, end, span.name if span.name in STAGES else "wait", note))
         return shown
 
@@ -140,7 +144,9 @@ def draw(console: Console, title: str, frame: Frame) -> None:
     bars = frame.bars()
     label = max(len(bar.label) for bar in bars) + 2
     columns = max(20, console.width - label - 18)
-    console.print(f"\n[bold]{title}[/]  {frame.ms:.2f} ms{_counted(frame)}  [dim]{frame.trace}[/]", highlight=False)
+    console.print(
+        f"\n[bold]{escape(title)}[/]  {frame.ms:.2f} ms{_counted(frame)}  [dim]{frame.trace}[/]", highlight=False
+    )
     for bar in bars:
         begin = round(bar.begin_ms / frame.ms * columns) if frame.ms else 0
         length = max(1, round((bar.end_ms - bar.begin_ms) / frame.ms * columns)) if frame.ms else 1

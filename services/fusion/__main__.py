@@ -37,7 +37,7 @@ class Source:
     detail: str = ""
     told_ns: int = 0  # when its decoder last spoke
     frame_ns: int = 0  # when a frame of it was last counted
-    people: int = 0  # in the last counted frame
+    people: int | None = None  # in the last complete frame
     persons: np.ndarray = field(default_factory=lambda: np.zeros((0, 5), np.float32))  # of the last complete frame
 
     def shown(self, now: int) -> str:
@@ -203,7 +203,7 @@ class Fusion:
             self.rt.log.exception("merging failed on %s %d", header.source, header.seq)
             return self.drop(header.source, header.seq, "engine_error")
         if not missing:
-            source.persons = persons
+            source.persons, source.people = persons, len(persons)
         source.totals.next_seq = header.seq + 1
         source.totals.counted += 1
         source.totals.incomplete += bool(missing)
@@ -211,7 +211,6 @@ class Fusion:
         ended_ns = source.frame_ns = self.rt.loop.now_ns()
         stages_ms, hops_ms = timings(header, frame, began_ns, ended_ns)
         end_to_end_ms = round((ended_ns - header.captured_ns) / 1e6, 3)
-        source.people = len(persons)
         named = {"source": header.source, "seq": header.seq, "pts_s": round(header.pts_s, 6), "time": utc_now()}
         content = {
             **named,
@@ -261,8 +260,8 @@ class Fusion:
             for name, service in self.services.items():
                 if service.state != "up":  # the others have just said so
                     self.publish_service(name, now)
-            self.budgets = self.window.states(now)
-            if self.budgets:
+            before, self.budgets = self.budgets, self.window.states(now)
+            if self.budgets or before:  # in the end, that there are none any more
                 self.publisher.send("budgets", "group", self.budgets)
             told = {"state": "up", "seconds": 0, "pid": os.getpid(), "counters": dict(self.rt.count)}
             self.publisher.send("service", self.rt.name, told)

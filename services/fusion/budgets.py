@@ -9,6 +9,12 @@ from common.settings import Budgets
 WINDOW_NS = 10_000_000_000
 
 
+def state(budget_ms: float, times_ms: list[float]) -> dict[str, float]:
+    """`budget_ms`, `p95_ms`, `over_ms` (0: it is kept)."""
+    p95 = round(float(np.percentile(times_ms, 95)), 3)
+    return {"budget_ms": budget_ms, "p95_ms": p95, "over_ms": round(max(0.0, p95 - budget_ms), 3)}
+
+
 class Window:
     """Times of the frames of the last WINDOW_NS, by budget."""
 
@@ -23,13 +29,11 @@ class Window:
                 times.append((now_ns, times_ms[name]))
 
     def states(self, now_ns: int) -> dict[str, dict]:
-        """Budget -> `budget_ms`, `p95_ms`, `over_ms` (0: it is kept); only those of which there was a frame."""
+        """Budget -> its state; only those of which there was a frame."""
         found = {}
         for name, times in self._times.items():
             while times and now_ns - times[0][0] > WINDOW_NS:
                 times.popleft()
             if times:
-                p95 = float(np.percentile([ms for _, ms in times], 95))
-                over = max(0.0, p95 - self._budgets[name])
-                found[name] = {"budget_ms": self._budgets[name], "p95_ms": round(p95, 3), "over_ms": round(over, 3)}
+                found[name] = state(self._budgets[name], [ms for _, ms in times])
         return found

@@ -4,8 +4,11 @@ Scraped by Prometheus on loopback, pushed to a collector by OTLP/HTTP, or neithe
 that are looked at (OBSERVED) cost nothing until somebody looks; durations are recorded when a count is published.
 """
 
+import threading
 from collections.abc import Callable, Iterator
+from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from services.fusion.__main__ import Fusion
 
 PUSH_MS = 10_000
+IDLE_S = 5.0  # of a connection that does not ask
 BOUNDARIES_S = (
     0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.0125, 0.015, 0.0175, 0.02, 0.025,
     0.033, 0.042, 0.06, 0.1, 0.25, 0.5, 1, 2.5, 5, 10,
@@ -42,18 +46,32 @@ def _sources(value: Callable[[object, int], float]) -> Callable[["Fusion"], Rows
     return rows
 
 
+def _people(fusion: "Fusion") -> Rows:
+    for name, source in list(fusion.sources.items()):
+        if source.people is not None:
+            yield source.people, {"source": name}
+
+
 def _dropped(fusion: "Fusion") -> Rows:
     for name, source in list(fusion.sources.items()):
         for reason, frames in list(source.totals.dropped.items()):
             yield frames, {"source": name, "reason": reason}
 
 
-def _processes(fusion: "Fusion") -> Iterator[tuple[dict, dict, dict[str, str]]]:
-    """(counters, gauges, attributes) of each process that is not known to be down, fusion among them."""
+def _counters(fusion: "Fusion") -> Iterator[tuple[dict[str, int], dict[str, str]]]:
+    """(counters, attributes) of each process that is not known to be down, fusion among them."""
     for name, service in list(fusion.services.items()):
         if service.state != "down":
-            yield service.told.get("counters", {}), service.gauges, _named(name)
-    yield dict(fusion.rt.count), fusion.rt.gauges(), _named(fusion.rt.name)
+            yield service.told.get("counters", {}), _named(name)
+    yield dict(fusion.rt.count), _named(fusion.rt.name)
+
+
+def _gauges(fusion: "Fusion") -> Iterator[tuple[dict[str, int], dict[str, str]]]:
+    """(gauges, attributes) of the same."""
+    for name, service in list(fusion.services.items()):
+        if service.state != "down":
+            yield service.gauges, _named(name)
+    yield fusion.rt.gauges(), _named(fusion.rt.name)
 
 
 def _named(process: str) -> dict[str, str]:
@@ -65,7 +83,7 @@ def _gauge(key: str, once: bool = False) -> Callable[["Fusion"], Rows]:
     """A gauge of each process that has it; `once`: they all tell of the same thing."""
 
     def rows(fusion: "Fusion") -> Rows:
-        for _, gauges, named in _processes(fusion):
+        for gauges, named in _gauges(fusion):
             if key in gauges:
                 yield gauges[key], {} if once else named
                 if once:
@@ -75,7 +93,7 @@ def _gauge(key: str, once: bool = False) -> Callable[["Fusion"], Rows]:
 
 
 def _slots(fusion: "Fusion") -> Rows:
-    for _, gauges, named in _processes(fusion):
+    for gauges, named in _gauges(fusion):
         for key, slots in gauges.items():
             if key.startswith("slots_"):
                 yield slots, {**named, "state": key.removeprefix("slots_")}
@@ -88,21 +106,21 @@ def _up(fusion: "Fusion") -> Rows:
 
 
 def _spans(fusion: "Fusion") -> Rows:
-    for counters, _, named in _processes(fusion):
+    for counters, named in _counters(fusion):
         if "spans_ended" in counters:
             yield counters.get("spans_exported", 0), named
             yield counters.get("spans_lost", 0), {**named, "error.type": "lost"}
 
 
 def _batches(fusion: "Fusion") -> Rows:
-    for counters, _, named in _processes(fusion):
+    for counters, named in _counters(fusion):
         for mode in ("graph", "plain"):
             if f"batches_{mode}" in counters:
                 yield counters[f"batches_{mode}"], {**named, "mode": mode}
 
 
 def _events(fusion: "Fusion") -> Rows:
-    for counters, _, named in _processes(fusion):
+    for counters, named in _counters(fusion):
         for event, times in counters.items():
             if not event.startswith(("batches_", "spans_")):
                 yield times, {**named, "event": event}
@@ -124,7 +142,7 @@ OBSERVED = (  # name, kind of instrument, unit, what it is, its rows
         _sources(lambda s, _: s.totals.incomplete),
     ),
     ("peoplecounter.frames.dropped", "counter", "{frame}", "Frames not counted", _dropped),
-    ("peoplecounter.people", "gauge", "{person}", "People in the last frame", _sources(lambda s, _: s.people)),
+    ("peoplecounter.people", "gauge", "{person}", "People in the last complete frame", _people),
     (
         "peoplecounter.source.online", "gauge", "", "1 while the source's decoder says that it is online",
         _sources(lambda s, now: int(s.shown(now) == "online")),
@@ -177,7 +195,7 @@ class Metrics:
                 self._durations[key].record(ms / 1000, {key: name})
 
     def close(self) -> None:
-        self._provider.shutdown(timeout_millis=2000)
+        self._provider.shutdown(timeout_millis=1000)
         if self._server:
             self._server.shutdown()
             self._server.server_close()
@@ -187,18 +205,35 @@ class Metrics:
         if not settings.prometheus:
             return None
         from opentelemetry.exporter.prometheus import PrometheusMetricReader
-        from prometheus_client import CollectorRegistry, start_http_server
+        from prometheus_client import CollectorRegistry, make_wsgi_app
 
         registry = CollectorRegistry()
         reader = PrometheusMetricReader(disable_target_info=True, scope_info_enabled=False, registry=registry)
         host, _, port = settings.prometheus.rpartition(":")
         try:
-            self._server, self._thread = start_http_server(int(port), host.strip("[]"), registry)
+            self._server = make_server(host, int(port), make_wsgi_app(registry), _Server, _Request)
         except OSError as error:
             raise Refused(
                 f"Prometheus cannot be served on {settings.prometheus}: {error.strerror}; set telemetry.prometheus."
             ) from None
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True, name="prometheus")
+        self._thread.start()
         return reader
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread a scrape."""
+
+    daemon_threads = True
+
+
+class _Request(WSGIRequestHandler):
+    """One that says nothing is left alone."""
+
+    timeout = IDLE_S
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 def _pushed(settings: Telemetry) -> MetricReader | None:

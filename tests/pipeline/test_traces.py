@@ -89,7 +89,7 @@ def test_a_file_holds_what_a_collector_reads_and_is_drawn(traces, run_dir, tmp_p
     assert (tmp_path / "page.html").read_text().count("<svg") == 2
 
     found = json.loads(peoplecounter(run_dir, "trace", traces, "--frame", "cam/7", "--json").stdout)
-    (bars,) = found["spans"].values()
+    (bars,) = (one["spans"] for one in found["drawn"])
     assert (bars[0]["label"], bars[-1]["label"]) == ("decoder.cam", "fusion.0")
     assert found["frames"] == FRAMES and found["damaged_lines"] == 0
     p50, p95, p99 = found["percentiles_ms"]["frame"]
