@@ -58,9 +58,7 @@ class Frame:
         shown = []
         for span in self.spans:
             begin, end = ((ns - self.begin_ns) / 1e6 for ns in (span.begin_ns, span.end_ns))
-            part = (
-                f", part {span.attributes['part']}" if span.name == "infer_tiles" and "part" in span.attributes else ""
-            )
+            part = f", part {span.attributes.get('part')}" if span.name == "infer_tiles" else ""
             note = f"{end - begin:.2f}{part}"
             shown.append(Bar(span.process, begin, end, span.name if span.name in STAGES else "wait", note))
         return shown

@@ -134,10 +134,12 @@ def test_metrics_are_scraped_on_loopback_alone(address):
 def test_a_collector_gets_them_at_the_latest_in_the_end(group, clip):
     with Collector() as collector:
         g = group({"cam": {"url": str(clip)}}, telemetry__metrics_endpoint=collector.url("metrics"))
+        g.environment["OTEL_RESOURCE_ATTRIBUTES"] = "service.instance.id=pod-7"
         g.start()
         g.wait_for(g.ended, "the end", 60)
         g.close()
         points = collector.points()
+    assert collector.senders() == {"pod-7"}
     assert points["peoplecounter.frames.counted"] == FRAMES
     assert points["peoplecounter.frame.duration"] == FRAMES
 

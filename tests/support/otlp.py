@@ -50,6 +50,11 @@ class Collector:
                 process = {a.key: a.value.string_value for a in resource.resource.attributes}
                 yield from ((process, span) for scope in resource.scope_spans for span in scope.spans)
 
+    def senders(self) -> set[str]:
+        """service.instance.id of whoever sent metrics."""
+        found = [r.resource.attributes for request in self.requests for r in getattr(request, "resource_metrics", ())]
+        return {a.value.string_value for attributes in found for a in attributes if a.key == "service.instance.id"}
+
     def points(self) -> dict[str, float]:
         """Metric -> its last value, summed over its attributes; of a histogram, how many values it has."""
         found: dict[str, float] = {}
