@@ -130,7 +130,7 @@ def _optimizations(results: list[Result]) -> str:
             shown = [f"{_number(row[key])} {row['unit']}" for key in ("before", "after")]
             before, after = (f"{text}{_spread(row, key)}" for text, key in zip(shown, ("before", "after")))
             name = f"<b>{escape(row['optimization'])}</b><small>{escape(row['what'])}</small>"
-            cells.append([name, before, after, _ratio(row["ratio"])])
+            cells.append([name, before, after, _ratio(row)])
             drawn.append((row["optimization"], row["what"], row["before"], row["after"], *shown))
         again = f"<p>Measured again: {escape(run['why again'])}.</p>" if "why again" in run else ""
         parts += [f"<h3>{escape(_short(result))}</h3>", again, table(TITLES, cells), f"<p>{result.where(run)}</p>"]
@@ -295,7 +295,7 @@ def _short(result: Result) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+    return f"{value:.{3 if value < 1 else 2 if value < 100 else 1}f}"
 
 
 def _spread(row: dict, key: str) -> str:
@@ -305,8 +305,10 @@ def _spread(row: dict, key: str) -> str:
     return f"<small>{_number(least)} … {_number(most)}</small>"
 
 
-def _ratio(ratio: float | None) -> str:
-    if ratio is None:
+def _ratio(row: dict) -> str:
+    """Coloured where the turns leave no doubt."""
+    if not row["ratio"]:
         return ""
-    kind = "good" if ratio >= 1.02 else "bad" if ratio <= 0.98 else ""
-    return f"<span class='{kind}'>{ratio:.{2 if ratio < 10 else 0}f}</span>"
+    before, after = (row.get(f"{key}_spread", [row[key]] * 2) for key in ("before", "after"))
+    kind = "good" if before[0] > after[1] else "bad" if before[1] < after[0] else ""
+    return f"<span class='{kind}'>{row['ratio']:.{2 if row['ratio'] < 10 else 0}f}</span>"

@@ -30,6 +30,21 @@ def test_compose_has_the_services(file):
         assert online == {s.name for s in SERVICES if install.needs_network(s, Settings())}
 
 
+@pytest.mark.parametrize(
+    "settings, online",
+    [
+        ({}, {"decoder"}),
+        ({"fusion": {"publish": "tcp://127.0.0.1:5570"}}, {"decoder", "fusion"}),
+        ({"telemetry": {"prometheus": "127.0.0.1:9464"}}, {"decoder", "fusion"}),
+        ({"telemetry": {"metrics_endpoint": "http://collector:4318/v1/metrics"}}, {"decoder", "fusion"}),
+        ({"telemetry": {"exporter": "otlp"}}, NAMES),
+        ({"engine": {"model": "tcp://127.0.0.1:5580"}}, {"decoder", "infer_global", "infer_tiles"}),
+    ],
+)
+def test_units_give_a_network_to_those_who_need_it(settings, online):
+    assert {s.name for s in SERVICES if install.needs_network(s, Settings(**settings))} == online
+
+
 @pytest.mark.parametrize("file", ["base/group.yaml", "gpu/pod.yaml"])
 def test_kubernetes_has_the_services(file):
     stateful = [d for d in yaml.safe_load_all((DEPLOY / "kubernetes" / file).read_text()) if d["kind"] == "StatefulSet"]
