@@ -163,6 +163,7 @@ def main() -> None:
     result |= {"killed": dict(killed), "books": books, "wrong_counts": None if args.gpu else wrong(g)}
     result["levels"] = {name: levels(r, OVERALL if name == "all" else GROWTH) for name, r in rows.items()}
     shutil.rmtree(run_dir)
+    Path(g.log.name).unlink()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     sys.exit(show(result))
