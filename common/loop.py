@@ -41,10 +41,11 @@ class Loop:
 
     def tick(self, timeout_ms: int = 50) -> None:
         """Waits at most `timeout_ms` for something to read, handles it, and keeps house."""
+        readables = self._poller.poll(timeout_ms)
         now = self.now_ns()
-        if now - self._last_ns > NAP_NS:
+        if now - self._last_ns > NAP_NS + timeout_ms * 1_000_000:
             self.woke_ns = now  # silence is judged from here on: see link.py
-        for readable, _ in self._poller.poll(timeout_ms):
+        for readable, _ in readables:
             handler = self._handlers.get(readable)
             if handler:  # an earlier handler of this tick may have closed it
                 handler()

@@ -7,7 +7,16 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from common.errors import NO_INPUT, Refused
@@ -173,9 +182,10 @@ class Telemetry(Section):
 
     @field_validator("endpoint", "metrics_endpoint")
     @classmethod
-    def _a_url(cls, value: str) -> str:
-        if value and not re.match(r"https?://[^/\s]+/\S", value):
-            raise ValueError("a collector is http://HOST:4318/v1/traces, or /v1/metrics, or https")
+    def _a_url(cls, value: str, info: ValidationInfo) -> str:
+        kind, other = ("traces", "metrics") if info.field_name == "endpoint" else ("metrics", "traces")
+        if value and (not re.match(r"https?://[^/\s]+/\S", value) or value.endswith(f"/v1/{other}")):
+            raise ValueError(f"a collector of {kind} is http://HOST:4318/v1/{kind}, or https")
         return value
 
 

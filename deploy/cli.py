@@ -80,6 +80,7 @@ def watch(
         str | None, typer.Argument(help="Where counts are published; default: this user's group.")
     ] = None,
     config: Config = None,
+    run_dir: RunDir = None,
     key: Annotated[
         Path | None, typer.Option(help="File with your secret key, for an endpoint that asks who you are.")
     ] = None,
@@ -87,7 +88,7 @@ def watch(
     as_json: AsJson = False,
 ) -> None:
     """Show the counts of a running group until Ctrl-C."""
-    endpoint = endpoint or control.group(config).settings.publish
+    endpoint = endpoint or control.group(config, run_dir).settings.publish
     keys = _keys(key, server_key)
     screen, services, silent_s = display(as_json), Services(), 0.0
     try:
@@ -103,7 +104,7 @@ def watch(
             before_s, silent_s = silent_s, silent_s + POLL_S
             if before_s < SILENT_S <= silent_s:  # a running group says something every second
                 refused = ", and to take your key" if keys else ""
-                screen.say(f"Nothing is published on {endpoint}: waiting for a group to run there{refused}.")
+                screen.say(f"Nothing is published on {endpoint}: waiting for a group and its fusion to run{refused}.")
     except KeyboardInterrupt:
         pass
     finally:
@@ -198,21 +199,21 @@ def trace(
     from deploy.report import page, traces
 
     frames, damaged = traces.read(file)
-    chosen, stages = traces.choose(frames, frame), traces.percentiles(frames)
+    chosen = traces.choose(frames, frame)
     if as_json:
         drawn = [{"frame": title, "trace": one.trace, "spans": list(map(asdict, one.bars()))} for title, one in chosen]
-        print(json.dumps({"frames": len(frames), "damaged_lines": damaged, "percentiles_ms": stages, "drawn": drawn}))
+        told = {"frames": len(frames), "damaged_lines": damaged, "ms": traces.stages(frames), "drawn": drawn}
+        print(json.dumps(told))
     else:
         console = Console()
         for title, one in chosen:
             traces.draw(console, title, one)
-        print(f"\n{f'{len(frames)} frames, ms':<18}" + "".join(f"{f'p{p}':>9}" for p in traces.PERCENTILES))
-        for stage, times in stages.items():
-            print(f"{stage:<18}" + "".join(f"{ms:>9.2f}" for ms in times))
+        print("\n" + "\n".join(traces.lines(frames)))
     if damaged:
         print(f"peoplecounter: {damaged} lines of {file} could not be read.", file=sys.stderr)
     if out:
         page.write(out, traces.html(file, chosen, frames))
+        print(f"written to {out}", file=sys.stderr)
 
 
 @app.command()
@@ -224,7 +225,7 @@ def report(
     from deploy.report import gains, page
 
     page.write(out, gains.build(gains.read(results)))
-    print(out)
+    print(f"written to {out}")
 
 
 @app.command()

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections import deque
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.table import Table
 
 DISPLAYED = ("counts", "dropped", "status", "budgets")  # kinds of messages
 LINE_EVERY_S = 2.0
+RATE_S = 5.0
 
 
 class Display(Protocol):
@@ -65,26 +67,31 @@ def budget_words(name: str, state: dict) -> str:
 
 
 class Rows:
-    """The latest of each source, and the frames counted per second."""
+    """The latest of each source, and the frames counted per second over the last RATE_S at least."""
 
     def __init__(self) -> None:
         self.rows: dict[str, dict[str, Any]] = {}
+        self._counted: dict[str, deque[tuple[float, int]]] = {}
 
     def update(self, kind: str, name: str, content: dict) -> dict[str, Any]:
-        row = self.rows.setdefault(name, {"count": "–", "seq": "–", "state": "online", "since": None, "fps": 0.0})
+        row = self.rows.setdefault(name, {"count": "–", "seq": "–", "state": "online", "fps": 0.0})
         if kind == "status":
             row["state"] = content["state"] + (f" ({content['detail']})" if content["detail"] else "")
         if kind == "counts":
-            now = time.monotonic()
-            if row["since"] is None or now - row["since"][0] > 5:
-                row["since"] = now, content["totals"]["counted"]
-            elapsed = now - row["since"][0]
-            if elapsed > 0.5:
-                row["fps"] = (content["totals"]["counted"] - row["since"][1]) / elapsed
-            row["count"] = f"{content['count']}" + ("" if content["complete"] else " (incomplete)")
+            row["fps"] = self._rate(name, content["totals"]["counted"])
+            row["count"], row["incomplete"] = content["count"], "" if content["complete"] else " (incomplete)"
             row["seq"], row["ms"] = content["seq"], content["end_to_end_ms"]
         row["totals"] = content["totals"]
         return row
+
+    def _rate(self, name: str, counted: int) -> float:
+        """A pause is part of it: the oldest count that is kept came before."""
+        now, seen = time.monotonic(), self._counted.setdefault(name, deque())
+        seen.append((now, counted))
+        while len(seen) > 2 and now - seen[1][0] > RATE_S:
+            seen.popleft()
+        then, before = seen[0]
+        return (counted - before) / (now - then) if now - then > 0.5 else 0.0
 
 
 def dropped(totals: dict) -> str:
@@ -108,10 +115,9 @@ class PlainLines:
         if kind == "counts" and now >= self._due_s.get(name, 0):
             self._due_s[name] = now + LINE_EVERY_S
             rate = f"{row['fps']:.1f} frames/s, " if row["fps"] else ""
-            self.say(
-                f"{name}: frame {row['seq']}, {row['count']} people, {rate}{row['ms']:.0f} ms behind, "
-                f"dropped {dropped(row['totals'])}"
-            )
+            people = f"{row['count']} people{row['incomplete']}"
+            behind = f"{row['ms']:.0f} ms behind, dropped {dropped(row['totals'])}"
+            self.say(f"{name}: frame {row['seq']}, {people}, {rate}{behind}")
         elif row["state"] != before:
             self.say(f"{name}: {row['state']}")
 
@@ -161,7 +167,7 @@ class LiveTable:
             table.add_column(title, justify=justify)
         for name, row in sorted(self._rows.rows.items()):
             table.add_row(
-                name, f"[bold]{row['count']}[/]", str(row["seq"]), f"{row['fps']:.1f}",
+                name, f"[bold]{row['count']}[/]{row.get('incomplete', '')}", str(row["seq"]), f"{row['fps']:.1f}",
                 f"{row.get('ms', 0):.0f}", dropped(row["totals"]), row["state"],
             )  # fmt: skip
         return table

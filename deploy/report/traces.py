@@ -112,7 +112,7 @@ def choose(frames: list[Frame], name: str | None) -> list[tuple[str, Frame]]:
     if name is not None:
         found = [frame for frame in frames if frame.name == name]
         if not found:
-            raise Refused(f"There is no trace of {name!r}: {frames[0].name} is one.", NO_INPUT)
+            raise Refused(f"There is no trace of {name!r}: {frames[0].name} is one, {len(frames)} there are.", NO_INPUT)
         return [(frame.name, frame) for frame in found]
     ranked = sorted((frame for frame in frames if frame.complete), key=lambda frame: frame.ms)
     if not ranked:
@@ -125,8 +125,8 @@ def at(ranked: Sequence, percentile: float):
     return ranked[round(percentile / 100 * (len(ranked) - 1))]
 
 
-def percentiles(frames: list[Frame]) -> dict[str, list[float]]:
-    """Stage -> ms at PERCENTILES of its spans; "frame": of whole traces."""
+def stages(frames: list[Frame]) -> dict[str, dict[str, float]]:
+    """Stage -> `spans`, and ms at PERCENTILES of them; "frame": of the frames that were counted."""
     times: dict[str, list[float]] = {}
     for frame in frames:
         for span in frame.spans:
@@ -134,7 +134,21 @@ def percentiles(frames: list[Frame]) -> dict[str, list[float]]:
         if frame.complete:
             times.setdefault("frame", []).append(frame.ms)
     order = [*STAGES, *sorted(times.keys() - {*STAGES, "frame"}), "frame"]
-    return {key: [at(sorted(times[key]), p) for p in PERCENTILES] for key in order if key in times}
+    return {
+        key: {"spans": len(times[key]), **{f"p{p}": round(at(sorted(times[key]), p), 3) for p in PERCENTILES}}
+        for key in order
+        if key in times
+    }
+
+
+def lines(frames: list[Frame]) -> list[str]:
+    """The same for people."""
+    counted = sum(frame.complete for frame in frames)
+    found = [f"{len(frames)} frames were traced, {counted} of them to their count; ms:"]
+    found.append(f"{'':<18}{'spans':>7}" + "".join(f"{f'p{p}':>9}" for p in PERCENTILES))
+    for stage, row in stages(frames).items():
+        found.append(f"{stage:<18}{row['spans']:>7}" + "".join(f"{row[f'p{p}']:>9.2f}" for p in PERCENTILES))
+    return found
 
 
 def draw(console: Console, title: str, frame: Frame) -> None:
@@ -156,16 +170,18 @@ def draw(console: Console, title: str, frame: Frame) -> None:
 
 def html(path: Path, chosen: list[tuple[str, Frame]], frames: list[Frame]) -> str:
     """The page with the same drawings and the percentiles."""
-    rows = [[key, *(f"{ms:.2f}" for ms in values)] for key, values in percentiles(frames).items()]
+    rows = [[key, str(r["spans"]), *(f"{r[f'p{p}']:.2f}" for p in PERCENTILES)] for key, r in stages(frames).items()]
     drawn = [
         section(f"{title}, {frame.ms:.2f} ms{_counted(frame)}", f"Trace {frame.trace}", figure(waterfall(frame.bars())))
         for title, frame in chosen
     ]
-    about = f"{len(frames)} frames traced in {path.name}; times of spans, ms."
-    columns = ["stage", *(f">p{p}" for p in PERCENTILES)]
+    about = f"{lines(frames)[0]} {path.name}"
+    columns = ["stage", ">spans", *(f">p{p}" for p in PERCENTILES)]
     return page("One frame through five processes", about, [*drawn, section("All frames", "", table(columns, rows))])
 
 
 def _counted(frame: Frame) -> str:
-    people = next((span.attributes["people"] for span in frame.spans if "people" in span.attributes), None)
-    return "" if people is None else f", {people} people"
+    if not frame.complete:
+        return ", not counted"
+    people = next((span.attributes["people"] for span in frame.spans if "people" in span.attributes), "?")
+    return f", {people} people"

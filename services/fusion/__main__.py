@@ -120,9 +120,9 @@ class Fusion:
         service = self.services.setdefault(name, Service(since_ns=now))
         service.told = told or service.told
         if service.state != state:
-            service.state, service.since_ns = state, now
-            if state in ("silent", "down"):
-                self.rt.log.warning("%s is %s", name, state)
+            was, service.state, service.since_ns = service.state, state, now
+            if {was, state} & {"silent", "down"}:
+                self.rt.log.warning("%s is %s", name, f"{state} again" if state == "up" else state)
         self.publish_service(name, now)
         if state == "ended":  # by intent: nobody is to miss it
             del self.services[name]

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import msgspec
@@ -151,6 +152,17 @@ def test_who_is_down_is_published_until_it_is_back(group, clip):
     g.wait_for(lambda: state() == "silent", "its silence")
     g.signal("infer_tiles.0", signal.SIGCONT)
     g.wait_for(lambda: state() == "up", "it to be heard")
+
+
+def test_a_frozen_fusion_does_not_take_the_others_for_silent(group, clip):
+    g = group({"cam": {"url": str(clip), **LIVE}})
+    g.start()
+    g.wait_counts(5)
+    g.signal("fusion.0", signal.SIGSTOP)
+    time.sleep(5)  # the others beat more seldom meanwhile
+    g.signal("fusion.0", signal.SIGCONT)
+    g.wait_counts(100)
+    assert {c["state"] for c in g.of("service")} == {"up"}
 
 
 def test_a_source_comes_and_goes_and_comes_again_while_the_group_runs(group, clip):

@@ -165,9 +165,11 @@ def _check_not_in_the_way(group, clip, port: int, address: str) -> None:
     g.close()  # within the time that a supervisor gives
 
 
-@pytest.mark.parametrize("url", ["collector:4318", "http://collector:4318", "ftp://collector/v1/metrics"])
+@pytest.mark.parametrize(
+    "url", ["collector:4318", "http://collector:4318", "ftp://collector/v1/metrics", "http://collector/v1/traces"]
+)
 def test_what_is_no_collector_is_said(url):
-    with pytest.raises(ValueError, match="a collector is http"):
+    with pytest.raises(ValueError, match="a collector of metrics is http"):
         Settings(telemetry={"metrics_endpoint": url})
 
 
