@@ -304,7 +304,7 @@ class Dial:
 
     def _handle(self, message: Message) -> None:
         before_ns, self._heard_ns = self._heard_ns, self.loop.now_ns()
-        if self._heard_ns - before_ns > self.timing.silent_ns:
+        if self.welcome is not None and self._heard_ns - before_ns > self.timing.silent_ns:
             self._next_ns = 0  # it goes on after a silence, and shall hear from us before it takes us for silent
         if isinstance(message, Welcome):
             if self.welcome is None or self.welcome != message:

@@ -72,14 +72,20 @@ def processes(run_dir: Path) -> dict[str, int]:
 
 
 def ask(group: Group, names: list[str], message: Message) -> dict[str, Message]:
-    """The answers of those processes that gave one within ANSWER_S."""
-    loop, answers, dials = Loop(), {}, {}
+    """The answers of those processes that gave one within ANSWER_S; only a question is put to a successor, too."""
+    loop, answers, dials, told = Loop(), {}, {}, set()
     hello = Hello(SCHEMA, "peoplecounter", os.getpid())
+
+    def tell(name: str) -> None:
+        if name not in told or isinstance(message, Describe):
+            told.add(name)
+            dials[name].send(message)
+
     try:
         for name in names:
             dials[name] = Dial(
                 loop, group.run_dir / f"{PREFIX}{name}.sock", hello, group.timing,
-                lambda welcome, name=name: dials[name].send(message),
+                lambda welcome, name=name: tell(name),
                 lambda answer, name=name: answers.setdefault(name, answer), lambda: None,
             )  # fmt: skip
         until_s = time.monotonic() + ANSWER_S

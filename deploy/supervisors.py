@@ -1,6 +1,8 @@
 """More or fewer processes of a running group. Its supervisor starts and ends them: `run`, systemd or compose."""
 
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 
@@ -11,6 +13,7 @@ from deploy.command import COMMAND_S, call
 from deploy.control import Group
 from deploy.group import circus_endpoint
 
+SETTLED_S = 5.0
 COMPOSE = "com.docker.compose"  # what begins the labels of its containers
 
 
@@ -59,12 +62,24 @@ def check(group: Group) -> str:
 
 
 def _run(group: Group, name: str, service: str, instances: list[str]) -> None:
-    """Our own `run`: circus has a private socket; which of them it ends first is its choice."""
+    """Our own `run`: circus has a private socket. It ends the oldest processes first, so that none may be too many."""
     from circus.client import CircusClient
     from circus.exc import CallError
 
     client = CircusClient(endpoint=circus_endpoint(group.run_dir), timeout=COMMAND_S)
+
+    def settled() -> bool:
+        """False while circus does not know that one has died, or one that found no source has to go."""
+        pids = client.send_message("list", name=service)["pids"]
+        alive = [pid for pid in pids if control.lives(pid)]
+        idle = [pid for pid in alive if pid not in control.owners(group.run_dir).values()]
+        surplus = idle[: max(0, len(alive) - len(instances))] if service == "decoder" else []
+        for pid in surplus:
+            os.kill(pid, signal.SIGTERM)
+        return len(alive) == len(pids) and not surplus
+
     try:
+        control.wait_until(settled, SETTLED_S, f"The 'peoplecounter run' of this group does not end a {service}.")
         answer = client.send_message("set", name=service, options={"numprocesses": len(instances)})
     except CallError as error:
         raise Refused(f"The 'peoplecounter run' of this group does not answer: {error}.", SOFTWARE) from None
