@@ -114,13 +114,7 @@ class Runtime:
 
     def gauges(self) -> dict[str, int]:
         """What metrics say of this process now: see services/fusion/metrics.py for the names."""
-        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        found = {
-            "restarts": self.control.starts - 1,
-            "memory_bytes": int(status["VmRSS"].split()[0]) << 10,
-            "descriptors": len(os.listdir("/proc/self/fd")),  # noqa: PTH208, no objects for each
-            "threads": int(status["Threads"]),
-        }
+        found = {"restarts": self.control.starts - 1, **usage(os.getpid())}
         if self.ring:
             found |= {f"slots_{state}": slots for state, slots in self.ring.slots_by_state().items()}
         if self.rings:
@@ -185,6 +179,16 @@ class Runtime:
     def _set_level(self, peer: Peer, message: SetLevel) -> None:
         logging.getLogger().setLevel(message.level.upper())
         self.control.send(peer, Done())
+
+
+def usage(pid: int) -> dict[str, int]:
+    """Resident memory, open descriptors and threads of a process of this user's."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return {
+        "memory_bytes": int(status["VmRSS"].split()[0]) << 10,
+        "descriptors": len(os.listdir(f"/proc/{pid}/fd")),  # noqa: PTH208, no objects for each
+        "threads": int(status["Threads"]),
+    }
 
 
 def make_private(run_dir: Path) -> None:

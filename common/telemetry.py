@@ -28,11 +28,16 @@ _propagator = TraceContextTextMapPropagator()
 _CLOCK_OFFSET_NS = time.time_ns() - time.monotonic_ns()
 
 
-def resource(process: str) -> Resource:
-    """A process "infer_tiles.0" as OpenTelemetry names it, unless OTEL_RESOURCE_ATTRIBUTES says otherwise."""
+def identity(process: str) -> dict[str, str]:
+    """A process "infer_tiles.0" as OpenTelemetry names it."""
     name, _, instance = process.partition(".")
-    named = {"service.name": f"peoplecounter.{name}", "service.instance.id": instance or "0"}
-    return Resource.create({**named, "service.namespace": "peoplecounter"}).merge(OTELResourceDetector().detect())
+    return {"service.name": f"peoplecounter.{name}", "service.instance.id": instance or "0"}
+
+
+def resource(process: str) -> Resource:
+    """Its resource, in which OTEL_RESOURCE_ATTRIBUTES has the last word."""
+    named = {**identity(process), "service.namespace": "peoplecounter"}
+    return Resource.create(named).merge(OTELResourceDetector().detect())
 
 
 class Tracer:

@@ -72,6 +72,7 @@ class Fusion:
         self.sources: dict[str, Source] = {}
         rt.closing(self)
         self.services: dict[str, Service] = {}
+        self.own = Service()
         self.status_ns = 0
         self.window, self.budgets = Window(rt.settings.budgets), {}
         self.metrics = self._make_metrics() if rt.settings.telemetry.metrics else None
@@ -263,8 +264,10 @@ class Fusion:
             before, self.budgets = self.budgets, self.window.states(now)
             if self.budgets or before:  # in the end, that there are none any more
                 self.publisher.send("budgets", "group", self.budgets)
-            told = {"state": "up", "seconds": 0, "pid": os.getpid(), "counters": dict(self.rt.count)}
-            self.publisher.send("service", self.rt.name, told)
+            self.own.told = {"pid": os.getpid(), "counters": dict(self.rt.count)}
+            if self.metrics:
+                self.own.gauges = self.rt.gauges()
+            self.publisher.send("service", self.rt.name, {"state": "up", "seconds": 0, **self.own.told})
 
     def publish_service(self, name: str, now: int) -> None:
         service = self.services[name]

@@ -16,10 +16,10 @@ from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetr
 
 from common.errors import Refused
 from common.settings import Telemetry
-from common.telemetry import resource
+from common.telemetry import identity, resource
 
 if TYPE_CHECKING:
-    from services.fusion.__main__ import Fusion
+    from services.fusion.__main__ import Fusion, Service
 
 PUSH_MS = 10_000
 IDLE_S = 5.0  # of a connection that does not ask
@@ -58,25 +58,20 @@ def _dropped(fusion: "Fusion") -> Rows:
             yield frames, {"source": name, "reason": reason}
 
 
+def _processes(fusion: "Fusion") -> Iterator[tuple["Service", dict[str, str]]]:
+    """(what is known of it, attributes) of each process, fusion among them."""
+    for name, service in [*fusion.services.items(), (fusion.rt.name, fusion.own)]:
+        yield service, identity(name)
+
+
 def _counters(fusion: "Fusion") -> Iterator[tuple[dict[str, int], dict[str, str]]]:
-    """(counters, attributes) of each process that is not known to be down, fusion among them."""
-    for name, service in list(fusion.services.items()):
-        if service.state != "down":
-            yield service.told.get("counters", {}), _named(name)
-    yield dict(fusion.rt.count), _named(fusion.rt.name)
+    """(counters, attributes) of each process that is not known to be down."""
+    return ((s.told.get("counters", {}), named) for s, named in _processes(fusion) if s.state != "down")
 
 
 def _gauges(fusion: "Fusion") -> Iterator[tuple[dict[str, int], dict[str, str]]]:
     """(gauges, attributes) of the same."""
-    for name, service in list(fusion.services.items()):
-        if service.state != "down":
-            yield service.gauges, _named(name)
-    yield fusion.rt.gauges(), _named(fusion.rt.name)
-
-
-def _named(process: str) -> dict[str, str]:
-    service, _, instance = process.partition(".")
-    return {"service.name": f"peoplecounter.{service}", "service.instance.id": instance}
+    return ((s.gauges, named) for s, named in _processes(fusion) if s.state != "down")
 
 
 def _gauge(key: str, once: bool = False) -> Callable[["Fusion"], Rows]:
@@ -100,9 +95,8 @@ def _slots(fusion: "Fusion") -> Rows:
 
 
 def _up(fusion: "Fusion") -> Rows:
-    for name, service in list(fusion.services.items()):
-        yield int(service.state == "up"), _named(name)
-    yield 1, _named(fusion.rt.name)
+    for service, named in _processes(fusion):
+        yield int(service.state == "up"), named
 
 
 def _spans(fusion: "Fusion") -> Rows:
@@ -153,15 +147,15 @@ OBSERVED = (  # name, kind of instrument, unit, what it is, its rows
     ),
     ("peoplecounter.process.up", "gauge", "", "1 while a process is there and not silent", _up),
     ("peoplecounter.process.restarts", "counter", "{restart}", "Starts after the first", _gauge("restarts")),
-    ("process.memory.usage", "updowncounter", "By", "Resident memory", _gauge("memory_bytes")),
-    ("process.unix.file_descriptor.count", "updowncounter", "{file_descriptor}", "Open", _gauge("descriptors")),
-    ("process.thread.count", "updowncounter", "{thread}", "Threads", _gauge("threads")),
-    ("peoplecounter.ring.slots", "updowncounter", "{slot}", "Slots of a ring by their state", _slots),
-    ("peoplecounter.ring.leases", "updowncounter", "{lease}", "Parts that a process holds", _gauge("leases")),
-    ("peoplecounter.ring.credits", "updowncounter", "{offer}", "Offers it still accepts", _gauge("credits")),
+    ("process.memory.usage", "up_down_counter", "By", "Resident memory", _gauge("memory_bytes")),
+    ("process.unix.file_descriptor.count", "up_down_counter", "{file_descriptor}", "Open", _gauge("descriptors")),
+    ("process.thread.count", "up_down_counter", "{thread}", "Threads", _gauge("threads")),
+    ("peoplecounter.ring.slots", "up_down_counter", "{slot}", "Slots of a ring by their state", _slots),
+    ("peoplecounter.ring.leases", "up_down_counter", "{lease}", "Parts that a process holds", _gauge("leases")),
+    ("peoplecounter.ring.credits", "up_down_counter", "{offer}", "Offers it still accepts", _gauge("credits")),
     ("peoplecounter.engine.batches", "counter", "{batch}", "Batches by how they were launched", _batches),
-    ("hw.gpu.memory.usage", "updowncounter", "By", "GPU memory in use by everybody", _gauge("gpu_used_bytes", True)),
-    ("hw.gpu.memory.limit", "updowncounter", "By", "GPU memory there is", _gauge("gpu_bytes", True)),
+    ("hw.gpu.memory.usage", "up_down_counter", "By", "GPU memory in use by everybody", _gauge("gpu_used_bytes", True)),
+    ("hw.gpu.memory.limit", "up_down_counter", "By", "GPU memory there is", _gauge("gpu_bytes", True)),
     ("otel.sdk.exporter.span.exported", "counter", "{span}", "Spans exported, or lost (error.type)", _spans),
     ("peoplecounter.events", "counter", "{event}", "Whatever else a process counts", _events),
     ("peoplecounter.budget.limit", "gauge", "s", "What p95 may be", _budgets("budget_ms")),
@@ -180,7 +174,7 @@ class Metrics:
         )
         meter = self._provider.get_meter("peoplecounter")
         for name, kind, unit, description, rows in OBSERVED:
-            create = getattr(meter, f"create_observable_{'up_down_counter' if kind == 'updowncounter' else kind}")
+            create = getattr(meter, f"create_observable_{kind}")
             create(name, callbacks=[_callback(rows, fusion)], unit=unit, description=description)
         self._durations = {
             key: meter.create_histogram(name, "s", about, explicit_bucket_boundaries_advisory=BOUNDARIES_S)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 TRACING = "Tracing of 1 % and metrics"
+TRACED = {"telemetry__exporter": "file", "telemetry__file": "/dev/null", "telemetry__prometheus": "127.0.0.1:9466"}
 SHARES = np.linspace(0, 1, 41)  # of a distribution that is kept
 
 

@@ -34,7 +34,7 @@ from common.geometry import Letterbox, TileGrid
 from common.loop import Loop
 from common.messages import SurfaceLayout, TensorLayout
 from common.settings import Decoder, Engine, Settings, Source
-from tests.bench import TRACING, distribution, gain, spread
+from tests.bench import TRACED, TRACING, distribution, gain, spread
 
 PLAN = Path(os.environ.get("PLAN", "/tmp/gpu/plans/yolo26n_coco.trt86vc.sm90.fp16.plan"))
 CLIP = Path(os.environ.get("FOOTAGE", ".gpu/footage")).absolute() / "towncentre_4k_mosaic_h264.mp4"
@@ -315,8 +315,6 @@ def paced(seconds: int, mps: bool, infer_tiles: int, without: str = "", **settin
 
 
 BEST = {"mps": True, "infer_tiles": 2}
-METRICS = {"telemetry__prometheus": "127.0.0.1:9466"}
-TRACED = {"telemetry__exporter": "file", "telemetry__file": "/dev/null", **METRICS}
 DEAD = {"telemetry__exporter": "otlp", "telemetry__ratio": "1", "telemetry__endpoint": "http://127.0.0.1:9/v1/traces"}
 VARIANTS = {  # what is measured in turns with BEST
     "CUDA graphs": {"without": "graphs"},

@@ -13,7 +13,6 @@ import random
 import shutil
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,10 +22,12 @@ from pathlib import Path
 from common.journal import Journal
 from common.link import Timing
 from common.messages import Stop
+from common.runtime import usage
 from common.settings import Settings
 from deploy import control, mps
 from services.decoder.__main__ import Place
 from tests.support import squares
+from tests.support.cli import gpu_used_mb
 from tests.support.group import Group
 
 KILLED = ["decoder.a", "preprocess.0", "infer_global.0", "infer_tiles.0", "fusion.0"]
@@ -46,12 +47,8 @@ class Soaked(Group):
 
 
 def measure(pid: int) -> dict[str, float]:
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return {
-        "rss_mb": int(status["VmRSS"].split()[0]) / 1024,
-        "fds": len(list(Path(f"/proc/{pid}/fd").iterdir())),
-        "threads": int(status["Threads"]),
-    }
+    used = usage(pid)
+    return {"rss_mb": used["memory_bytes"] / 2**20, "fds": used["descriptors"], "threads": used["threads"]}
 
 
 def measure_all(run_dir: Path, gpu: bool) -> dict[str, float]:
@@ -59,8 +56,7 @@ def measure_all(run_dir: Path, gpu: bool) -> dict[str, float]:
     files = [path for path in run_dir.iterdir() if path.is_file() or path.is_socket()]
     row = {"files": len(files), "shared_mb": sum(path.stat().st_size for path in files) / 1e6}
     if gpu:
-        query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-        row["gpu_mb"] = float(subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0])
+        row["gpu_mb"] = gpu_used_mb()
     return row
 
 

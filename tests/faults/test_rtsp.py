@@ -12,6 +12,7 @@ from pathlib import Path
 import av
 import pytest
 
+from common.runtime import usage
 from tests.support.group import SERVICES
 from tests.support.rtsp import PASSWORD, RtspCamera, missing
 from tests.support.squares import picture
@@ -152,12 +153,11 @@ def test_a_camera_may_come_back_with_another_size_and_codec(counting, camera, tm
 def test_a_camera_that_comes_and_goes_costs_the_decoder_no_memory(counting, camera, tmp_path):
     cam = camera(encode(tmp_path / "clip.mp4", fps=60))
     g = counting({"cam": cam.url})
-    decoder = Path(f"/proc/{g.processes['decoder.cam'].pid}")
 
     def holds() -> tuple[float, int, int]:
         """Resident memory, MB; file descriptors; threads."""
-        status = dict(line.split(":", 1) for line in (decoder / "status").read_text().splitlines())
-        return int(status["VmRSS"].split()[0]) / 1024, len(list((decoder / "fd").iterdir())), int(status["Threads"])
+        used = usage(g.processes["decoder.cam"].pid)
+        return used["memory_bytes"] / 2**20, used["descriptors"], used["threads"]
 
     for cycle in range(CYCLES):
         if cycle == SETTLED:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.test_metrics import ON_A_GPU, scrape
+from tests.support.cli import gpu_used_mb
 from tests.support.group import SERVICES, Group
 from tests.support.rtsp import free_port
 
@@ -33,14 +34,6 @@ def gpu_group(run_dir, plan):
                 if process.poll() is None:
                     process.kill()
                     process.wait()
-
-
-def used_mb() -> int:
-    """GPU memory in use by everybody, MB."""
-    import subprocess
-
-    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0])
 
 
 def test_all_frames_are_counted_as_on_the_cpu(gpu_group, street):
@@ -109,7 +102,7 @@ def test_gpu_memory_returns_to_its_level(gpu_group, street):
             group.signal(name, signal.SIGKILL)
         group.start(*names)
         group.wait_counts(3, 60)
-        levels.append(used_mb())
+        levels.append(gpu_used_mb())
         print(f"{levels[-1]} MB of GPU memory after restart {len(levels)} of all four services", flush=True)
     first, last = levels[0], levels[-3:]
     assert min(last) <= first + 64, levels

@@ -47,16 +47,13 @@ def ask(port: int, query: str) -> list[dict]:
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
             return json.loads(answer.read())["data"]["result"]
-    except (OSError, urllib.error.URLError):
+    except OSError:
         return []
 
 
-def test_prometheus_scrapes_a_running_group(group, clip, prometheus, tmp_path):
+def test_prometheus_scrapes_a_running_group(group, clip, prometheus):
     port = free_port()
-    g = group(
-        {"cam": {"url": str(clip), **LIVE, "fps": 400}}, telemetry__prometheus=f"127.0.0.1:{port}", **TRACED,
-        telemetry__file=str(tmp_path / "traces.jsonl"),
-    )  # fmt: skip
+    g = group({"cam": {"url": str(clip), **LIVE, "fps": 400}}, telemetry__prometheus=f"127.0.0.1:{port}", **TRACED)
     g.start()
     g.wait_for(lambda: g.of("dropped"), "drops", 60)
     server = prometheus(port)

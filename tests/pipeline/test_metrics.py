@@ -19,7 +19,7 @@ from tests.support.squares import FRAMES
 
 LIVE = {"realtime": True, "loop": True}
 ON_A_GPU = {"hw_gpu_memory_usage_bytes", "hw_gpu_memory_limit_bytes"}
-TRACED = {"telemetry__exporter": "file", "telemetry__ratio": "1"}
+TRACED = {"telemetry__exporter": "file", "telemetry__ratio": "1", "telemetry__file": "/dev/null"}
 
 
 @pytest.fixture
@@ -59,11 +59,8 @@ def dashboard() -> set[str]:
     return {name for query in queries() for name in re.findall(r"\b(?:peoplecounter|process|hw|otel)_\w+", query)}
 
 
-def test_a_file_that_was_counted_is_in_the_metrics_to_the_last_frame(group, clip, port, tmp_path):
-    g = group(
-        {"cam": {"url": str(clip)}}, telemetry__prometheus=f"127.0.0.1:{port}", **TRACED,
-        telemetry__file=str(tmp_path / "traces.jsonl"),
-    )  # fmt: skip
+def test_a_file_that_was_counted_is_in_the_metrics_to_the_last_frame(group, clip, port):
+    g = group({"cam": {"url": str(clip)}}, telemetry__prometheus=f"127.0.0.1:{port}", **TRACED)
     g.start()
     g.wait_for(g.ended, "the end", 60)
     cam = (("source", "cam"),)
@@ -80,12 +77,9 @@ def test_a_file_that_was_counted_is_in_the_metrics_to_the_last_frame(group, clip
     g.wait_for(lambda: value(port, "peoplecounter_engine_batches_total", plain) == FRAMES + 1, "what they report")
 
 
-def test_what_the_dashboard_reads_is_there(group, clip, port, tmp_path):
+def test_what_the_dashboard_reads_is_there(group, clip, port):
     """But for a GPU's memory, which tests/gpu looks at."""
-    g = group(
-        {"cam": {"url": str(clip), **LIVE, "fps": 400}}, telemetry__prometheus=f"127.0.0.1:{port}", **TRACED,
-        telemetry__file=str(tmp_path / "traces.jsonl"),
-    )  # fmt: skip
+    g = group({"cam": {"url": str(clip), **LIVE, "fps": 400}}, telemetry__prometheus=f"127.0.0.1:{port}", **TRACED)
     g.start()
     g.wait_for(lambda: g.of("budgets") and g.totals()["dropped"], "drops and budgets", 60)
     names = {name.removesuffix("_total") for name in scrape(port)}
@@ -147,22 +141,18 @@ def test_a_collector_gets_them_at_the_latest_in_the_end(group, clip):
 def test_a_mute_collector_costs_no_frame_and_is_seen(group, clip, port):
     with socket.create_server(("127.0.0.1", 0)) as mute:  # accepts, never answers
         address = f"http://127.0.0.1:{mute.getsockname()[1]}/v1"
-        _check_not_in_the_way(group, clip, port, address)
-
-
-def _check_not_in_the_way(group, clip, port: int, address: str) -> None:
-    g = group(
-        {"cam": {"url": str(clip), "loop": True}}, telemetry__prometheus=f"127.0.0.1:{port}",
-        telemetry__exporter="otlp", telemetry__ratio="1", telemetry__endpoint=f"{address}/traces",
-        telemetry__metrics_endpoint=f"{address}/metrics",
-    )  # fmt: skip
-    g.start()
-    g.wait_counts(2 * FRAMES, 60)
-    lost = (("error_type", "lost"), *of("preprocess.0"))
-    g.wait_for(lambda: value(port, "otel_sdk_exporter_span_exported_total", lost), "lost spans to be seen", 60)
-    assert g.totals()["dropped"] == {}
-    g.check_books()
-    g.close()  # within the time that a supervisor gives
+        g = group(
+            {"cam": {"url": str(clip), "loop": True}}, telemetry__prometheus=f"127.0.0.1:{port}",
+            telemetry__exporter="otlp", telemetry__ratio="1", telemetry__endpoint=f"{address}/traces",
+            telemetry__metrics_endpoint=f"{address}/metrics",
+        )  # fmt: skip
+        g.start()
+        g.wait_counts(2 * FRAMES, 60)
+        lost = (("error_type", "lost"), *of("preprocess.0"))
+        g.wait_for(lambda: value(port, "otel_sdk_exporter_span_exported_total", lost), "lost spans to be seen", 60)
+        assert g.totals()["dropped"] == {}
+        g.check_books()
+        g.close()  # within the time that a supervisor gives
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,12 @@ def checked(*argv, check=True, timeout=120, **options):
     return done
 
 
+def gpu_used_mb() -> int:
+    """GPU memory in use by everybody, MB."""
+    query = ("--query-gpu=memory.used", "--format=csv,noheader,nounits")
+    return int(checked("nvidia-smi", *query).stdout.split()[0])
+
+
 def peoplecounter(run_dir, *arguments, **variables):
     argv, environment = command(run_dir, *arguments, **variables)
     return subprocess.run(argv, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
