@@ -65,7 +65,7 @@ def pairs(rows: Sequence[tuple[str, str, float, float, str, str]]) -> str:
     return _svg(len(rows) * step, parts)
 
 
-def quantiles(curves: Sequence[tuple[str, Sequence[float], str]], unit: str = "ms") -> str:
+def quantiles(curves: Sequence[tuple[str, Sequence[float], str]]) -> str:
     """(label, values at evenly spaced shares 0 … 1, colour): share of frames over time; a long tail is cut off."""
     height, left, bottom, right = 300, 46, 32, 270
     low = min(values[0] for _, values, _ in curves)
@@ -89,7 +89,7 @@ def quantiles(curves: Sequence[tuple[str, Sequence[float], str]], unit: str = "m
     for share in (0, 0.5, 0.95, 1):
         parts.append(f"<line class='grid' x1='{left}' x2='{WIDTH - right}' y1='{y(share):.1f}' y2='{y(share):.1f}'/>")
         parts.append(f"<text class='soft end' x='{left - 8}' y='{y(share) + 4:.1f}'>{share:.0%}</text>")
-    parts.append(f"<text class='soft' x='{WIDTH - right + 22}' y='{height - bottom + 17}'>{unit}</text>")
+    parts.append(f"<text class='soft' x='{WIDTH - right + 22}' y='{height - bottom + 17}'>ms</text>")
     for i, (label, values, colour) in enumerate(curves):
         points = " ".join(f"{x(v):.1f},{y(j / (len(values) - 1)):.1f}" for j, v in enumerate(values) if v <= last)
         parts.append(f"<polyline class='curve' points='{points}' stroke='var(--{colour})'/>")

@@ -4,7 +4,7 @@ Every file names its machine and its command; so does every row made from it.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -22,7 +22,6 @@ READY = {"copy": "decode", "preprocess": "copy"}  # stage -> the one it follows
 class Result:
     """One JSON file."""
 
-    name: str
     content: dict
 
     @property
@@ -61,7 +60,7 @@ def read(paths: Iterable[Path]) -> list[Result]:
             raise Refused(f"{file} is not JSON: expected what `make bench` writes.", BAD_DATA) from None
         if not isinstance(content, dict) or "command" not in str(content):
             raise Refused(f"{file} is no result of a benchmark: it names no command.", BAD_DATA)
-        results.append(Result(file.name, content))
+        results.append(Result(content))
     if not results:
         raise Refused("There are no results: run `make bench`, then name .bench.", NO_INPUT)
     return sorted(results, key=lambda result: str(result.content.get("date", "")))
@@ -69,15 +68,16 @@ def read(paths: Iterable[Path]) -> list[Result]:
 
 def build(results: list[Result]) -> str:
     """The page. Raises Refused for files that have none of the parts it is made of."""
-    parts = [part for make in SECTIONS if (part := _made(make, results))]
-    if not parts:
+    made = [(title, about, _made(make, results)) for title, about, make in SECTIONS]
+    sections = [section(title, about, *parts) for title, about, parts in made if parts]
+    if not sections:
         raise Refused("These results have nothing that the report shows: name those of `make bench`.", BAD_DATA)
     machines = dict.fromkeys(r.content.get("gpu", r.machine) for r in results)
     lead = f"Each optimization off and on. Measured on {'; '.join(machines)}."
-    return page("What each optimization gained", lead, [*_headlines(results), *parts])
+    return page("What each optimization gained", lead, [*_headlines(results), *sections])
 
 
-def _made(make: Callable[[list[Result]], str], results: list[Result]) -> str:
+def _made(make: Callable[[list[Result]], list[str]], results: list[Result]) -> list[str]:
     try:
         return make(results)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
@@ -85,9 +85,14 @@ def _made(make: Callable[[list[Result]], str], results: list[Result]) -> str:
         raise Refused(f"A result is damaged: {what}, {type(error).__name__}: {error}.", BAD_DATA) from None
 
 
+def _measured(results: list[Result]) -> Iterator[tuple[Result, dict]]:
+    """(file, run) of everything that was measured in turns, or again."""
+    return ((r, run) for r in results for key in ("gains", "again") for run in r.sections(key))
+
+
 def _runs(results: list[Result]) -> list[tuple[Result, dict, list[dict]]]:
     """(file, run, its rows) of every run of optimizations; a row that was measured again is of the later run alone."""
-    runs = [(r, run) for r in results for key in ("gains", "again") for run in r.sections(key) if "rows" in run]
+    runs = [(r, run) for r, run in _measured(results) if "rows" in run]
     runs += [(r, _built(r.content["build"])) for r in results if "build" in r.content]
     last = {(r.machine, row["optimization"], row["what"]): run for r, run in runs for row in run["rows"]}
     found = []
@@ -122,7 +127,7 @@ def _headlines(results: list[Result]) -> list[str]:
     return [cards(shown[-5:])] if shown else []
 
 
-def _optimizations(results: list[Result]) -> str:
+def _optimizations(results: list[Result]) -> list[str]:
     parts = []
     for result, run, rows in _runs(results):
         cells, drawn = [], []
@@ -136,14 +141,10 @@ def _optimizations(results: list[Result]) -> str:
         parts += [f"<h3>{escape(_short(result))}</h3>", again, table(TITLES, cells), f"<p>{result.where(run)}</p>"]
         if len(drawn) > 2:
             parts.append(figure(pairs(drawn), "The same, each pair to a scale of its own: grey before, blue after."))
-    about = (
-        "Before and after: medians of the medians of several turns, off and on one after the other in one run; small, "
-        "the least and the largest of the turns. A ratio of 1 is no gain. Of tracing, after is with it: a cost."
-    )
-    return section("Optimizations, off and on", about, *parts) if parts else ""
+    return parts
 
 
-def _stages(results: list[Result]) -> str:
+def _stages(results: list[Result]) -> list[str]:
     parts = []
     for result in sorted(results, key=lambda result: "gpu" not in result.content):
         for run in result.sections("gains"):
@@ -152,13 +153,12 @@ def _stages(results: list[Result]) -> str:
                 parts.append(figure(waterfall(bars), f"One 4K camera, the best variant.{result.where()}"))
         if "group" in result.content and "stages_ms" in result.content["group"]:
             ms = {key: value for key, value in result.content["group"]["stages_ms"].items() if key in STAGES}
-            parts.append(figure(waterfall(_one_after_other(ms)), f"Demo model, 1080p, flat out.{result.where()}"))
-    about = "Median milliseconds of a frame's way: work in colour, where it begins behind the stage before it."
-    return section("Where the milliseconds go", about, *parts) if parts else ""
+            parts.append(figure(waterfall(timeline(ms)), f"Demo model, 1080p, flat out.{result.where()}"))
+    return parts
 
 
 def timeline(ms: dict[str, dict]) -> list[Bar]:
-    """Stages of a run at their medians, each beginning where the hop before it ends."""
+    """Stages of a run at their medians, each beginning where the hop before it ends, as far as hops are known."""
     at = {key: value["p50"] for key, value in ms.items()}
     bars, ends = [], {"packet": 0.0}
     ready = {"decode": "packet", **READY}
@@ -173,43 +173,25 @@ def timeline(ms: dict[str, dict]) -> list[Bar]:
             bars.append(Bar(stage, begin, ends[stage], stage, note))
     begin = max(ends[s] + at.get(f"{s}>fusion", 0.0) for s in ("infer_global", "infer_tiles") if s in ends)
     bars.append(Bar("fusion", begin, begin + at["fusion"], "fusion"))
-    bars.append(Bar("packet to count", 0.0, at["end_to_end"], "wait", f"{at['end_to_end']:.2f}"))
+    if "end_to_end" in at:
+        bars.append(Bar("packet to count", 0.0, at["end_to_end"], "wait", f"{at['end_to_end']:.2f}"))
     return bars
 
 
-def _one_after_other(ms: dict[str, dict]) -> list[Bar]:
-    bars, begin, branch = [], 0.0, 0.0
-    for stage in STAGES:
-        if stage not in ms:
-            continue
-        if stage == "infer_tiles":
-            begin -= branch  # beside infer_global
-        end = begin + ms[stage]["p50"]
-        bars.append(Bar(stage, begin, end, stage))
-        branch = ms[stage]["p50"] if stage == "infer_global" else 0.0
-        begin = max(end, begin + branch) if stage == "infer_tiles" else end
-    return bars
-
-
-def _distributions(results: list[Result]) -> str:
+def _distributions(results: list[Result]) -> list[str]:
     parts = []
-    for result, run in ((r, run) for r in results for key in ("gains", "again") for run in r.sections(key)):
-        curves = run.get("distributions_ms", {}) if isinstance(run, dict) else {}
-        if curves:
+    for result, run in _measured(results):
+        if curves := run.get("distributions_ms"):
             drawn = [(_curve(name), ms, CURVES[i % len(CURVES)]) for i, (name, ms) in enumerate(curves.items())]
             parts.append(figure(quantiles(drawn), f"Share of frames counted within so long.{result.where(run)}"))
-    about = (
-        "A curve further left is faster, a steeper one steadier; it names what it is without (tracing: with). "
-        "Nothing is drawn behind the 95 % of the slowest one."
-    )
-    return section("Latency distributions", about, *parts) if parts else ""
+    return parts
 
 
 def _curve(name: str) -> str:
     return name if name in ("best", "without") or "racing" in name or "traced" in name else f"without {name}"
 
 
-def _engines(results: list[Result]) -> str:
+def _engines(results: list[Result]) -> list[str]:
     parts = []
     for result in results:
         content = result.content.get("bench", result.content)
@@ -235,13 +217,12 @@ def _engines(results: list[Result]) -> str:
             built = f"<small>built in {engine['build_s']:.0f} s</small>" if "build_s" in engine else ""
             row = [escape(engine["model"]) + built, f"{engine['megabytes']:.1f}", *cells, f"{engine['people']:.2f}"]
             rows.append([*row, f"{engine['mae']:.2f}"] if all(counted) else row)
-        shown = Result(result.name, {**result.content, **content})
+        shown = Result({**result.content, **content})
         parts += [table(titles, rows), f"<p>{shown.where()}</p>"]
-    about = "Medians; small: launched plainly, without CUDA graphs. People: counted a frame; MAE: against the truth."
-    return section("Engines", about, *parts) if parts else ""
+    return parts
 
 
-def _merging(results: list[Result]) -> str:
+def _merging(results: list[Result]) -> list[str]:
     parts = []
     for result in results:
         if not (clips := result.content.get("merge")):
@@ -257,11 +238,10 @@ def _merging(results: list[Result]) -> str:
             *(t for name, clip in clips.items() for t in (f">{name}: people (true {clip['people']:.1f})", ">MAE")),
         ]
         parts += [table(titles, rows), f"<p>{result.where()}</p>"]
-    about = "The same boxes of the same model, counted by different rules. MAE: mean absolute error of a frame."
-    return section("Merging: what a person is counted as", about, *parts) if parts else ""
+    return parts
 
 
-def _soaks(results: list[Result]) -> str:
+def _soaks(results: list[Result]) -> list[str]:
     parts = []
     for result in results:
         if "killed" not in result.content:
@@ -283,11 +263,43 @@ def _soaks(results: list[Result]) -> str:
             table(["process", *(f">{title}, early → late" for _, title in keys)], rows),
             f"<p>{result.where()}</p>",
         ]
-    about = "More frames than the machine can count, a process killed every five seconds."
-    return section("Soaked", about, *parts) if parts else ""
+    return parts
 
 
-SECTIONS = (_optimizations, _stages, _distributions, _engines, _merging, _soaks)
+SECTIONS = (  # title, what it is about, what makes its parts
+    (
+        "Optimizations, off and on",
+        "Before and after: medians of the medians of several turns, off and on one after the other in one run; small, "
+        "the least and the largest of the turns. A ratio of 1 is no gain. Of tracing, after is with it: a cost.",
+        _optimizations,
+    ),
+    (
+        "Where the milliseconds go",
+        "Median milliseconds of a frame's way: work in colour, where it begins behind the stage before it.",
+        _stages,
+    ),
+    (
+        "Latency distributions",
+        "A curve further left is faster, a steeper one steadier; it names what it is without (tracing: with). "
+        "Nothing is drawn behind the 95 % of the slowest one.",
+        _distributions,
+    ),
+    (
+        "Engines",
+        "Medians; small: launched plainly, without CUDA graphs. People: counted a frame; MAE: against the truth.",
+        _engines,
+    ),
+    (
+        "Merging: what a person is counted as",
+        "The same boxes of the same model, counted by different rules. MAE: mean absolute error of a frame.",
+        _merging,
+    ),
+    (
+        "Soaked",
+        "More frames than the machine can count, a process killed every five seconds.",
+        _soaks,
+    ),
+)
 
 
 def _short(result: Result) -> str:

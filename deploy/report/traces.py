@@ -46,7 +46,7 @@ class Frame:
 
     @property
     def begin_ns(self) -> int:
-        return min(span.begin_ns for span in self.spans)
+        return self.spans[0].begin_ns
 
     @property
     def ms(self) -> float:
@@ -134,17 +134,21 @@ def stages(frames: list[Frame]) -> dict[str, dict[str, float]]:
         if frame.complete:
             times.setdefault("frame", []).append(frame.ms)
     order = [*STAGES, *sorted(times.keys() - {*STAGES, "frame"}), "frame"]
+    ranked = {key: sorted(times[key]) for key in order if key in times}
     return {
-        key: {"spans": len(times[key]), **{f"p{p}": round(at(sorted(times[key]), p), 3) for p in PERCENTILES}}
-        for key in order
-        if key in times
+        key: {"spans": len(of), **{f"p{p}": round(at(of, p), 3) for p in PERCENTILES}} for key, of in ranked.items()
     }
+
+
+def about(frames: list[Frame]) -> str:
+    """What the figures are of."""
+    counted = sum(frame.complete for frame in frames)
+    return f"{len(frames)} frames were traced, {counted} of them to their count; ms:"
 
 
 def lines(frames: list[Frame]) -> list[str]:
     """The same for people."""
-    counted = sum(frame.complete for frame in frames)
-    found = [f"{len(frames)} frames were traced, {counted} of them to their count; ms:"]
+    found = [about(frames)]
     found.append(f"{'':<18}{'spans':>7}" + "".join(f"{f'p{p}':>9}" for p in PERCENTILES))
     for stage, row in stages(frames).items():
         found.append(f"{stage:<18}{row['spans']:>7}" + "".join(f"{row[f'p{p}']:>9.2f}" for p in PERCENTILES))
@@ -155,13 +159,13 @@ def draw(console: Console, title: str, frame: Frame) -> None:
     """A waterfall in the terminal."""
     bars = frame.bars()
     label = max(len(bar.label) for bar in bars) + 2
-    columns = max(20, console.width - label - 18)
+    columns, whole = max(20, console.width - label - 18), frame.ms or 1.0
     console.print(
         f"\n[bold]{escape(title)}[/]  {frame.ms:.2f} ms{_counted(frame)}  [dim]{frame.trace}[/]", highlight=False
     )
     for bar in bars:
-        begin = round(bar.begin_ms / frame.ms * columns) if frame.ms else 0
-        length = max(1, round((bar.end_ms - bar.begin_ms) / frame.ms * columns)) if frame.ms else 1
+        begin = round(bar.begin_ms / whole * columns)
+        length = max(1, round((bar.end_ms - bar.begin_ms) / whole * columns))
         line = Text(f"{bar.label:<{label}}" + " " * min(begin, columns - 1))
         line.append("█" * min(length, columns - begin) or "█", COLOURS.get(bar.colour, "white"))
         line.append(f" {bar.note}", "dim")
@@ -175,9 +179,9 @@ def html(path: Path, chosen: list[tuple[str, Frame]], frames: list[Frame]) -> st
         section(f"{title}, {frame.ms:.2f} ms{_counted(frame)}", f"Trace {frame.trace}", figure(waterfall(frame.bars())))
         for title, frame in chosen
     ]
-    about = f"{lines(frames)[0]} {path.name}"
     columns = ["stage", ">spans", *(f">p{p}" for p in PERCENTILES)]
-    return page("One frame through five processes", about, [*drawn, section("All frames", "", table(columns, rows))])
+    lead = f"{about(frames)} {path.name}"
+    return page("One frame through five processes", lead, [*drawn, section("All frames", "", table(columns, rows))])
 
 
 def _counted(frame: Frame) -> str:
