@@ -24,7 +24,7 @@ class Nats:
 
     async def _connect(self, url: str) -> None:
         async def failed(error: Exception) -> None:
-            self.say(f"{self.where}: {error or type(error).__name__}")
+            self.say(f"{self.where}: {_words(error)}")
 
         async def gone() -> None:
             self.say(f"{self.where} is gone: it is tried again")
@@ -42,7 +42,7 @@ class Nats:
         if not self.connecting.done():
             return False
         if hopeless := self.connecting.exception():
-            raise Refused(f"{self.where}: {hopeless or type(hopeless).__name__}")
+            raise Refused(f"{self.where}: {_words(hopeless)}")
         try:
             asyncio.run_coroutine_threadsafe(self.client.publish(".".join(levels), body), self.loop).result(5)
         except (OutboundBufferLimitError, TimeoutError):
@@ -58,6 +58,11 @@ class Nats:
         ended = asyncio.run_coroutine_threadsafe(asyncio.wait_for(end(), bridge.LAST_S), self.loop)
         ended.exception(bridge.LAST_S + 1)
         self.loop.call_soon_threadsafe(self.loop.stop)
+
+
+def _words(error: BaseException) -> str:
+    """What it says; some say nothing."""
+    return str(error) or type(error).__name__
 
 
 connect = Nats
