@@ -58,8 +58,8 @@ class Inference:
             jobs = self._start(lease, part)
         except Refused:  # said by a link while we ticked, or by a GPU that is lost
             raise
-        except Exception:
-            return self._failed(lease, offer)
+        except Exception as error:
+            return self._failed(lease, offer, error)
         rt.work.then(lambda: self._finish(lease, offer, jobs, began_ns))
 
     def _start(self, lease: Lease, part: Part) -> list[tuple[int, Callable]]:
@@ -89,8 +89,8 @@ class Inference:
             if not np.isfinite(persons).all():
                 raise ValueError("the model's boxes are not finite")
             boxes = self._to_frame(lease.layout, header, part, persons)
-        except Exception:
-            return self._failed(lease, offer)
+        except Exception as error:
+            return self._failed(lease, offer, error)
         self._errors = 0
         ended_ns, gpu_ns = rt.loop.now_ns(), sum(times_ns)
         began_ns = max(began_ns, arrived_ns - gpu_ns) if gpu_ns else began_ns  # it may have waited for input
@@ -100,10 +100,10 @@ class Inference:
         rt.count["parts_inferred"] += 1
         rt.tracer.record(rt.service, header, began_ns, ended_ns, images=part.count, persons=len(boxes), part=part.index)
 
-    def _failed(self, lease: Lease, offer: Offer) -> None:
+    def _failed(self, lease: Lease, offer: Offer, error: Exception) -> None:
         self._rt.work.then(lease.release)  # behind what was queued before it failed
         self._errors += 1
         self._rt.drop(offer.header, "engine_error", offer.part)
         if self._errors >= ERRORS_IN_A_ROW:
-            raise
-        self._rt.log.exception("engine failed on %s %d", offer.header.source, offer.header.seq)
+            raise error
+        self._rt.log.error("engine failed on %s %d", offer.header.source, offer.header.seq, exc_info=error)

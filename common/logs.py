@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from typing import Literal
 
 Level = Literal["debug", "info", "warning", "error"]
 BURST, WITHIN_S = 5, 10.0  # more of one message than this within that time are counted, not shown
+KINDS_MAX = 1000  # kinds of messages that are told apart; of the oldest ones beyond that, repeats are forgotten
+_PLACEHOLDER = re.compile(r"%[-#0 +]*\d*(\.\d+)?[a-z]")
 
 
 def configure(form: str, level: str) -> None:
@@ -52,11 +55,13 @@ class Repeats(logging.Filter):
     def __init__(self, clock_s: Callable[[], float] = time.monotonic):
         super().__init__()
         self._clock_s = clock_s
-        self._seen: dict[tuple[str, str], list] = {}  # (logger, message before its values) -> [since, shown, held]
+        self._seen: dict[tuple[str, str], list] = {}  # (logger, kind of message) -> [since, shown, held]
 
     def filter(self, record: logging.LogRecord) -> bool:
         now = self._clock_s()
-        seen = self._seen.setdefault((record.name, str(record.msg)), [now, 0, 0])
+        seen = self._seen.setdefault((record.name, _kind(record)), [now, 0, 0])
+        if len(self._seen) > KINDS_MAX:
+            del self._seen[next(iter(self._seen))]
         if now - seen[0] > WITHIN_S:
             if seen[2]:
                 record.held_back = seen[2]
@@ -64,3 +69,16 @@ class Repeats(logging.Filter):
         seen[1] += 1
         seen[2] += seen[1] > BURST
         return seen[1] <= BURST
+
+
+def _kind(record: logging.LogRecord) -> str:
+    """What repeats of a message have in common: its template, or the whole text of one that is only a placeholder."""
+    template = str(record.msg)
+    return template if re.search(r"\w", _PLACEHOLDER.sub("", template)) else record.getMessage()
+
+
+def refusal_line(form: str, name: str, sentence: str) -> str:
+    """The last line of a process that refuses to go on: JSON where the log is, else `NAME: SENTENCE`."""
+    if form != "json":
+        return f"{name}: {sentence}"
+    return Json().format(logging.LogRecord(name, logging.ERROR, "", 0, sentence, None, None))

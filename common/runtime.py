@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from ctypes import CDLL
 from functools import cached_property
 from pathlib import Path
@@ -69,7 +70,12 @@ class Runtime:
         self.about = ""  # what `ps` is to say of this process
         self.exit_code = 0
         self._ready = False
-        self._closing: list[Callable[[], None]] = []
+        self._exit = ExitStack()  # everything that is closed, last opened first; what one close() raises skips no other
+        self._exit.callback(self.loop.close)
+        self._exit.callback(self._close_tracer)
+        self._exit.callback(lambda: self.control.close(orderly=self.exit_code == 0))
+        if self.results:
+            self._exit.callback(lambda: self.results.close(bye=self.exit_code == 0))
         self._report_ns = 0
         self._watchdog_ns = int(os.environ.get("WATCHDOG_USEC", 0)) * 1000 // 3
         self._fed_ns = 0
@@ -87,7 +93,7 @@ class Runtime:
 
     def closing(self, resource):
         """Registers something with close() to be closed, last first, when the service ends; returns it."""
-        self._closing.append(resource.close)
+        self._exit.callback(self._close, resource)
         return resource
 
     def ready(self) -> None:
@@ -144,15 +150,18 @@ class Runtime:
 
     def close(self) -> None:
         notify("STOPPING=1")
-        for close in reversed(self._closing):
-            close()
-        if self.results:
-            self.results.close(bye=self.exit_code == 0)
-        self.control.close(orderly=self.exit_code == 0)
+        self._exit.close()
+
+    def _close(self, resource) -> None:
+        try:
+            resource.close()
+        except GpuLost as lost:  # closing the others would call into the GPU, and might never return
+            os._exit(self.exit_code or _end(self.name, lost))
+
+    def _close_tracer(self) -> None:
         lost = self.tracer.close()
         if lost:
             self.log.warning("%d spans were not exported", lost)
-        self.loop.close()
 
     def _describe(self, peer: Peer, message: Describe) -> None:
         control, ring = self.control, self.ring
@@ -249,8 +258,9 @@ def serve(service: str, loop: Callable[[Runtime], None]) -> None:
         runtime.exit_code = SOFTWARE
     try:
         runtime.close()
-    except GpuLost as lost:
-        os._exit(runtime.exit_code or _end(runtime.name, lost))
+    except Exception:
+        runtime.log.exception("failed to close")
+        runtime.exit_code = runtime.exit_code or SOFTWARE
     sys.exit(runtime.exit_code)
 
 
@@ -263,7 +273,7 @@ def _idle(settings: Settings) -> None:
 
 
 def _end(name: str, refusal: Refused) -> int:
-    print(f"{name}: {refusal}", file=sys.stderr, flush=True)
+    print(logs.refusal_line(settings_module.log_format(), name, str(refusal)), file=sys.stderr, flush=True)
     notify(f"STATUS={refusal}")
     return refusal.code
 

@@ -305,6 +305,17 @@ def load(**overrides: Any) -> Settings:
         raise Refused(_sentence(error, known)) from None
 
 
+def log_format() -> str:
+    """The log format that is asked for, also where the other settings cannot be read; "text" where that is unclear."""
+    chosen = os.environ.get(PREFIX + "LOG_FORMAT")
+    if chosen is None and (file := os.environ.get(CONFIG_VARIABLE)):
+        try:
+            chosen = tomllib.loads(Path(file).read_text()).get("log_format")
+        except (OSError, ValueError):  # which is what is being refused
+            chosen = None
+    return "json" if chosen == "json" else "text"
+
+
 def key_paths(model: type[BaseModel] = Settings, prefix: str = "") -> dict[str, Any]:
     """Dotted name -> pydantic field of every setting; `sources.NAME` stands for any source."""
     paths = {}

@@ -2,8 +2,13 @@
 
 import json
 import logging
+import subprocess
+import sys
 
-from common.logs import BURST, WITHIN_S, Json, Repeats
+import pytest
+
+from common.logs import BURST, KINDS_MAX, WITHIN_S, Json, Repeats
+from tests.support.cli import ROOT, command
 
 
 def record(message, *values):
@@ -26,3 +31,34 @@ def test_repeats_are_held_back_and_counted():
     later = record("seq %d skipped", 100)
     assert repeats.filter(later)
     assert json.loads(Json().format(later))["held_back"] == 100 - BURST
+
+
+def test_two_errors_without_words_in_their_template_are_two_kinds():
+    """Two sources that cannot be played were counted as one message: the second one was never shown."""
+    repeats = Repeats(lambda: 0.0)
+    shown = [repeats.filter(record("%s", f"source {n} is no video")) for _ in range(100) for n in ("door", "yard")]
+    assert sum(shown) == 2 * BURST
+
+
+def test_kinds_of_messages_are_bounded():
+    repeats = Repeats(lambda: 0.0)
+    assert all(repeats.filter(record("%s", f"frame {n}")) for n in range(3 * KINDS_MAX))
+    assert len(repeats._seen) == KINDS_MAX
+
+
+@pytest.mark.parametrize("where", ["environment", "file", "file with a wrong setting"])
+def test_a_refusal_is_json_where_the_log_is(where, run_dir, tmp_path):
+    """The line that says why a service ended was the only one that a log collector could not read."""
+    wrong = "decoder.slot = 4\n" if where.endswith("setting") else ""
+    config = tmp_path / "pc.toml"
+    config.write_text(f"{wrong}log_format = 'json'\n" if "file" in where else "")
+    variables = {"PEOPLECOUNTER_CONFIG": str(config)}
+    if where == "environment":
+        variables["PEOPLECOUNTER_LOG_FORMAT"] = "json"
+    _, environment = command(run_dir, **variables)
+    process = [sys.executable, "-m", "services.decoder", "door"]
+    done = subprocess.run(process, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 78
+    line = json.loads(done.stderr)
+    assert (line["level"], line["service"]) == ("error", "decoder.door")
+    assert ("decoder.slot" if wrong else "is not there") in line["message"]
