@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from common.errors import Refused
-from common.settings import Settings
+from peoplecounter.common.errors import Refused
+from peoplecounter.common.settings import Settings
 
 PLAN_MAGIC = b"ftrt"  # how a serialized TensorRT engine begins
 TENSORRT = ("tensorrt", "tensorrt_lean", "tensorrt_dispatch")  # full, lean, dispatch runtime: what is there is used

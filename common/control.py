@@ -12,13 +12,13 @@ from pathlib import Path
 
 import msgspec
 
-from common import sources
-from common.errors import Refused
-from common.journal import Journal
-from common.link import Listen, Lock, Peer
-from common.messages import Message, Welcome
-from common.settings import Settings
-from common.topology import SERVICES
+from peoplecounter.common import sources
+from peoplecounter.common.errors import Refused
+from peoplecounter.common.journal import Journal
+from peoplecounter.common.link import Listen, Lock, Peer
+from peoplecounter.common.messages import Message, Welcome
+from peoplecounter.common.settings import Settings
+from peoplecounter.common.topology import SERVICES
 
 SUPERVISOR = "SUPERVISOR_OF_PEOPLECOUNTER"  # environment: who starts this process again
 PREFIX = "control."

@@ -9,7 +9,7 @@ import numpy as np
 from cuda.bindings import driver
 from cuda.bindings import runtime as cudart
 
-from common.errors import GpuLost, Refused
+from peoplecounter.common.errors import GpuLost, Refused
 
 HANDLE_BYTES = 64  # of a CUDA IPC memory handle
 UUID_BYTES = 16

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from common import memory
-from common.link import Listen, Peer, Timing
-from common.loop import Loop
-from common.messages import (
+from peoplecounter.common import memory
+from peoplecounter.common.link import Listen, Peer, Timing
+from peoplecounter.common.loop import Loop
+from peoplecounter.common.messages import (
     Header,
     Hello,
     Message,
@@ -26,7 +26,7 @@ from common.messages import (
     Welcome,
     namespaces,
 )
-from common.ring import PartKey, Ring
+from peoplecounter.common.ring import PartKey, Ring
 
 Layout = SurfaceLayout | TensorLayout
 

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from common.engine import Engine
-from common.errors import Refused
-from common.messages import Detections, Header, Offer, Part, TensorLayout
-from common.runtime import Runtime
-from common.upstream import Attached, Lease, Upstream
+from peoplecounter.common.engine import Engine
+from peoplecounter.common.errors import Refused
+from peoplecounter.common.messages import Detections, Header, Offer, Part, TensorLayout
+from peoplecounter.common.runtime import Runtime
+from peoplecounter.common.upstream import Attached, Lease, Upstream
 
 ERRORS_IN_A_ROW = 3  # then the process ends, to be restarted
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import zmq
 
-from common.errors import NO_INPUT, Refused
+from peoplecounter.common.errors import NO_INPUT, Refused
 
 CHARACTERS = 40  # of a key, in Z85
 

@@ -17,9 +17,21 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from common.errors import Refused
-from common.loop import Loop
-from common.messages import MAX_BYTES, SCHEMA, Beat, Bye, Hello, Message, Refuse, Welcome, decode, encode, namespaces
+from peoplecounter.common.errors import Refused
+from peoplecounter.common.loop import Loop
+from peoplecounter.common.messages import (
+    MAX_BYTES,
+    SCHEMA,
+    Beat,
+    Bye,
+    Hello,
+    Message,
+    Refuse,
+    Welcome,
+    decode,
+    encode,
+    namespaces,
+)
 
 MAX_PEERS = 64
 BURST = 500  # messages handled before the loop gets its turn: a flood on one socket must not starve the others

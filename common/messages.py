@@ -28,7 +28,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-from common.logs import Level
+from peoplecounter.common.logs import Level
 
 SCHEMA = 4
 ROW_BYTES = 7 * 4  # of one detection

@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from common.errors import NO_INPUT, SOFTWARE, Refused
+from peoplecounter.common.errors import NO_INPUT, SOFTWARE, Refused
 
 SIDECAR_BYTES_MAX = 1 << 20
 REFIT = ("no", "identical", "any")  # which weights a plan takes: none, those it was built with, others of its network

@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from common.link import Dial, Listen, Peer, Timing
-from common.loop import Loop
-from common.messages import (
+from peoplecounter.common.link import Dial, Listen, Peer, Timing
+from peoplecounter.common.loop import Loop
+from peoplecounter.common.messages import (
     Ack,
     Confirmed,
     Detections,

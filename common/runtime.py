@@ -12,13 +12,13 @@ from ctypes import CDLL
 from functools import cached_property
 from pathlib import Path
 
-from common import backend, logs, memory, sources
-from common import settings as settings_module
-from common.control import Control, claim
-from common.errors import RESTART, SOFTWARE, GpuLost, Refused
-from common.link import IPC_PATH_MAX, Lock, Peer, Timing
-from common.loop import Loop
-from common.messages import (
+from peoplecounter.common import backend, logs, memory, sources
+from peoplecounter.common import settings as settings_module
+from peoplecounter.common.control import Control, claim
+from peoplecounter.common.errors import RESTART, SOFTWARE, GpuLost, Refused
+from peoplecounter.common.link import IPC_PATH_MAX, Lock, Peer, Timing
+from peoplecounter.common.loop import Loop
+from peoplecounter.common.messages import (
     SCHEMA,
     Describe,
     Described,
@@ -32,10 +32,10 @@ from common.messages import (
     SetLevel,
     Stop,
 )
-from common.results import NAME as FUSION
-from common.results import Sender
-from common.settings import Settings
-from common.telemetry import Tracer
+from peoplecounter.common.results import NAME as FUSION
+from peoplecounter.common.results import Sender
+from peoplecounter.common.settings import Settings
+from peoplecounter.common.telemetry import Tracer
 
 SUPERVISOR_VARIABLE = "SUPERVISOR_PID_OF_PEOPLECOUNTER"  # set by `run`: the group ends with it, even if it is killed
 HEARTBEAT_NS = 1_000_000_000
@@ -228,9 +228,10 @@ def beat(settings: Settings) -> None:
 
 
 def serve(service: str, loop: Callable[[Runtime], None]) -> None:
-    """Runs a service to its end: `python -m services.<service> [INSTANCE]`. Exits 0, or with a code of errors.py.
+    """Runs a service to its end: `python -m peoplecounter.services.<service> [INSTANCE]`.
 
-    Without an instance it is the first that is free, see control.claim; a decoder waits for a source to be free.
+    Exits with 0 or a code of errors.py. Without an instance it is the first that is free, see control.claim; a decoder
+    waits for a source to be free.
     """
     instance = sys.argv[1] if len(sys.argv) > 1 else None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until there is something to end in order

@@ -19,8 +19,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from common.errors import NO_INPUT, Refused
-from common.logs import Level
+from peoplecounter.common.errors import NO_INPUT, Refused
+from peoplecounter.common.logs import Level
 
 PREFIX = "PEOPLECOUNTER_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"  # path of the TOML file

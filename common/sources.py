@@ -12,9 +12,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from common import plans
-from common.errors import NO_INPUT, Refused
-from common.settings import Section, Settings, Source, check_name
+from peoplecounter.common import plans
+from peoplecounter.common.errors import NO_INPUT, Refused
+from peoplecounter.common.settings import Section, Settings, Source, check_name
 
 FOLDER = "sources"  # in the run directory
 

@@ -13,13 +13,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
-from common import engine as engines
-from common.engine import Engine, Swapped
-from common.errors import SOFTWARE, GpuLost, Refused
-from common.journal import Journal
-from common.link import Peer
-from common.messages import Commit, Committed, Prepare, Prepared
-from common.runtime import Runtime
+from peoplecounter.common import engine as engines
+from peoplecounter.common.engine import Engine, Swapped
+from peoplecounter.common.errors import SOFTWARE, GpuLost, Refused
+from peoplecounter.common.journal import Journal
+from peoplecounter.common.link import Peer
+from peoplecounter.common.messages import Commit, Committed, Prepare, Prepared
+from peoplecounter.common.runtime import Runtime
 
 JOURNAL = "engine.journal"
 REFUSAL_MAX = 900  # characters

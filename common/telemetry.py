@@ -18,9 +18,9 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from common.errors import Refused
-from common.messages import Header
-from common.settings import Settings
+from peoplecounter.common.errors import Refused
+from peoplecounter.common.messages import Header
+from peoplecounter.common.settings import Settings
 
 QUEUE = 4096  # spans waiting for export
 IDS = {"traceId", "spanId", "parentSpanId"}

@@ -9,7 +9,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Service:
-    """One row: `python -m services.<name> <instance>`."""
+    """One row: `python -m peoplecounter.services.<name> <instance>`."""
 
     name: str
     reads: str | None  # ring it consumes

@@ -4,11 +4,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from common import memory
-from common.errors import Refused
-from common.link import Dial, Timing
-from common.loop import Loop
-from common.messages import Hello, Message, Offer, Release, Unmapped, Welcome
+from peoplecounter.common import memory
+from peoplecounter.common.errors import Refused
+from peoplecounter.common.link import Dial, Timing
+from peoplecounter.common.loop import Loop
+from peoplecounter.common.messages import Hello, Message, Offer, Release, Unmapped, Welcome
 
 SCAN_NS = 250_000_000  # how often the run directory is searched for new owners
 GIVE_UP_NS = 500_000_000  # in stuck work, a lease this old waits for an owner that is frozen

@@ -10,16 +10,16 @@ from typing import Annotated, get_args
 
 import typer
 
-from common.errors import Refused
-from common.keys import CHARACTERS, key_pair
-from common.logs import Level
-from common.settings import PREFIX, Source
-from deploy import control, evaluate, supervisors
-from deploy import sources as running_sources
-from deploy.display import DISPLAYED, Services, display, process_lines, source_lines, summary_lines
-from deploy.engine.cli import app as engine
-from deploy.foreground import configure, overrides, run_group
-from deploy.subscribe import POLL_S, messages
+from peoplecounter.common.errors import Refused
+from peoplecounter.common.keys import CHARACTERS, key_pair
+from peoplecounter.common.logs import Level
+from peoplecounter.common.settings import PREFIX, Source
+from peoplecounter.deploy import control, evaluate, supervisors
+from peoplecounter.deploy import sources as running_sources
+from peoplecounter.deploy.display import DISPLAYED, Services, display, process_lines, source_lines, summary_lines
+from peoplecounter.deploy.engine.cli import app as engine
+from peoplecounter.deploy.foreground import configure, overrides, run_group
+from peoplecounter.deploy.subscribe import POLL_S, messages
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Counts people in video."
@@ -196,7 +196,7 @@ def trace(
     """Draw where the milliseconds of a frame went, from process to process."""
     from rich.console import Console
 
-    from deploy.report import page, traces
+    from peoplecounter.deploy.report import page, traces
 
     frames, damaged = traces.read(file)
     chosen = traces.choose(frames, frame)
@@ -222,7 +222,7 @@ def report(
     out: Annotated[Path, typer.Option("-o", "--out", help="The page.")] = Path("optimization_gains.html"),
 ) -> None:
     """Make a page of what each optimization gained: tables, waterfalls, distributions."""
-    from deploy.report import gains, page
+    from peoplecounter.deploy.report import gains, page
 
     page.write(out, gains.build(gains.read(results)))
     print(f"written to {out}")
@@ -231,7 +231,7 @@ def report(
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Say what this machine can run and what is missing."""
-    from deploy.doctor import report
+    from peoplecounter.deploy.doctor import report
 
     raise typer.Exit(report(as_json))
 
@@ -243,7 +243,7 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Render a plaza full of people, count them with all five services, and compare with the truth."""
-    from deploy.demo.run import run_demo
+    from peoplecounter.deploy.demo.run import run_demo
 
     raise typer.Exit(run_demo(size, folder, as_json))
 
@@ -285,7 +285,7 @@ def share_sources(
     run_dir: RunDir = None,
 ) -> None:
     """Count this group's share of the cameras of many groups, as groups come and go; see deploy/SCALING.md."""
-    from deploy.share import share
+    from peoplecounter.deploy.share import share
 
     share(control.group(config, run_dir), file, host, own, most, _until_told())
 
@@ -304,7 +304,7 @@ def bridge_command(
     run_dir: RunDir = None,
 ) -> None:
     """Hand on what this machine's group publishes to a broker, until Ctrl-C or SIGTERM."""
-    from deploy.bridge import bridge
+    from peoplecounter.deploy.bridge import bridge
 
     bridge(control.group(config, run_dir).settings.publish, kind, url, _until_told(), detections)
 
@@ -321,7 +321,7 @@ def install_systemd(
     root: Root = Path("/"),
 ) -> None:
     """Write systemd units from topology and settings; again after a change of what there is to run."""
-    from deploy.systemd.install import install
+    from peoplecounter.deploy.systemd.install import install
 
     settings, _ = configure(config, {PREFIX + "SOURCES_DIR": f"/var/lib/{name}/sources"})
     for path in install(settings, config, name, user or name, root):
@@ -333,7 +333,7 @@ def install_systemd(
 @uninstall_app.command("systemd")
 def uninstall_systemd(name: UnitName = "peoplecounter", root: Root = Path("/")) -> None:
     """Stop the group and remove its units; its user and /var/lib/NAME stay."""
-    from deploy.systemd.install import uninstall
+    from peoplecounter.deploy.systemd.install import uninstall
 
     for path in uninstall(name, root):
         print(f"removed {path}")
@@ -346,7 +346,7 @@ def export(
     accept_agpl: Annotated[bool, typer.Option("--accept-agpl", help="You have read the notice.")] = False,
 ) -> None:
     """Export a real detector with Ultralytics, in an environment of its own (AGPL-3.0; needs the internet)."""
-    from deploy.models import export as export_model
+    from peoplecounter.deploy.models import export as export_model
 
     export_model(name, folder, accept_agpl)
 

@@ -2,7 +2,7 @@
 
 import subprocess
 
-from common.errors import SOFTWARE, Refused
+from peoplecounter.common.errors import SOFTWARE, Refused
 
 COMMAND_S = 60.0
 

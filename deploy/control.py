@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import settings as settings_module
-from common.control import PREFIX
-from common.errors import NO_INPUT, SOFTWARE, Refused
-from common.link import Dial, Timing
-from common.loop import Loop
-from common.messages import SCHEMA, Describe, Described, Done, Hello, Message, Restart, SetLevel
-from common.settings import CONFIG_VARIABLE, Settings
-from common.settings import PREFIX as ENVIRONMENT
+from peoplecounter.common import settings as settings_module
+from peoplecounter.common.control import PREFIX
+from peoplecounter.common.errors import NO_INPUT, SOFTWARE, Refused
+from peoplecounter.common.link import Dial, Timing
+from peoplecounter.common.loop import Loop
+from peoplecounter.common.messages import SCHEMA, Describe, Described, Done, Hello, Message, Restart, SetLevel
+from peoplecounter.common.settings import CONFIG_VARIABLE, Settings
+from peoplecounter.common.settings import PREFIX as ENVIRONMENT
 
 ANSWER_S = 3.0  # a process that has not answered by then is frozen, or busy loading
 BACK_S = 60.0  # until a process that was started is ready
@@ -196,7 +196,7 @@ def await_ready(group: Group, name: str, before: int = 0) -> None:
 def _is_ours(pid: int) -> bool:
     """True for a service of ours: a pid in a file may by now be somebody else's."""
     try:
-        return b"services." in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"peoplecounter.services." in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
 

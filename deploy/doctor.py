@@ -8,10 +8,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from common import backend
-from common.engine.onnxruntime import DEMO_MODEL
-from common.errors import CONFIG
-from common.settings import default_run_dir, load
+from peoplecounter.common import backend
+from peoplecounter.common.engine.onnxruntime import DEMO_MODEL
+from peoplecounter.common.errors import CONFIG
+from peoplecounter.common.settings import default_run_dir, load
 
 NEEDED_MB = 700  # shared memory of one 4K source at the default settings
 
@@ -65,7 +65,7 @@ def report(as_json: bool) -> int:
 
 
 def _settings() -> tuple[bool, str]:
-    from common.errors import Refused
+    from peoplecounter.common.errors import Refused
 
     try:
         load()
@@ -83,7 +83,7 @@ def _decoders() -> tuple[bool, str]:
 
 def _nvdec() -> tuple[bool, str]:
     """What the GPU decodes: "h264 8 bit up to 4096x4096 …"; false when not even H.264."""
-    from services.decoder import nvdec
+    from peoplecounter.services.decoder import nvdec
 
     able, engines = [], 0
     for codec in nvdec.CODECS:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import BAD_DATA, NO_INPUT, Refused
+from peoplecounter.common.errors import BAD_DATA, NO_INPUT, Refused
 
 
 def read_truth(path: Path) -> dict[int, int]:

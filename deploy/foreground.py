@@ -6,16 +6,16 @@ import os
 from pathlib import Path
 from typing import TextIO
 
-from common import engine
-from common import settings as settings_module
-from common import sources as sources_module
-from common.backend import is_endpoint
-from common.control import sources_to_decode
-from common.errors import NO_INPUT, SOFTWARE, Refused
-from common.settings import CONFIG_VARIABLE, PREFIX, Settings, Source, Workers
-from deploy.display import DISPLAYED, JsonLines, display
-from deploy.group import Group, source_name
-from deploy.subscribe import Follower, Tally
+from peoplecounter.common import engine
+from peoplecounter.common import settings as settings_module
+from peoplecounter.common import sources as sources_module
+from peoplecounter.common.backend import is_endpoint
+from peoplecounter.common.control import sources_to_decode
+from peoplecounter.common.errors import NO_INPUT, SOFTWARE, Refused
+from peoplecounter.common.settings import CONFIG_VARIABLE, PREFIX, Settings, Source, Workers
+from peoplecounter.deploy.display import DISPLAYED, JsonLines, display
+from peoplecounter.deploy.group import Group, source_name
+from peoplecounter.deploy.subscribe import Follower, Tally
 
 
 def overrides(

@@ -11,15 +11,15 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from common import sources
-from common.control import SUPERVISOR, sources_to_decode
-from common.errors import FINAL, RESTART, SOFTWARE
-from common.link import Lock
-from common.runtime import SUPERVISOR_VARIABLE, make_private
-from common.settings import Settings
-from common.topology import SERVICES, Service
-from deploy import mps
-from deploy.control import owners
+from peoplecounter.common import sources
+from peoplecounter.common.control import SUPERVISOR, sources_to_decode
+from peoplecounter.common.errors import FINAL, RESTART, SOFTWARE
+from peoplecounter.common.link import Lock
+from peoplecounter.common.runtime import SUPERVISOR_VARIABLE, make_private
+from peoplecounter.common.settings import Settings
+from peoplecounter.common.topology import SERVICES, Service
+from peoplecounter.deploy import mps
+from peoplecounter.deploy.control import owners
 
 LEFTOVERS = ("*.sock", "*.shm", "*.journal", "*.lock")
 RESTARTS, WITHIN_S = 10, 60.0  # more than this and the group gives up
@@ -32,7 +32,7 @@ def watchers(settings: Settings, environment: dict[str, str]) -> list[dict]:
     return [
         {
             "name": service.name,
-            "cmd": shlex.join([sys.executable, "-m", f"services.{service.name}"]),
+            "cmd": shlex.join([sys.executable, "-m", f"peoplecounter.services.{service.name}"]),
             "numprocesses": number(service, settings),
             "env": environment,
             "copy_env": True,

@@ -9,7 +9,7 @@ import sys
 import venv
 from pathlib import Path
 
-from common.errors import CONFIG, SOFTWARE, Refused
+from peoplecounter.common.errors import CONFIG, SOFTWARE, Refused
 
 NOTICE = (
     "Ultralytics, its weights and what it exports are licensed under AGPL-3.0: offering a service with them "

@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from common import backend
-from common.settings import Settings
+from peoplecounter.common import backend
+from peoplecounter.common.settings import Settings
 
 START_S = 5.0
 

@@ -1,8 +1,8 @@
-"""Prints the README's table of settings, made from the settings themselves: `python -m deploy.settings_table`."""
+"""Prints the table of settings, made from the settings: `python -m peoplecounter.deploy.settings_table`."""
 
 from typing import Literal, get_args, get_origin
 
-from common.settings import key_paths
+from peoplecounter.common.settings import key_paths
 
 
 def table() -> str:

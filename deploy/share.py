@@ -15,12 +15,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from common import sources
-from common.errors import NO_INPUT, Refused
-from common.messages import Stop
-from common.settings import Source, check_name
-from deploy import control
-from deploy.control import Group
+from peoplecounter.common import sources
+from peoplecounter.common.errors import NO_INPUT, Refused
+from peoplecounter.common.messages import Stop
+from peoplecounter.common.settings import Source, check_name
+from peoplecounter.deploy import control
+from peoplecounter.deploy.control import Group
 
 LOOK_S = 10.0
 GONE_S = 60.0  # a group that is started again, or moved, keeps its cameras for so long

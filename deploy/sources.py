@@ -4,13 +4,13 @@ import threading
 import time
 from collections.abc import Callable
 
-from common import sources
-from common.errors import NO_INPUT, SOFTWARE, Refused
-from common.messages import Stop
-from common.settings import Source
-from deploy import control, supervisors
-from deploy.control import Group
-from deploy.subscribe import messages
+from peoplecounter.common import sources
+from peoplecounter.common.errors import NO_INPUT, SOFTWARE, Refused
+from peoplecounter.common.messages import Stop
+from peoplecounter.common.settings import Source
+from peoplecounter.deploy import control, supervisors
+from peoplecounter.deploy.control import Group
+from peoplecounter.deploy.subscribe import messages
 
 HEARD_S = 1.5  # every source's status is published once a second
 PENDING = ("waiting", "opening")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import zmq
 
-from services.fusion.budgets import state
+from peoplecounter.services.fusion.budgets import state
 
 POLL_S = 0.1
 WAIT = "fusion_wait"  # the one hop that has a budget

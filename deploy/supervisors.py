@@ -6,12 +6,12 @@ import signal
 import subprocess
 from collections.abc import Callable
 
-from common.errors import SOFTWARE, Refused
-from common.settings import Workers
-from deploy import control
-from deploy.command import COMMAND_S, call
-from deploy.control import Group
-from deploy.group import circus_endpoint
+from peoplecounter.common.errors import SOFTWARE, Refused
+from peoplecounter.common.settings import Workers
+from peoplecounter.deploy import control
+from peoplecounter.deploy.command import COMMAND_S, call
+from peoplecounter.deploy.control import Group
+from peoplecounter.deploy.group import circus_endpoint
 
 SETTLED_S = 5.0
 COMPOSE = "com.docker.compose"  # what begins the labels of its containers

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from common.engine.heads import DENSE_IOU, DENSE_MOST, Head
+from peoplecounter.common.engine.heads import DENSE_IOU, DENSE_MOST, Head
 
 
 @triton.jit

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.errors import Refused
+from peoplecounter.common.errors import Refused
 
 MASKS = 32
 DENSE_MOST = 1024  # anchors of an image that compete, the best: no picture shows as many persons

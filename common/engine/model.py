@@ -5,12 +5,12 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from common import plans
-from common.backend import PLAN_MAGIC, is_endpoint
-from common.engine import stream
-from common.errors import NO_INPUT, Refused
-from common.plans import Sidecar, sha256
-from common.settings import Engine as EngineSettings
+from peoplecounter.common import plans
+from peoplecounter.common.backend import PLAN_MAGIC, is_endpoint
+from peoplecounter.common.engine import stream
+from peoplecounter.common.errors import NO_INPUT, Refused
+from peoplecounter.common.plans import Sidecar, sha256
+from peoplecounter.common.settings import Engine as EngineSettings
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from common.engine import model
-from common.engine.heads import head
-from common.errors import Refused
-from common.messages import Input, TensorLayout
-from common.settings import Engine as EngineSettings
+from peoplecounter.common.engine import model
+from peoplecounter.common.engine.heads import head
+from peoplecounter.common.errors import Refused
+from peoplecounter.common.messages import Input, TensorLayout
+from peoplecounter.common.settings import Engine as EngineSettings
 
 DEMO_MODEL = Path(__file__).parents[2] / "deploy" / "demo" / "plaza.onnx"
 FREE_SIZE_PX = 640  # of a model whose height and width are free

@@ -7,11 +7,11 @@ from typing import Protocol
 
 import numpy as np
 
-from common import backend, plans
-from common.engine.model import Swapped
-from common.errors import NO_INPUT, Refused
-from common.messages import Input, TensorLayout
-from common.settings import Settings
+from peoplecounter.common import backend, plans
+from peoplecounter.common.engine.model import Swapped
+from peoplecounter.common.errors import NO_INPUT, Refused
+from peoplecounter.common.messages import Input, TensorLayout
+from peoplecounter.common.settings import Settings
 
 # float32 [k, 6], by image, best first: image, x1, y1, x2, y2 (input px), score
 Persons = np.ndarray
@@ -58,10 +58,10 @@ def load(
     elif swapped:
         engine = engine.model_copy(update={"model": swapped.model, "sha256": swapped.sha256})
     if work.kind == "cuda":
-        from common.engine.tensorrt import TensorRTEngine
+        from peoplecounter.common.engine.tensorrt import TensorRTEngine
 
         return TensorRTEngine(engine, work, graphs, weights, counters)
-    from common.engine.onnxruntime import OnnxEngine
+    from peoplecounter.common.engine.onnxruntime import OnnxEngine
 
     return OnnxEngine(engine, processes, counters)
 
@@ -69,7 +69,7 @@ def load(
 def check(settings: Settings) -> None:
     """Refuses a model that cannot be loaded, before anything is started; a plan is only looked at from outside."""
     if backend.resolve(settings) == "cpu":
-        from common.engine.onnxruntime import OnnxEngine
+        from peoplecounter.common.engine.onnxruntime import OnnxEngine
 
         return OnnxEngine(settings.engine).close()
     if not backend.is_endpoint(settings.engine.model):

@@ -3,7 +3,7 @@
 import logging
 import time
 
-from common.errors import Refused
+from peoplecounter.common.errors import Refused
 
 
 def refit(trt, engine, onnx: bytes, log, name: str) -> None:

@@ -11,9 +11,9 @@ import time
 import msgspec
 import zmq
 
-from common.errors import SOFTWARE, Refused
-from common.messages import MAX_BYTES, SCHEMA, Chunk, Fetch, Refuse, decode, encode
-from common.settings import ENDPOINT, LOOPBACK
+from peoplecounter.common.errors import SOFTWARE, Refused
+from peoplecounter.common.messages import MAX_BYTES, SCHEMA, Chunk, Fetch, Refuse, decode, encode
+from peoplecounter.common.settings import ENDPOINT, LOOPBACK
 
 SILENT_S = 10.0  # without an answer, the server is not there
 ASK_S = 1.0  # then the same piece is asked for again, and again after twice as long: the server may be another by now

@@ -13,16 +13,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from common import backend, cuda, plans
-from common.cuda import CudaError, check, cudart, device, pinned
-from common.engine import model
-from common.engine.heads import head
-from common.engine.model import Swapped
-from common.engine.protocol import Persons, plan_path
-from common.engine.refit import refit
-from common.errors import Refused
-from common.messages import Input, TensorLayout
-from common.settings import Engine as EngineSettings
+from peoplecounter.common import backend, cuda, plans
+from peoplecounter.common.cuda import CudaError, check, cudart, device, pinned
+from peoplecounter.common.engine import model
+from peoplecounter.common.engine.heads import head
+from peoplecounter.common.engine.model import Swapped
+from peoplecounter.common.engine.protocol import Persons, plan_path
+from peoplecounter.common.engine.refit import refit
+from peoplecounter.common.errors import Refused
+from peoplecounter.common.messages import Input, TensorLayout
+from peoplecounter.common.settings import Engine as EngineSettings
 
 GRAPHS = 64  # (address, images) combinations that get a graph; others are launched without
 ROW = 6  # columns of a box row that are read back; masks behind them stay on the GPU
@@ -265,7 +265,7 @@ class TensorRTEngine:
         return shapes
 
     def _make_dense(self):
-        from common.engine.dense import DenseOnGpu  # torch and Triton, for heads that need NMS
+        from peoplecounter.common.engine.dense import DenseOnGpu  # torch and Triton, for heads that need NMS
 
         first = self._outputs[0]
         return DenseOnGpu(first.address, first.shape, first.dtype, self._head, self._score, self._stream)

@@ -13,7 +13,7 @@ GPU itself: a slot is offered while it is still being written, and released when
 from importlib import import_module
 from types import ModuleType
 
-from common.errors import Refused
+from peoplecounter.common.errors import Refused
 
 KINDS = {"cpu": "shm", "cuda": "cuda"}  # backend -> kind of memory
 
@@ -22,4 +22,4 @@ def kind(name: str) -> ModuleType:
     """The module that implements one kind of memory; raises Refused for a kind this installation does not have."""
     if name not in KINDS.values():
         raise Refused(f"Memory of kind {name!r} is not known here: run the same version of peoplecounter everywhere.")
-    return import_module(f"common.memory.{name}")
+    return import_module(f"peoplecounter.common.memory.{name}")

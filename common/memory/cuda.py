@@ -19,11 +19,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import cuda
-from common.cuda import HANDLE_BYTES, UUID_BYTES, CudaError, check, cudart, driver
-from common.errors import SOFTWARE, GpuLost, Refused
-from common.loop import Loop
-from common.messages import RingSpec
+from peoplecounter.common import cuda
+from peoplecounter.common.cuda import HANDLE_BYTES, UUID_BYTES, CudaError, check, cudart, driver
+from peoplecounter.common.errors import SOFTWARE, GpuLost, Refused
+from peoplecounter.common.loop import Loop
+from peoplecounter.common.messages import RingSpec
 
 ALIGN = 512  # bytes: where slots begin; the fences are in front of the first
 FENCE_BYTES = 4

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import SOFTWARE, Refused
-from common.loop import Loop
-from common.messages import RingSpec
+from peoplecounter.common.errors import SOFTWARE, Refused
+from peoplecounter.common.loop import Loop
+from peoplecounter.common.messages import RingSpec
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[0-9a-f]+\.shm")
 PAGE = mmap.PAGESIZE

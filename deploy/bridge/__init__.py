@@ -11,8 +11,8 @@ from importlib import import_module
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from common.errors import Refused
-from deploy.subscribe import messages
+from peoplecounter.common.errors import Refused
+from peoplecounter.deploy.subscribe import messages
 
 BROKERS = {"mqtt": ("mqtt", "mqtts"), "nats": ("nats", "tls")}  # and the schemes of their URLs
 KINDS = ("counts", "dropped", "status", "service")
@@ -40,7 +40,7 @@ def connect(kind: str, url: str, say: Callable[[str], None]) -> Broker:
     if not _names_host(url):
         raise Refused("The URL of a broker names a host, and a port where it is not the usual one: mqtt://HOST:PORT.")
     try:
-        module = import_module(f"deploy.bridge.{kind}")
+        module = import_module(f"peoplecounter.deploy.bridge.{kind}")
     except ModuleNotFoundError as error:
         raise Refused(f"{error.name} is not installed: pip install 'peoplecounter[{kind}]'.") from None
     return module.connect(url, say)

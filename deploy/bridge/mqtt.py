@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 import paho.mqtt.client as mqtt
 
-from deploy import bridge
+from peoplecounter.deploy import bridge
 
 PORTS = {"mqtt": 1883, "mqtts": 8883}
 

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 import nats
 from nats.errors import OutboundBufferLimitError
 
-from common.errors import Refused
-from deploy import bridge
+from peoplecounter.common.errors import Refused
+from peoplecounter.deploy import bridge
 
 
 class Nats:

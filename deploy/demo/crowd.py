@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deploy.demo.figures import Look, draw_figure, random_look, stride_m
-from deploy.demo.raster import Canvas
-from deploy.demo.scene import FAR_M, Camera, background, furniture
+from peoplecounter.deploy.demo.figures import Look, draw_figure, random_look, stride_m
+from peoplecounter.deploy.demo.raster import Canvas
+from peoplecounter.deploy.demo.scene import FAR_M, Camera, background, furniture
 
 VISIBLE_SHARE = 0.3
 EXIT_M = 5.0  # nearer than this a person is below the picture

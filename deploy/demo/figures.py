@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deploy.demo.raster import Canvas
+from peoplecounter.deploy.demo.raster import Canvas
 
 SKIN = ((236, 196, 168), (222, 176, 142), (198, 146, 108), (160, 110, 78), (118, 78, 54), (84, 56, 42))
 HAIR = ((28, 24, 22), (52, 36, 26), (92, 62, 38), (150, 112, 66), (196, 168, 116), (150, 146, 142), (104, 46, 26))

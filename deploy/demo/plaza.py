@@ -1,6 +1,7 @@
-"""A synthetic plaza full of walking people, with exact truth: `python -m deploy.demo.plaza OUT.mp4 --size 1080p`.
+"""A synthetic plaza full of walking people, with exact truth.
 
-Writes OUT.mp4 (H.264) and OUT.csv. Everything is drawn by our own code with NumPy, the same for the same seed.
+`python -m peoplecounter.deploy.demo.plaza OUT.mp4 --size 1080p` writes OUT.mp4 (H.264) and OUT.csv. Everything is drawn
+by our own code with NumPy, the same for the same seed.
 
 The rule of truth: a person is in the truth of a frame when at least 30 % of the pixels of its whole silhouette are
 visible, that is inside the picture and hidden by no nearer person or thing. Its box encloses the whole silhouette,
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import av
 
-from deploy.demo.crowd import Plaza, TruthBox
+from peoplecounter.deploy.demo.crowd import Plaza, TruthBox
 
 __all__ = ["Plaza", "TruthBox", "render_clip"]
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deploy.demo.raster import Canvas
+from peoplecounter.deploy.demo.raster import Canvas
 
 FAR_M, NEAR_M = 43.0, 7.8  # the paving's far edge, and the ground at the bottom of the picture
 WALL_M = 45.0

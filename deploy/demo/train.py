@@ -2,9 +2,10 @@
 
 The committed deploy/demo/plaza.onnx was made on one NVIDIA H100 with 16 CPU cores by
 
-    python -m deploy.demo.train first.onnx --scenes 1000 --minutes 5
-    python -m deploy.demo.train second.onnx --start first.onnx.pt --seed 50000 --scenes 280 --minutes 1.25
-    python -m deploy.demo.train deploy/demo/plaza.onnx --start second.onnx.pt --seed 60000 --scenes 1200 --minutes 5.5
+    TRAIN="python -m peoplecounter.deploy.demo.train"
+    $TRAIN first.onnx --scenes 1000 --minutes 5
+    $TRAIN second.onnx --start first.onnx.pt --seed 50000 --scenes 280 --minutes 1.25
+    $TRAIN deploy/demo/plaza.onnx --start second.onnx.pt --seed 60000 --scenes 1200 --minutes 5.5
 
 The first ran when couples still walked abreast and so hid each other more; the third took 578 s, 225 s of them to draw
 the scenes. Training for a given time does not repeat to the bit. Seeds start at 1000 and the last scenes are kept for
@@ -22,8 +23,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from deploy.demo.crowd import VISIBLE_SHARE, Plaza, silhouette_box
-from deploy.demo.network import STRIDE_PX, Detector, Exported, distances_px
+from peoplecounter.deploy.demo.crowd import VISIBLE_SHARE, Plaza, silhouette_box
+from peoplecounter.deploy.demo.network import STRIDE_PX, Detector, Exported, distances_px
 
 SIZE_PX = 640
 FIRST_SEED = 1000  # seeds below are for evaluation

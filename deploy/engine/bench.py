@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from common import backend, plans
-from common.engine import Engine
-from common.engine import load as load_engine
-from common.loop import Loop
-from common.messages import Header, Part, TensorLayout
-from common.settings import Settings
-from deploy.engine import calibration
-from services.fusion.merge import believe, merge
-from services.infer_global.__main__ import to_frame as global_to_frame
-from services.infer_tiles.__main__ import to_frame as tiles_to_frame
+from peoplecounter.common import backend, plans
+from peoplecounter.common.engine import Engine
+from peoplecounter.common.engine import load as load_engine
+from peoplecounter.common.loop import Loop
+from peoplecounter.common.messages import Header, Part, TensorLayout
+from peoplecounter.common.settings import Settings
+from peoplecounter.deploy.engine import calibration
+from peoplecounter.services.fusion.merge import believe, merge
+from peoplecounter.services.infer_global.__main__ import to_frame as global_to_frame
+from peoplecounter.services.infer_tiles.__main__ import to_frame as tiles_to_frame
 
 BATCHES = (1, 8, 16, 32)
 ROUNDS, WARM_UP = 60, 10
@@ -28,7 +28,7 @@ class Bench:
     """The engines of one backend, over the same images."""
 
     def __init__(self, settings: Settings):
-        from common import memory
+        from peoplecounter.common import memory
 
         self.settings, self.kind = settings, memory.KINDS[backend.resolve(settings)]
         self._work = memory.kind(self.kind).Work(Loop())
@@ -138,8 +138,8 @@ class _OnGpu:
         self._images = np.ascontiguousarray(images)
 
     def __enter__(self):
-        from common.cuda import check, cudart
-        from common.memory.cuda import Block
+        from peoplecounter.common.cuda import check, cudart
+        from peoplecounter.common.memory.cuda import Block
 
         self._address = int(check(cudart.cudaMalloc(self._images.nbytes)))
         kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
@@ -147,7 +147,7 @@ class _OnGpu:
         return Block(self._address, self._images.nbytes)
 
     def __exit__(self, *_: object) -> None:
-        from common.cuda import check, cudart
+        from peoplecounter.common.cuda import check, cudart
 
         check(cudart.cudaFree(self._address))
 
@@ -155,8 +155,8 @@ class _OnGpu:
 def machine(kind: str) -> str:
     """What was measured on, for the table's title."""
     if kind == "cuda":
-        from common.cuda import device
-        from common.engine.tensorrt import runtime_module
+        from peoplecounter.common.cuda import device
+        from peoplecounter.common.engine.tensorrt import runtime_module
 
         return f"{device().name.decode()}, TensorRT {runtime_module().__version__}, ms on the GPU"
     return f"CPU, ONNX Runtime {importlib.metadata.version('onnxruntime')}, ms on the clock"

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common import plans
-from common.errors import NO_INPUT, SOFTWARE, Refused
-from common.plans import Replacement, Sidecar
-from deploy.engine.timing import TimingCache, key
+from peoplecounter.common import plans
+from peoplecounter.common.errors import NO_INPUT, SOFTWARE, Refused
+from peoplecounter.common.plans import Replacement, Sidecar
+from peoplecounter.deploy.engine.timing import TimingCache, key
 
 POLL_S = 0.1
 
@@ -204,7 +204,7 @@ def _tensorrt():
 def _machine() -> tuple[str, str, int]:
     """(GPU, its compute capability, CUDA runtime version as 13000)."""
     try:
-        from common import cuda
+        from peoplecounter.common import cuda
     except ImportError:
         raise Refused("Plans are built on a GPU: cuda-python is not installed, extra 'gpu'.") from None
     cuda.start()

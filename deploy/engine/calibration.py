@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from common.geometry import TileGrid
-from common.messages import SurfaceLayout, TensorLayout
-from common.settings import Decoder, Source
-from services.decoder.sources import Picture, play
-from services.preprocess.kernels import fused
+from peoplecounter.common.geometry import TileGrid
+from peoplecounter.common.messages import SurfaceLayout, TensorLayout
+from peoplecounter.common.settings import Decoder, Source
+from peoplecounter.services.decoder.sources import Picture, play
+from peoplecounter.services.preprocess.kernels import fused
 
 
 def frames(clip: Path, every: int = 1) -> Iterator[tuple[SurfaceLayout, np.ndarray]]:

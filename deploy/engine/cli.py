@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from common import backend, plans
-from common import settings as settings_module
-from common.errors import NO_INPUT, Refused
-from common.keys import key_pair
-from deploy.control import group
-from deploy.engine import build as builder
-from deploy.engine.build import Options, Progress
-from deploy.engine.timing import default_folder
+from peoplecounter.common import backend, plans
+from peoplecounter.common import settings as settings_module
+from peoplecounter.common.errors import NO_INPUT, Refused
+from peoplecounter.common.keys import key_pair
+from peoplecounter.deploy.control import group
+from peoplecounter.deploy.engine import build as builder
+from peoplecounter.deploy.engine.build import Options, Progress
+from peoplecounter.deploy.engine.timing import default_folder
 
 app = typer.Typer(no_args_is_help=True, help="Engines: from an ONNX file to a plan, and into a running group.")
 Onnx = Annotated[Path, typer.Argument(help="Detector in an ONNX file.")]
@@ -97,7 +97,7 @@ def precision(
     python: Annotated[Path | None, typer.Option(help="A Python that has ModelOpt; default: one is set up.")] = None,
 ) -> None:
     """Convert an ONNX file to a lower precision with NVIDIA ModelOpt, calibrated on your own footage."""
-    from deploy.engine.precision import convert
+    from peoplecounter.deploy.engine.precision import convert
 
     before, after = convert(onnx, out, to, footage, python)
     change = (after - before) / max(1.0, before)
@@ -118,8 +118,8 @@ def serve(
     timing_cache: TimingCacheOption = "auto",
 ) -> None:
     """Serve a model to infer services with engine.model = "tcp://…", until Ctrl-C."""
-    from common.engine import model as models
-    from deploy.engine import serve as server_module
+    from peoplecounter.common.engine import model as models
+    from peoplecounter.deploy.engine import serve as server_module
 
     public, secret = key_pair(key, make=True) if key else (None, None)
     settings, weights = settings_module.load(), None
@@ -152,7 +152,7 @@ def swap(
 ) -> None:
     """Change the model of a running group between two frames, in all infer services or in none."""
 
-    from deploy.engine.swap import swap as change
+    from peoplecounter.deploy.engine.swap import swap as change
 
     there = group(config, run_dir)
     for name, seconds in change(there.run_dir, model, there.timing).items():
@@ -169,9 +169,9 @@ def bench(
     out: Annotated[Path, typer.Option(help="OUT.json, OUT.md and OUT.html are written.")] = Path(".bench/engines"),
 ) -> None:
     """Measure engines side by side: milliseconds at batches of 1, 8, 16 and 32, size, and what they count."""
-    from deploy import evaluate
-    from deploy.engine import bench as benches
-    from deploy.engine import calibration
+    from peoplecounter.deploy import evaluate
+    from peoplecounter.deploy.engine import bench as benches
+    from peoplecounter.deploy.engine import calibration
 
     true = evaluate.read_truth(truth) if truth else None
     loaded = settings_module.load(engine={"model": str(models[0])})

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from common.engine.onnxruntime import OnnxEngine
-from common.errors import NO_INPUT, SOFTWARE, Refused
-from common.messages import Input
-from common.plans import write_file
-from common.settings import Engine, Preprocess, Settings
-from deploy.engine import calibration
-from deploy.engine.bench import Bench
-from deploy.engine.timing import cache_folder
+from peoplecounter.common.engine.onnxruntime import OnnxEngine
+from peoplecounter.common.errors import NO_INPUT, SOFTWARE, Refused
+from peoplecounter.common.messages import Input
+from peoplecounter.common.plans import write_file
+from peoplecounter.common.settings import Engine, Preprocess, Settings
+from peoplecounter.deploy.engine import calibration
+from peoplecounter.deploy.engine.bench import Bench
+from peoplecounter.deploy.engine.timing import cache_folder
 
 PRECISIONS = ("fp16", "int8", "fp8")
 MODELOPT = "nvidia-modelopt==0.47.0"  # installed alone: what it says it needs is more than its ONNX part does

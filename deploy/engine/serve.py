@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import msgspec
 import zmq
 
-from common.errors import Refused
-from common.messages import SCHEMA, Chunk, Fetch, Refuse, decode, encode
-from common.plans import Sidecar, sha256
-from common.settings import LOOPBACK
+from peoplecounter.common.errors import Refused
+from peoplecounter.common.messages import SCHEMA, Chunk, Fetch, Refuse, decode, encode
+from peoplecounter.common.plans import Sidecar, sha256
+from peoplecounter.common.settings import LOOPBACK
 
 PIECE = 512 << 10  # bytes of a chunk, half of what a message may have
 POLL_MS = 200

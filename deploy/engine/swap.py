@@ -4,15 +4,15 @@ import os
 import time
 from pathlib import Path
 
-from common import plans
-from common.control import PREFIX
-from common.engine import Swapped
-from common.errors import CONFIG, SOFTWARE, Refused
-from common.link import Dial, Timing
-from common.loop import Loop
-from common.messages import SCHEMA, Commit, Committed, Hello, Message, Prepare, Prepared, Welcome
-from common.swap import write_record
-from deploy import control
+from peoplecounter.common import plans
+from peoplecounter.common.control import PREFIX
+from peoplecounter.common.engine import Swapped
+from peoplecounter.common.errors import CONFIG, SOFTWARE, Refused
+from peoplecounter.common.link import Dial, Timing
+from peoplecounter.common.loop import Loop
+from peoplecounter.common.messages import SCHEMA, Commit, Committed, Hello, Message, Prepare, Prepared, Welcome
+from peoplecounter.common.swap import write_record
+from peoplecounter.deploy import control
 
 REACH_S = 5.0  # until every process has answered a hello
 PREPARE_S = 120.0  # until a model is loaded and refitted

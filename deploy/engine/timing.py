@@ -15,8 +15,8 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from common.errors import Refused
-from common.plans import write_file
+from peoplecounter.common.errors import Refused
+from peoplecounter.common.plans import write_file
 
 DIGEST = 32  # bytes of SHA-256 in front of the cache: TensorRT itself crashes on some damaged ones
 LOG = logging.getLogger("engine")

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from common.errors import BAD_DATA, NO_INPUT, Refused
-from deploy.report.charts import Bar, pairs, quantiles, waterfall
-from deploy.report.page import STAGES, cards, figure, page, section, table
+from peoplecounter.common.errors import BAD_DATA, NO_INPUT, Refused
+from peoplecounter.deploy.report.charts import Bar, pairs, quantiles, waterfall
+from peoplecounter.deploy.report.page import STAGES, cards, figure, page, section, table
 
 CURVES = ("after", "infer_tiles", "preprocess", "fusion", "infer_global", "copy", "before")  # colours
 TITLES = ("optimization", ">before", ">after", ">before / after")

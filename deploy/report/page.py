@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
-from common.errors import NO_INPUT, Refused
+from peoplecounter.common.errors import NO_INPUT, Refused
 
 STAGES = ("decode", "copy", "preprocess", "infer_global", "infer_tiles", "fusion")
 STYLE = """

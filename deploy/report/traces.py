@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from common.errors import BAD_DATA, NO_INPUT, Refused
-from deploy.report.charts import Bar, waterfall
-from deploy.report.page import STAGES, figure, page, section, table
+from peoplecounter.common.errors import BAD_DATA, NO_INPUT, Refused
+from peoplecounter.deploy.report.charts import Bar, waterfall
+from peoplecounter.deploy.report.page import STAGES, figure, page, section, table
 
 COLOURS = {"decode": "blue", "preprocess": "cyan", "infer_global": "yellow", "infer_tiles": "red", "fusion": "magenta"}
 PERCENTILES = (50, 95, 99)

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from string import Template
 
-from common import backend, engine, sources
-from common.errors import NO_INPUT, Refused
-from common.settings import Settings, check_name
-from common.topology import SERVICES, Service
-from deploy.command import call
+from peoplecounter.common import backend, engine, sources
+from peoplecounter.common.errors import NO_INPUT, Refused
+from peoplecounter.common.settings import Settings, check_name
+from peoplecounter.common.topology import SERVICES, Service
+from peoplecounter.deploy.command import call
 
 HERE = Path(__file__).parent
 UNITS = Path("etc/systemd/system")

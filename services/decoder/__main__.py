@@ -1,4 +1,4 @@
-"""decoder: one source -> NV12 surfaces in a ring, offered one by one. `python -m services.decoder [SOURCE_NAME]`
+"""decoder: one source -> NV12 surfaces in a ring, offered one by one.
 
 file, RTSP, … --> PyAV, or its demuxer and NVDEC --> surfaces ring, part "frame"
 """
@@ -9,17 +9,17 @@ from functools import partial
 
 import msgspec
 
-from common import sources
-from common.downstream import Downstream
-from common.errors import Refused, SourceError
-from common.journal import Journal
-from common.link import Peer
-from common.messages import Confirmed, Done, Header, Part, Status, Stop, SurfaceLayout
-from common.runtime import Runtime, serve
-from common.sources import redacted
-from common.telemetry import Opened
-from services.decoder.reader import Reader
-from services.decoder.sources import Arrived, Changed, Damaged, Event, Picture
+from peoplecounter.common import sources
+from peoplecounter.common.downstream import Downstream
+from peoplecounter.common.errors import Refused, SourceError
+from peoplecounter.common.journal import Journal
+from peoplecounter.common.link import Peer
+from peoplecounter.common.messages import Confirmed, Done, Header, Part, Status, Stop, SurfaceLayout
+from peoplecounter.common.runtime import Runtime, serve
+from peoplecounter.common.sources import redacted
+from peoplecounter.common.telemetry import Opened
+from peoplecounter.services.decoder.reader import Reader
+from peoplecounter.services.decoder.sources import Arrived, Changed, Damaged, Event, Picture
 
 STATUS_NS = 1_000_000_000
 DETAIL_MAX = 500  # characters of a status
@@ -267,7 +267,7 @@ def _codec(work) -> tuple[Callable | None, bool]:
     """(what decodes, whether its pictures are only lent): FFmpeg into shared memory, NVDEC into a GPU's."""
     if work.kind == "shm":
         return None, False
-    from services.decoder.nvdec import OnGpu
+    from peoplecounter.services.decoder.nvdec import OnGpu
 
     return partial(OnGpu, cuda_stream=work.stream), True
 

@@ -5,8 +5,8 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 
-from common.settings import Decoder, Source
-from services.decoder.sources import Event, Picture, play
+from peoplecounter.common.settings import Decoder, Source
+from peoplecounter.services.decoder.sources import Event, Picture, play
 
 
 class Reader:

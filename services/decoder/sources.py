@@ -10,11 +10,11 @@ from typing import Protocol
 
 import av
 
-from common.errors import BAD_DATA, NO_INPUT, SourceError
-from common.messages import SurfaceLayout
-from common.settings import Decoder, Source
-from common.sources import redacted
-from services.decoder.ffmpeg import OnCpu
+from peoplecounter.common.errors import BAD_DATA, NO_INPUT, SourceError
+from peoplecounter.common.messages import SurfaceLayout
+from peoplecounter.common.settings import Decoder, Source
+from peoplecounter.common.sources import redacted
+from peoplecounter.services.decoder.ffmpeg import OnCpu
 
 JUMP_S = 1.0  # a real-time file that is this late, or jumps, starts its clock anew
 

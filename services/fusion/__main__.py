@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from common import sources
-from common.control import sources_to_decode
-from common.errors import Refused
-from common.journal import Journal
-from common.messages import DROP_REASONS, Confirmed, Detections, Dropped, Report, Status
-from common.results import Receiver
-from common.runtime import Runtime, serve
-from services.fusion.budgets import Window
-from services.fusion.join import Ended, Frame, Gap, Join, Settled
-from services.fusion.merge import believe, merge
-from services.fusion.publish import Publisher, Totals, timings, utc_now
+from peoplecounter.common import sources
+from peoplecounter.common.control import sources_to_decode
+from peoplecounter.common.errors import Refused
+from peoplecounter.common.journal import Journal
+from peoplecounter.common.messages import DROP_REASONS, Confirmed, Detections, Dropped, Report, Status
+from peoplecounter.common.results import Receiver
+from peoplecounter.common.runtime import Runtime, serve
+from peoplecounter.services.fusion.budgets import Window
+from peoplecounter.services.fusion.join import Ended, Frame, Gap, Join, Settled
+from peoplecounter.services.fusion.merge import believe, merge
+from peoplecounter.services.fusion.publish import Publisher, Totals, timings, utc_now
 
 STATUS_NS = 1_000_000_000
 LOOK_NS = 100_000_000  # how often a source nobody knows makes us look for it, at most
@@ -78,7 +78,7 @@ class Fusion:
         self.metrics = self._make_metrics() if rt.settings.telemetry.metrics else None
 
     def _make_metrics(self):
-        from services.fusion.metrics import Metrics  # an SDK and an HTTP server that few need
+        from peoplecounter.services.fusion.metrics import Metrics  # an SDK and an HTTP server that few need
 
         return self.rt.closing(Metrics(self, self.rt.settings.telemetry))
 

@@ -4,7 +4,7 @@ from collections import deque
 
 import numpy as np
 
-from common.settings import Budgets
+from peoplecounter.common.settings import Budgets
 
 WINDOW_NS = 10_000_000_000
 

@@ -10,7 +10,7 @@
 
 import numpy as np
 
-from common.engine.heads import overlap, survivors, touching
+from peoplecounter.common.engine.heads import overlap, survivors, touching
 
 SCORE, CUT, VIEW = 4, 5, 6  # columns behind x1, y1, x2, y2; a view is a tile or the whole frame
 MOST = 3000  # boxes are compared with each other, the best if there are more: memory grows with the square

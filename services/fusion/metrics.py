@@ -14,12 +14,12 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 
-from common.errors import Refused
-from common.settings import Telemetry
-from common.telemetry import identity, resource
+from peoplecounter.common.errors import Refused
+from peoplecounter.common.settings import Telemetry
+from peoplecounter.common.telemetry import identity, resource
 
 if TYPE_CHECKING:
-    from services.fusion.__main__ import Fusion, Service
+    from peoplecounter.services.fusion.__main__ import Fusion, Service
 
 PUSH_MS = 10_000
 IDLE_S = 5.0  # of a connection that does not ask

@@ -17,11 +17,11 @@ import msgspec
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
-from common.errors import Refused
-from common.keys import key_pair, public_keys
-from common.messages import Header
-from common.settings import Fusion, Settings
-from services.fusion.join import Frame
+from peoplecounter.common.errors import Refused
+from peoplecounter.common.keys import key_pair, public_keys
+from peoplecounter.common.messages import Header
+from peoplecounter.common.settings import Fusion, Settings
+from peoplecounter.services.fusion.join import Frame
 
 
 class Totals(msgspec.Struct):

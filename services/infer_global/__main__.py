@@ -5,12 +5,12 @@ tensors ring, part "global" --> engine --> results to fusion
 
 import numpy as np
 
-from common.geometry import Letterbox
-from common.inference import Inference, credits
-from common.messages import Header, Part, TensorLayout
-from common.runtime import Runtime, serve
-from common.swap import Swap
-from common.upstream import Upstream
+from peoplecounter.common.geometry import Letterbox
+from peoplecounter.common.inference import Inference, credits
+from peoplecounter.common.messages import Header, Part, TensorLayout
+from peoplecounter.common.runtime import Runtime, serve
+from peoplecounter.common.swap import Swap
+from peoplecounter.common.upstream import Upstream
 
 
 def run(rt: Runtime) -> None:

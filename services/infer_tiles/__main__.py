@@ -7,12 +7,12 @@ from functools import partial
 
 import numpy as np
 
-from common.geometry import TileGrid
-from common.inference import Inference, credits
-from common.messages import Header, Part, TensorLayout
-from common.runtime import Runtime, serve
-from common.swap import Swap
-from common.upstream import Upstream
+from peoplecounter.common.geometry import TileGrid
+from peoplecounter.common.inference import Inference, credits
+from peoplecounter.common.messages import Header, Part, TensorLayout
+from peoplecounter.common.runtime import Runtime, serve
+from peoplecounter.common.swap import Swap
+from peoplecounter.common.upstream import Upstream
 
 
 def run(rt: Runtime) -> None:

@@ -5,14 +5,14 @@ surfaces rings (one per source) --> one kernel --> tensors ring: part "global", 
 
 import msgspec
 
-from common import sources
-from common.downstream import Downstream
-from common.errors import Refused
-from common.geometry import TileGrid
-from common.messages import Header, Hello, Input, Offer, Part, Refuse, SurfaceLayout, TensorLayout
-from common.runtime import Runtime, serve
-from common.upstream import Attached, Lease, Upstream
-from services.preprocess import kernels
+from peoplecounter.common import sources
+from peoplecounter.common.downstream import Downstream
+from peoplecounter.common.errors import Refused
+from peoplecounter.common.geometry import TileGrid
+from peoplecounter.common.messages import Header, Hello, Input, Offer, Part, Refuse, SurfaceLayout, TensorLayout
+from peoplecounter.common.runtime import Runtime, serve
+from peoplecounter.common.upstream import Attached, Lease, Upstream
+from peoplecounter.services.preprocess import kernels
 
 SLOTS_MAX = 64
 

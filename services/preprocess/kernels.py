@@ -19,8 +19,8 @@ from typing import Protocol
 
 import numpy as np
 
-from common.geometry import Letterbox, TileGrid
-from common.messages import SurfaceLayout, TensorLayout
+from peoplecounter.common.geometry import Letterbox, TileGrid
+from peoplecounter.common.messages import SurfaceLayout, TensorLayout
 
 PADDING = 114 / 255
 LUMA_WEIGHTS = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}  # Kr, Kb
@@ -103,10 +103,10 @@ class OnGpu:
         import torch
 
         try:
-            from services.preprocess.kernels_triton import launch
+            from peoplecounter.services.preprocess.kernels_triton import launch
         except ModuleNotFoundError:
             logging.getLogger("preprocess").warning("Triton is not installed: torch does its work, many times slower")
-            from services.preprocess.kernels_torch import launch
+            from peoplecounter.services.preprocess.kernels_torch import launch
         self._torch, self._launch, self._stream = torch, launch, torch.cuda.ExternalStream(work.stream)
         self._compiler = ThreadPoolExecutor(1, "compiler")
         self._view = lru_cache(maxsize=64)(self._new_view)

@@ -4,9 +4,9 @@ from functools import lru_cache
 
 import torch
 
-from common.geometry import Letterbox, TileGrid
-from common.messages import SurfaceLayout, TensorLayout
-from services.preprocess.kernels import PADDING, colour_matrix, planes, taps
+from peoplecounter.common.geometry import Letterbox, TileGrid
+from peoplecounter.common.messages import SurfaceLayout, TensorLayout
+from peoplecounter.services.preprocess.kernels import PADDING, colour_matrix, planes, taps
 
 
 def launch(surface: torch.Tensor, layout: SurfaceLayout, tensor: TensorLayout, out: torch.Tensor) -> None:

@@ -13,9 +13,9 @@ import torch
 import triton
 import triton.language as tl
 
-from common.geometry import Letterbox, TileGrid
-from common.messages import SurfaceLayout, TensorLayout
-from services.preprocess.kernels import PADDING, colour_matrix, taps
+from peoplecounter.common.geometry import Letterbox, TileGrid
+from peoplecounter.common.messages import SurfaceLayout, TensorLayout
+from peoplecounter.services.preprocess.kernels import PADDING, colour_matrix, taps
 
 PAIRS, BLOCK_X, LETTERBOX, WARPS = 4, 128, 64, 2
 

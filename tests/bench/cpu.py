@@ -30,16 +30,16 @@ from pathlib import Path
 import numpy as np
 import zmq
 
-from common.downstream import Downstream
-from common.link import Timing
-from common.loop import Loop
-from common.messages import SCHEMA, Header, Hello, Part, SurfaceLayout, TensorLayout
-from common.settings import Settings
-from common.telemetry import Tracer
-from common.upstream import Upstream
-from deploy.demo.plaza import render_clip
-from deploy.subscribe import Tally
-from services.preprocess import kernels
+from peoplecounter.common.downstream import Downstream
+from peoplecounter.common.link import Timing
+from peoplecounter.common.loop import Loop
+from peoplecounter.common.messages import SCHEMA, Header, Hello, Part, SurfaceLayout, TensorLayout
+from peoplecounter.common.settings import Settings
+from peoplecounter.common.telemetry import Tracer
+from peoplecounter.common.upstream import Upstream
+from peoplecounter.deploy.demo.plaza import render_clip
+from peoplecounter.deploy.subscribe import Tally
+from peoplecounter.services.preprocess import kernels
 from tests.bench import TRACED, TRACING, distribution, gain, spread
 from tests.support import squares
 from tests.support.group import SERVICES, Group
@@ -129,10 +129,10 @@ def _beside(counts: list[dict]) -> dict:
 OWNER = """
 import sys, time, json
 from pathlib import Path
-from common.downstream import Downstream
-from common.link import Timing
-from common.loop import Loop
-from common.messages import Header, Part, SurfaceLayout
+from peoplecounter.common.downstream import Downstream
+from peoplecounter.common.link import Timing
+from peoplecounter.common.loop import Loop
+from peoplecounter.common.messages import Header, Part, SurfaceLayout
 loop = Loop()
 owner = Downstream(loop, Path(sys.argv[1]), "surfaces", "cam", 3, Timing(), on_lost=print)
 owner.open(SurfaceLayout(64, 64, 64, "bt709", False))

@@ -29,11 +29,11 @@ from pathlib import Path
 
 import numpy as np
 
-from common import backend
-from common.geometry import Letterbox, TileGrid
-from common.loop import Loop
-from common.messages import SurfaceLayout, TensorLayout
-from common.settings import Decoder, Engine, Settings, Source
+from peoplecounter.common import backend
+from peoplecounter.common.geometry import Letterbox, TileGrid
+from peoplecounter.common.loop import Loop
+from peoplecounter.common.messages import SurfaceLayout, TensorLayout
+from peoplecounter.common.settings import Decoder, Engine, Settings, Source
 from tests.bench import TRACED, TRACING, distribution, gain, spread
 
 PLAN = Path(os.environ.get("PLAN", "/tmp/gpu/plans/yolo26n_coco.trt86vc.sm90.fp16.plan"))
@@ -64,7 +64,7 @@ def kernel(sweep: bool = False) -> dict:
     """Several surfaces and tensors in turn, so that no cache holds them; the copy moves as many bytes as the kernel."""
     import torch
 
-    from services.preprocess import kernels_torch, kernels_triton
+    from peoplecounter.services.preprocess import kernels_torch, kernels_triton
 
     random = np.random.default_rng(0)
     surfaces = [torch.from_numpy(random.integers(0, 256, LAYOUT.nbytes, np.uint8)).cuda() for _ in range(4)]
@@ -161,12 +161,12 @@ def floor(frames: int = 300) -> dict:
     """Each stage alone in this process; the engine also as the two workers' batches, one after the other."""
     import torch
 
-    from common.cuda import check, cudart
-    from common.engine.tensorrt import TensorRTEngine
-    from common.memory.cuda import Block, Work
-    from services.decoder.nvdec import OnGpu
-    from services.decoder.sources import Picture, play
-    from services.preprocess import kernels
+    from peoplecounter.common.cuda import check, cudart
+    from peoplecounter.common.engine.tensorrt import TensorRTEngine
+    from peoplecounter.common.memory.cuda import Block, Work
+    from peoplecounter.services.decoder.nvdec import OnGpu
+    from peoplecounter.services.decoder.sources import Picture, play
+    from peoplecounter.services.preprocess import kernels
 
     loop = Loop()
     work = Work(loop)
@@ -228,8 +228,8 @@ def at_once(out, tensor: TensorLayout, rounds: int = 100) -> list[float]:
     """Milliseconds of 1 + 16 + 16 images on three streams: the best this GPU does with this plan."""
     import torch
 
-    from common.engine.tensorrt import TensorRTEngine
-    from common.memory.cuda import Work
+    from peoplecounter.common.engine.tensorrt import TensorRTEngine
+    from peoplecounter.common.memory.cuda import Work
 
     works = [Work(Loop()) for _ in range(3)]
     engines = [TensorRTEngine(Engine(model=str(PLAN)), work) for work in works]
@@ -255,7 +255,7 @@ def at_once(out, tensor: TensorLayout, rounds: int = 100) -> list[float]:
 @contextmanager
 def group(sources: dict[str, dict], mps: bool = True, infer_tiles: int = 1, without: str = "", **settings: str):
     """A running group of our own services, under a private MPS daemon or none; `without` an optimization."""
-    from deploy import mps as mps_module
+    from peoplecounter.deploy import mps as mps_module
     from tests.support.group import Group
 
     folder = Path(tempfile.mkdtemp(prefix="pc-gpu-", dir="/dev/shm"))
@@ -358,8 +358,8 @@ def handover(turns: int = 10) -> list[dict]:
     """A frame's surface and tensors to the next process: through host memory, or by the fences that IPC needs."""
     import torch
 
-    from common.cuda import check, cudart, pinned
-    from common.memory.cuda import Work
+    from peoplecounter.common.cuda import check, cudart, pinned
+    from peoplecounter.common.memory.cuda import Work
 
     tensor = TensorLayout(33, 640, "float32", 0.2)
     nbytes = LAYOUT.nbytes + tensor.nbytes
@@ -417,9 +417,9 @@ def engine_gains(turns: int = 5) -> list[dict]:
     """Batches of one engine, its launches captured or not."""
     import torch
 
-    from common.cuda import check, cudart
-    from common.engine.tensorrt import TensorRTEngine
-    from common.memory.cuda import Block, Work
+    from peoplecounter.common.cuda import check, cudart
+    from peoplecounter.common.engine.tensorrt import TensorRTEngine
+    from peoplecounter.common.memory.cuda import Block, Work
 
     work = Work(Loop())
     engines = {graphs: TensorRTEngine(Engine(model=str(PLAN)), work, graphs) for graphs in (False, True)}
@@ -492,7 +492,7 @@ def sources(number: int, seconds: int, mps: bool, infer_tiles: int) -> dict:
 def machine() -> dict:
     import torch
 
-    from common.engine.tensorrt import runtime_module
+    from peoplecounter.common.engine.tensorrt import runtime_module
 
     query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     name, driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().split(", ")

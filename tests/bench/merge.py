@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from common.engine.heads import survivors, touching
-from common.engine.onnxruntime import OnnxEngine
-from common.messages import Header, Part, SurfaceLayout, TensorLayout
-from common.settings import Engine, Fusion
-from deploy import evaluate
-from deploy.engine import calibration
-from services.fusion.merge import CUT, SCORE, VIEW, believe, merge
-from services.infer_global.__main__ import to_frame as global_to_frame
-from services.infer_tiles.__main__ import to_frame as tiles_to_frame
+from peoplecounter.common.engine.heads import survivors, touching
+from peoplecounter.common.engine.onnxruntime import OnnxEngine
+from peoplecounter.common.messages import Header, Part, SurfaceLayout, TensorLayout
+from peoplecounter.common.settings import Engine, Fusion
+from peoplecounter.deploy import evaluate
+from peoplecounter.deploy.engine import calibration
+from peoplecounter.services.fusion.merge import CUT, SCORE, VIEW, believe, merge
+from peoplecounter.services.infer_global.__main__ import to_frame as global_to_frame
+from peoplecounter.services.infer_tiles.__main__ import to_frame as tiles_to_frame
 from tests.bench.cpu import machine
 
 OVERLAP, GROUP, SCORE_OLD = 0.2, 16, 0.25

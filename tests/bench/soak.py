@@ -19,13 +19,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from common.journal import Journal
-from common.link import Timing
-from common.messages import Stop
-from common.runtime import usage
-from common.settings import Settings
-from deploy import control, mps
-from services.decoder.__main__ import Place
+from peoplecounter.common.journal import Journal
+from peoplecounter.common.link import Timing
+from peoplecounter.common.messages import Stop
+from peoplecounter.common.runtime import usage
+from peoplecounter.common.settings import Settings
+from peoplecounter.deploy import control, mps
+from peoplecounter.services.decoder.__main__ import Place
 from tests.support import squares
 from tests.support.cli import gpu_used_mb
 from tests.support.group import Group

@@ -6,14 +6,14 @@ import sys
 
 def graphs() -> None:
     """Batches are launched plainly."""
-    from common.engine.tensorrt import TensorRTEngine
+    from peoplecounter.common.engine.tensorrt import TensorRTEngine
 
     TensorRTEngine._graph = lambda self, address, images: None
 
 
 def kernel() -> None:
     """A chain of torch operations in place of the one Triton kernel."""
-    from services.preprocess import kernels, kernels_torch
+    from peoplecounter.services.preprocess import kernels, kernels_torch
 
     made = kernels.OnGpu.__init__
 
@@ -28,4 +28,4 @@ if __name__ == "__main__":
     _, which, service, instance = sys.argv
     {"graphs": graphs, "kernel": kernel}[which]()
     sys.argv = [service, instance]
-    runpy.run_module(f"services.{service}", run_name="__main__")
+    runpy.run_module(f"peoplecounter.services.{service}", run_name="__main__")

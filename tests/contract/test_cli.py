@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from common.topology import SERVICES
-from deploy.evaluate import compare, read_truth
+from peoplecounter.common.topology import SERVICES
+from peoplecounter.deploy.evaluate import compare, read_truth
 from tests.support.cli import ROOT, command, peoplecounter
 from tests.support.squares import FRAMES, expected
 
@@ -118,9 +118,8 @@ def test_a_killed_run_takes_its_services_with_it_and_the_next_run_sweeps(running
 
 
 def test_run_restarts_a_service_that_dies_and_says_so(running):
-    victim = next(
-        pid for pid in children(running.pid) if b"services.infer_tiles" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    )
+    name = b"peoplecounter.services.infer_tiles"
+    victim = next(pid for pid in children(running.pid) if name in Path(f"/proc/{pid}/cmdline").read_bytes())
     os.kill(victim, signal.SIGKILL)
     assert any("infer_tiles.0 ended with SIGKILL: restarted" in running.stderr.readline() for _ in range(30))
     for _ in range(600):
@@ -132,7 +131,7 @@ def test_run_restarts_a_service_that_dies_and_says_so(running):
 
 def test_run_starts_again_what_somebody_else_ended(running):
     """SIGTERM to a worker is no end of the group: only a decoder may be done."""
-    for name in (b"services.preprocess", b"services.infer_tiles"):
+    for name in (b"peoplecounter.services.preprocess", b"peoplecounter.services.infer_tiles"):
         pid = next(p for p in children(running.pid) if name in Path(f"/proc/{p}/cmdline").read_bytes())
         os.kill(pid, signal.SIGTERM)
         assert any("ended with exit code 0: restarted" in running.stderr.readline() for _ in range(40))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from common.settings import Workers
-from common.topology import SERVICES
+from peoplecounter.common.settings import Workers
+from peoplecounter.common.topology import SERVICES
 
 ROOT = Path(__file__).parents[2]
 GPU = {"torch", "triton", "tensorrt", "cuda", "PyNvVideoCodec"}
@@ -36,17 +36,20 @@ def test_topology_is_what_lies_in_services():
 
 def test_common_never_imports_services_and_no_service_another():
     for path in sources("common"):
-        assert not any(name.startswith(("services", "deploy")) for name in imports(path)), path
+        above = ("peoplecounter.services", "peoplecounter.deploy")
+        assert not any(name.startswith(above) for name in imports(path)), path
     for path in sources("services"):
         own = path.relative_to(ROOT / "services").parts[0]
         for name in imports(path):
-            assert not name.startswith("deploy"), path
-            assert not name.startswith("services.") or name.split(".")[1] == own, path
+            assert not name.startswith("peoplecounter.deploy"), path
+            assert not name.startswith("peoplecounter.services.") or name.split(".")[2] == own, path
 
 
 @pytest.mark.parametrize("service", SERVICES, ids=lambda s: s.name)
 def test_a_service_starts_without_any_gpu_package(service):
-    code = f"import sys, services.{service.name}.__main__; print(*{{m.split('.')[0] for m in sys.modules}})"
+    code = (
+        f"import sys, peoplecounter.services.{service.name}.__main__; print(*{{m.split('.')[0] for m in sys.modules}})"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not GPU & set(done.stdout.split())
 

@@ -21,7 +21,7 @@ def yolo(footage, tmp_path_factory):
 
 def count_and_compare(run_dir, out, truth, *arguments):
     """(summary of the run, error of its counts), both by the command line."""
-    cli = [sys.executable, "-m", "deploy.cli"]
+    cli = [sys.executable, "-m", "peoplecounter.deploy.cli"]
     command = [*cli, "run", *map(str, arguments), "--run-dir", str(run_dir), "--out", str(out), "--json"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
@@ -31,7 +31,7 @@ def count_and_compare(run_dir, out, truth, *arguments):
 
 def test_the_demo_on_its_held_out_plaza(tmp_path):
     """`make demo`, whole: every frame counted, at most 5 % of the mean count wrong, the summary written."""
-    demo = [sys.executable, "-m", "deploy.cli", "demo", "--json", "--folder", str(tmp_path)]
+    demo = [sys.executable, "-m", "peoplecounter.deploy.cli", "demo", "--json", "--folder", str(tmp_path)]
     done = subprocess.run(demo, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())

@@ -8,11 +8,11 @@ from pathlib import Path
 import onnx
 import pytest
 
-from common.engine.onnxruntime import DEMO_MODEL
-from common.errors import CONFIG, NO_INPUT, SOFTWARE
-from deploy.demo.plaza import render_clip
-from deploy.engine import cli, precision
-from deploy.engine.precision import environment
+from peoplecounter.common.engine.onnxruntime import DEMO_MODEL
+from peoplecounter.common.errors import CONFIG, NO_INPUT, SOFTWARE
+from peoplecounter.deploy.demo.plaza import render_clip
+from peoplecounter.deploy.engine import cli, precision
+from peoplecounter.deploy.engine.precision import environment
 from tests.eval.test_accuracy import yolo  # noqa: F401
 from tests.support.squares import make_model
 
@@ -23,7 +23,7 @@ modelopt = pytest.mark.skipif(
 
 
 def engine(*arguments):
-    command = [sys.executable, "-m", "deploy.cli", "engine", *map(str, arguments)]
+    command = [sys.executable, "-m", "peoplecounter.deploy.cli", "engine", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 

@@ -5,8 +5,19 @@ import os
 import numpy as np
 import zmq
 
-from common.messages import SCHEMA, Confirmed, Detections, Dropped, Header, Hello, Part, Result, Status, encode
-from common.results import NAME
+from peoplecounter.common.messages import (
+    SCHEMA,
+    Confirmed,
+    Detections,
+    Dropped,
+    Header,
+    Hello,
+    Part,
+    Result,
+    Status,
+    encode,
+)
+from peoplecounter.common.results import NAME
 from tests.support.squares import expected
 
 

@@ -12,8 +12,8 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from common import plans
-from deploy.engine.build import Options, Progress, build_file, watched
+from peoplecounter.common import plans
+from peoplecounter.deploy.engine.build import Options, Progress, build_file, watched
 
 LEVEL = 0  # seconds of building matter here, not microseconds of running
 KILLED_AFTER_S = 12

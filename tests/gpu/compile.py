@@ -7,9 +7,9 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from common.engine import dense
-from common.messages import SurfaceLayout, TensorLayout
-from services.preprocess import kernels_triton
+from peoplecounter.common.engine import dense
+from peoplecounter.common.messages import SurfaceLayout, TensorLayout
+from peoplecounter.services.preprocess import kernels_triton
 
 
 def build(kernel, kinds: list[str], constants: dict, capability: int, warps: int) -> str:

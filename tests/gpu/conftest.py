@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common import backend
+from peoplecounter.common import backend
 
 GPU = all(fine for what, fine, _ in backend.cuda_checks() if what == "NVIDIA GPU")
 if not GPU:

@@ -5,10 +5,10 @@ import subprocess
 import sys
 import time
 
-from common.link import Timing
-from common.loop import Loop
-from common.messages import SCHEMA, Hello
-from common.upstream import Upstream
+from peoplecounter.common.link import Timing
+from peoplecounter.common.loop import Loop
+from peoplecounter.common.messages import SCHEMA, Hello
+from peoplecounter.common.upstream import Upstream
 
 
 class Owner:
@@ -33,7 +33,7 @@ class Reader:
     """This process as the consumer."""
 
     def __init__(self, run_dir):
-        from common.memory.cuda import Work
+        from peoplecounter.common.memory.cuda import Work
 
         self.loop = Loop()
         self.work = Work(self.loop)
@@ -52,7 +52,7 @@ class Reader:
 
     def copy(self, lease):
         """Queues a copy of the slot to the host; (array, list that is non-empty when it has arrived)."""
-        from common.cuda import check, cudart, pinned
+        from peoplecounter.common.cuda import check, cudart, pinned
 
         host, done = pinned((lease.slot.nbytes,), "uint8"), []
         host[:] = 255

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 from cuda.bindings import driver
 
-from common.cuda import check, cudart
-from common.downstream import Downstream
-from common.link import Timing
-from common.loop import Loop
-from common.memory.cuda import Work
-from common.messages import Header, Part, SurfaceLayout, TensorLayout
+from peoplecounter.common.cuda import check, cudart
+from peoplecounter.common.downstream import Downstream
+from peoplecounter.common.link import Timing
+from peoplecounter.common.loop import Loop
+from peoplecounter.common.memory.cuda import Work
+from peoplecounter.common.messages import Header, Part, SurfaceLayout, TensorLayout
 
 TO_DEVICE = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
 PIXELS = SurfaceLayout(640, 360, 640, "bt709", False)

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from common.engine.heads import head
+from peoplecounter.common.engine.heads import head
 from tests.gpu.conftest import GPU
 
 torch = pytest.importorskip("torch", reason="torch is installed for Python 3.11 only, see the extra 'dev'")
 pytest.importorskip("triton")
-from common.engine.dense import rows  # noqa: E402
+from peoplecounter.common.engine.dense import rows  # noqa: E402
 
 DEVICE = "cuda" if GPU else "cpu"
 

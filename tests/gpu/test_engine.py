@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from common.errors import CONFIG, NO_INPUT, Refused
-from common.settings import Engine
+from peoplecounter.common.errors import CONFIG, NO_INPUT, Refused
+from peoplecounter.common.settings import Engine
 from tests.gpu.ends import Owner
 
 pytestmark = pytest.mark.gpu
@@ -13,7 +13,7 @@ PARTS = [(0, 1), (1, 16), (17, 16), (3, 5), (0, 17), (1, 16), (0, 32)]  # first 
 
 @pytest.fixture
 def make(plan, reader):
-    from common.engine.tensorrt import TensorRTEngine
+    from peoplecounter.common.engine.tensorrt import TensorRTEngine
 
     engines = []
 
@@ -29,8 +29,8 @@ def make(plan, reader):
 
 def upload(images):
     """A slot of this process' own with these images."""
-    from common.cuda import check, cudart
-    from common.memory.cuda import Block
+    from peoplecounter.common.cuda import check, cudart
+    from peoplecounter.common.memory.cuda import Block
 
     address = int(check(cudart.cudaMalloc(images.nbytes)))
     kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
@@ -82,7 +82,7 @@ def test_images_in_another_process_memory_give_the_same_bits(make, reader, run_d
 
 
 def test_more_graphs_than_are_kept_still_give_results(make, monkeypatch):
-    from common.engine import tensorrt
+    from peoplecounter.common.engine import tensorrt
     from tests.gpu.owner import IMAGES, random_images
 
     monkeypatch.setattr(tensorrt, "GRAPHS", 3)
@@ -96,7 +96,7 @@ def test_more_graphs_than_are_kept_still_give_results(make, monkeypatch):
 
 
 def test_bad_plans_are_refused_in_a_sentence(plan, reader, tmp_path):
-    from common.engine.tensorrt import TensorRTEngine
+    from peoplecounter.common.engine.tensorrt import TensorRTEngine
 
     data = plan.read_bytes()
     bad = {"cut": data[: len(data) // 2], "header": data[:64], "newer": data[:24] + b"\xff\x09" + data[26:]}

@@ -7,14 +7,14 @@ import sys
 import numpy as np
 import pytest
 
-from common.geometry import TileGrid
-from common.messages import SurfaceLayout, TensorLayout
-from services.preprocess.kernels import reference
+from peoplecounter.common.geometry import TileGrid
+from peoplecounter.common.messages import SurfaceLayout, TensorLayout
+from peoplecounter.services.preprocess.kernels import reference
 from tests.gpu.conftest import GPU
 
 torch = pytest.importorskip("torch", reason="torch is installed for Python 3.11 only, see the extra 'dev'")
 pytest.importorskip("triton")
-from services.preprocess import kernels_torch, kernels_triton  # noqa: E402
+from peoplecounter.services.preprocess import kernels_torch, kernels_triton  # noqa: E402
 
 DEVICE = "cuda" if GPU else "cpu"
 SIZE = 64

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.errors import SOFTWARE, Refused
-from common.messages import RingSpec
+from peoplecounter.common.errors import SOFTWARE, Refused
+from peoplecounter.common.messages import RingSpec
 from tests.gpu.ends import Owner, Reader
 
 pytestmark = pytest.mark.gpu
@@ -24,7 +24,7 @@ def owner(run_dir):
 
 
 def used_mb():
-    from common.cuda import check, cudart
+    from peoplecounter.common.cuda import check, cudart
 
     free, total = check(cudart.cudaMemGetInfo())
     return (total - free) >> 20
@@ -91,7 +91,7 @@ def test_an_owner_that_ends_is_unmapped_and_its_successor_attached(run_dir, read
 ORPHAN = """
 import sys; sys.path.insert(0, ".")
 from pathlib import Path
-from common.errors import GpuLost
+from peoplecounter.common.errors import GpuLost
 from tests.gpu.ends import Reader
 reader = Reader(Path(sys.argv[1]))
 host, done = reader.copy(reader.upstream.lease(*reader.take()))
@@ -139,7 +139,7 @@ def test_a_dead_reader_gives_its_slots_back(run_dir, owner):
 
 
 def test_a_ring_of_this_very_process_is_refused_in_words(run_dir, reader):
-    from common.memory.cuda import Mapped, Owned
+    from peoplecounter.common.memory.cuda import Mapped, Owned
     from tests.gpu.owner import PIXELS
 
     owned = Owned(reader.work, run_dir, "surfaces.cam", "00", 3, PIXELS.nbytes)
@@ -157,7 +157,7 @@ def test_a_ring_of_this_very_process_is_refused_in_words(run_dir, reader):
 
 
 def test_what_does_not_fit_on_the_gpu_is_refused_in_words(reader):
-    from common.memory.cuda import Owned
+    from peoplecounter.common.memory.cuda import Owned
 
     with pytest.raises(Refused, match="No room for"):
         Owned(reader.work, Path(), "surfaces.cam", "00", 3, 1 << 40)

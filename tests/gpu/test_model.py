@@ -44,8 +44,7 @@ def test_another_plan_is_swapped_in_while_frames_go_on(live, plan, tmp_path):
     shutil.copy(os.environ.get("SECOND_PLAN", plan), second)
     g = live(plan)
     captured, before = [g.counters(name)["graphs_captured"] for name in INFER], losses(g)
-    command = [sys.executable, "-m", "deploy.cli", "engine", "swap", str(second), "--run-dir", str(g.run_dir)]
-    done = subprocess.run(command, cwd=ROOT, env=g.environment, capture_output=True, text=True, timeout=120)
+    done = g.peoplecounter("engine", "swap", second, "--run-dir", g.run_dir)
     assert done.returncode == 0, done.stderr
     print(done.stdout)
     first = len(g.of("counts"))
@@ -62,8 +61,7 @@ def test_a_plan_without_a_refitter_takes_no_other_weights(live, plan, tmp_path):
     onnx = tmp_path / "weights.onnx"
     onnx.write_bytes(b"\x08\x09" * 100)
     g = live(plan)
-    command = [sys.executable, "-m", "deploy.cli", "engine", "swap", str(onnx), "--run-dir", str(g.run_dir)]
-    done = subprocess.run(command, cwd=ROOT, env=g.environment, capture_output=True, text=True, timeout=120)
+    done = g.peoplecounter("engine", "swap", onnx, "--run-dir", g.run_dir)
     assert done.returncode and "all keep the old one" in done.stderr, done.stderr
     print(done.stderr)
     before = losses(g)
@@ -72,7 +70,16 @@ def test_a_plan_without_a_refitter_takes_no_other_weights(live, plan, tmp_path):
 
 
 def test_engines_start_from_a_plan_that_is_served(live, plan):
-    command = [sys.executable, "-m", "deploy.cli", "engine", "serve", str(plan), "--bind", "tcp://127.0.0.1:*"]
+    command = [
+        sys.executable,
+        "-m",
+        "peoplecounter.deploy.cli",
+        "engine",
+        "serve",
+        str(plan),
+        "--bind",
+        "tcp://127.0.0.1:*",
+    ]
     server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         endpoint = [server.stdout.readline() for _ in range(2)][1].split('"')[1]

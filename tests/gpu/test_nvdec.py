@@ -4,12 +4,12 @@ import av
 import numpy as np
 import pytest
 
-from common.errors import BAD_DATA, SourceError
-from common.loop import Loop
-from common.messages import SurfaceLayout
-from common.settings import Decoder, Source
-from services.decoder.ffmpeg import OnCpu
-from services.decoder.sources import Arrived, Changed, Damaged, Picture, play
+from peoplecounter.common.errors import BAD_DATA, SourceError
+from peoplecounter.common.loop import Loop
+from peoplecounter.common.messages import SurfaceLayout
+from peoplecounter.common.settings import Decoder, Source
+from peoplecounter.services.decoder.ffmpeg import OnCpu
+from peoplecounter.services.decoder.sources import Arrived, Changed, Damaged, Picture, play
 
 pytestmark = pytest.mark.gpu
 
@@ -18,7 +18,7 @@ class Decode:
     """Plays a file through a codec, each picture through a slot, back to the host."""
 
     def __init__(self):
-        from common.memory.cuda import Work
+        from peoplecounter.common.memory.cuda import Work
 
         self.loop = Loop()
         self.work = Work(self.loop)
@@ -26,9 +26,9 @@ class Decode:
     def on_gpu(self, path, **options):
         from functools import partial
 
-        from common.cuda import check, cudart
-        from common.memory.cuda import Block
-        from services.decoder.nvdec import OnGpu
+        from peoplecounter.common.cuda import check, cudart
+        from peoplecounter.common.memory.cuda import Block
+        from peoplecounter.services.decoder.nvdec import OnGpu
 
         codec = partial(OnGpu, cuda_stream=self.work.stream)
         slot = None
@@ -155,7 +155,7 @@ def test_a_network_stream_that_ends_is_opened_again(decode, tmp_path):
     """The live path: each picture is announced by its packet before it is decoded."""
     from functools import partial
 
-    from services.decoder.nvdec import OnGpu
+    from peoplecounter.services.decoder.nvdec import OnGpu
     from tests.pipeline.test_sources import QUICK, Camera
 
     camera = Camera(encode(tmp_path / "clip.ts", "libx264", options={"bf": "0"}).read_bytes())

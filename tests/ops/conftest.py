@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.demo.plaza import render_clip
+from peoplecounter.deploy.demo.plaza import render_clip
 from tests.support.cli import ROOT
 from tests.support.docker import PYTHON, Docker
 from tests.support.published import Published

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common import topology
+from peoplecounter.common import topology
 from tests.ops.conftest import ENOUGH, FPS, IMAGE, check_started_again
 from tests.support.cli import missing_as_root
 from tests.support.docker import NEEDED, Docker
@@ -117,7 +117,7 @@ def test_three_workers_share_the_load(compose):
 def test_restart_and_scale_back_work_from_the_host(compose):
     before = compose.pids()
     said = compose.docker.do(
-        sys.executable, "-m", "deploy.cli", "scale", "infer_tiles", 1, "--run-dir", compose.run_dir
+        sys.executable, "-m", "peoplecounter.deploy.cli", "scale", "infer_tiles", 1, "--run-dir", compose.run_dir
     )
     assert said == "infer_tiles: 1 ready, there were 3\n"
     assert len(compose.pids()) == len(before) - 2
@@ -127,7 +127,9 @@ def test_restart_and_scale_back_work_from_the_host(compose):
 
 def test_an_image_without_settings_says_so_in_one_sentence(compose):
     """Asked of the image itself, as its user would."""
-    said = compose.docker.do("docker", "run", "--rm", "--network", "none", IMAGE, "services.preprocess", check=False)
+    said = compose.docker.do(
+        "docker", "run", "--rm", "--network", "none", IMAGE, "peoplecounter.services.preprocess", check=False
+    )
     assert said.endswith(
         ": The configuration file /etc/peoplecounter.toml cannot be read: No such file or directory.\n"
     )

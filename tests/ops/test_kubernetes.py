@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common import topology
+from peoplecounter.common import topology
 from tests.ops.conftest import ENOUGH, FPS, IMAGE, check_started_again
 from tests.support.cli import ROOT, checked, missing_as_root
 from tests.support.docker import NEEDED
@@ -65,7 +65,7 @@ def check_container(container: dict, overlay: str) -> None:
     assert closed["readOnlyRootFilesystem"] and closed["capabilities"] == {"drop": ["ALL"]}, container["name"]
     assert not closed["allowPrivilegeEscalation"] and "memory" in container["resources"]["limits"]
     variables = {one["name"]: one.get("value") for one in container["env"]}
-    if container.get("args", [""])[0].startswith("services."):
+    if container.get("args", [""])[0].startswith("peoplecounter.services."):
         for probe in ("startupProbe", "livenessProbe"):
             command = container[probe]["exec"]["command"]
             assert command == ["healthy", variables["PEOPLECOUNTER_HEARTBEAT"], "5"], container["name"]

@@ -157,7 +157,7 @@ def test_uninstall_leaves_no_unit_no_process_and_no_run_directory(machine):
     units = machine.root / "etc/systemd/system"
     assert not [path for path in units.rglob("*") if path.name.startswith("peoplecounter") and not path.is_dir()]
     assert "There is no peoplecounter.target" in machine.peoplecounter("uninstall", "systemd", check=False)
-    assert machine.do("pgrep", "-f", "services.", check=False) == ""
+    assert machine.do("pgrep", "-f", "peoplecounter.services.", check=False) == ""
 
 
 def test_the_units_are_valid_and_closed_to_the_outside(installation, tmp_path):

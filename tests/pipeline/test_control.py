@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import msgspec
 
-from common import memory, sources
-from common.messages import SCHEMA, Hello, Refuse, Welcome, namespaces
-from common.settings import Settings, Source
+from peoplecounter.common import memory, sources
+from peoplecounter.common.messages import SCHEMA, Hello, Refuse, Welcome, namespaces
+from peoplecounter.common.settings import Settings, Source
 from tests.link.test_link import World
 from tests.support.cli import peoplecounter
 from tests.support.group import SERVICES
@@ -175,7 +175,7 @@ def test_a_source_comes_and_goes_and_comes_again_while_the_group_runs(group, cli
     for _ in range(2):
         sources.write(settings, "yard", Source(url=str(clip)))
         process = subprocess.Popen(
-            [sys.executable, "-m", "services.decoder"], env=g.environment, stdout=g.log, stderr=g.log
+            [sys.executable, "-m", "peoplecounter.services.decoder"], env=g.environment, stdout=g.log, stderr=g.log
         )
         g.processes["decoder.yard"] = process
         g.wait_for(lambda: g.ended("yard"), "its end")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from common.settings import Settings
-from deploy import cli
-from services.fusion.metrics import OBSERVED
+from peoplecounter.common.settings import Settings
+from peoplecounter.deploy import cli
+from peoplecounter.services.fusion.metrics import OBSERVED
 from tests.support.otlp import Collector
 from tests.support.rtsp import free_port
 from tests.support.squares import FRAMES

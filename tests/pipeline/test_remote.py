@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import CONFIG, NO_INPUT, Refused
-from common.keys import key_pair, public_keys
-from deploy.subscribe import messages
+from peoplecounter.common.errors import CONFIG, NO_INPUT, Refused
+from peoplecounter.common.keys import key_pair, public_keys
+from peoplecounter.deploy.subscribe import messages
 from tests.support.rtsp import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +66,7 @@ def test_only_who_is_known_hears_anything(published, tmp_path):
 
 def test_watch_shows_a_group_on_another_machine(published, tmp_path):
     _, endpoint, public, _, _ = published
-    command = [sys.executable, "-m", "deploy.cli", "watch", endpoint, "--json"]
+    command = [sys.executable, "-m", "peoplecounter.deploy.cli", "watch", endpoint, "--json"]
     command += ["--key", str(tmp_path / "mine.key"), "--server-key", public.decode()]
     watch = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
@@ -95,14 +95,14 @@ def test_what_cannot_be_published_is_a_sentence(run_dir, tmp_path, settings, cod
         name: str(tmp_path / value) for name, value in environment.items() if value in ("KEY", "LIST")
     }  # fmt: skip
     environment = {**os.environ, "PEOPLECOUNTER_RUN_DIR": str(run_dir), **environment}
-    command = [sys.executable, "-m", "services.fusion"]
+    command = [sys.executable, "-m", "peoplecounter.services.fusion"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30)
     assert done.returncode == code and said in done.stderr, done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
 def test_keys_are_made_once_and_for_their_owner_alone(tmp_path):
-    command = [sys.executable, "-m", "deploy.cli", "keys", str(tmp_path / "key")]
+    command = [sys.executable, "-m", "peoplecounter.deploy.cli", "keys", str(tmp_path / "key")]
     first, second = (subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True) for _ in range(2))
     assert first.stdout == second.stdout and len(first.stdout.strip()) == 40
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600

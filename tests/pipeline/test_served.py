@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import zmq
 
-from common.engine import stream
-from common.errors import CONFIG, SOFTWARE, Refused
-from common.keys import key_pair
-from common.messages import SCHEMA, Chunk, Fetch, decode, encode
-from common.plans import Sidecar, sha256, sidecar_path
-from deploy.engine.serve import PIECE, Item, Server, items
+from peoplecounter.common.engine import stream
+from peoplecounter.common.errors import CONFIG, SOFTWARE, Refused
+from peoplecounter.common.keys import key_pair
+from peoplecounter.common.messages import SCHEMA, Chunk, Fetch, decode, encode
+from peoplecounter.common.plans import Sidecar, sha256, sidecar_path
+from peoplecounter.deploy.engine.serve import PIECE, Item, Server, items
 from tests.support.squares import FRAMES, expected
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,16 @@ def client():
 
 def test_a_group_counts_with_a_served_model(group, clip, model, tmp_path):
     key = tmp_path / "key"
-    command = [sys.executable, "-m", "deploy.cli", "engine", "serve", str(model), "--bind", "tcp://127.0.0.1:*"]
+    command = [
+        sys.executable,
+        "-m",
+        "peoplecounter.deploy.cli",
+        "engine",
+        "serve",
+        str(model),
+        "--bind",
+        "tcp://127.0.0.1:*",
+    ]
     server = subprocess.Popen([*command, "--key", str(key)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         _, told = server.stdout.readline(), server.stdout.readline()
@@ -171,7 +180,16 @@ def test_only_the_weights_that_a_plan_was_built_from_are_served(tmp_path):
         sha256(b"ftrt"), 4, "secret", sha256(b"another"), "10.15.1.29", "GPU", "9.0", False, False, True, "any"
     )
     sidecar_path(plan).write_bytes(sidecar.encode())
-    command = [sys.executable, "-m", "deploy.cli", "engine", "serve", str(plan), "--bind", "tcp://127.0.0.1:*"]
+    command = [
+        sys.executable,
+        "-m",
+        "peoplecounter.deploy.cli",
+        "engine",
+        "serve",
+        str(plan),
+        "--bind",
+        "tcp://127.0.0.1:*",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert done.returncode == CONFIG and "is not the one that" in done.stderr
 

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from common.errors import CONFIG, SOFTWARE
+from peoplecounter.common.errors import CONFIG, SOFTWARE
 from tests.support.squares import expected, make_model
 
 WORKERS = ("infer_global.0", "infer_tiles.0", "infer_tiles.1")

@@ -2,10 +2,10 @@
 
 from rich.text import Text
 
-from common.settings import Budgets
-from deploy.display import LiveTable, PlainLines, summary_lines
-from deploy.subscribe import Tally
-from services.fusion.budgets import WINDOW_NS, Window
+from peoplecounter.common.settings import Budgets
+from peoplecounter.deploy.display import LiveTable, PlainLines, summary_lines
+from peoplecounter.deploy.subscribe import Tally
+from peoplecounter.services.fusion.budgets import WINDOW_NS, Window
 
 SECOND = 1_000_000_000
 TOTALS = {"frames": 20, "counted": 20, "incomplete": 0, "dropped": {}}

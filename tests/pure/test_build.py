@@ -17,15 +17,15 @@ from pathlib import Path
 
 import pytest
 
-from common import plans
-from common.engine import model
-from common.engine.onnxruntime import DEMO_MODEL
-from common.engine.refit import refit
-from common.errors import NO_INPUT, SOFTWARE, Refused
-from common.settings import Engine
-from deploy.engine import build as builder
-from deploy.engine.build import Options, Progress, build_file, build_memory, watched
-from deploy.engine.timing import TimingCache, key
+from peoplecounter.common import plans
+from peoplecounter.common.engine import model
+from peoplecounter.common.engine.onnxruntime import DEMO_MODEL
+from peoplecounter.common.engine.refit import refit
+from peoplecounter.common.errors import NO_INPUT, SOFTWARE, Refused
+from peoplecounter.common.settings import Engine
+from peoplecounter.deploy.engine import build as builder
+from peoplecounter.deploy.engine.build import Options, Progress, build_file, build_memory, watched
+from peoplecounter.deploy.engine.timing import TimingCache, key
 from tests.support import fake_tensorrt
 from tests.support.squares import make_model
 
@@ -145,7 +145,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(onnx, tmp_path):
     code = f"""
 import resource, signal
 from pathlib import Path
-from deploy.engine import build
+from peoplecounter.deploy.engine import build
 from tests.support import fake_tensorrt
 build._machine = lambda: ("Fake", "9.0", 13000)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -319,7 +319,7 @@ def test_where_a_plan_runs(onnx, tmp_path, changes, here, said):
 
 def test_show_prints_what_a_plan_is(onnx, tmp_path):
     plan, _, _ = built(onnx, tmp_path, strip=True)
-    show = [sys.executable, "-m", "deploy.cli", "engine", "show", str(plan)]
+    show = [sys.executable, "-m", "peoplecounter.deploy.cli", "engine", "show", str(plan)]
     done = subprocess.run(show, cwd=ROOT, capture_output=True, text=True, check=True)
     for line in ("whole", "net.onnx", "TensorRT 10.15.1.29 on NVIDIA Fake 9 (9.0)", "1/16/32", "[-1, 3, 80, 80]"):
         assert line in done.stdout
@@ -331,7 +331,7 @@ def test_show_prints_what_a_plan_is(onnx, tmp_path):
 
 
 def test_without_tensorrt_or_a_gpu_build_is_a_sentence(onnx, tmp_path):
-    command = [sys.executable, "-m", "deploy.cli", "engine", "build", str(onnx), str(tmp_path / "x.plan")]
+    command = [sys.executable, "-m", "peoplecounter.deploy.cli", "engine", "build", str(onnx), str(tmp_path / "x.plan")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 78 and len(done.stderr.splitlines()) == 1
     assert "the full TensorRT package, which is not installed" in done.stderr

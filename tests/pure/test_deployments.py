@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common import backend
-from common.runtime import beat
-from common.settings import Settings
-from common.topology import SERVICES
-from deploy.systemd import install
+from peoplecounter.common import backend
+from peoplecounter.common.runtime import beat
+from peoplecounter.common.settings import Settings
+from peoplecounter.common.topology import SERVICES
+from peoplecounter.deploy.systemd import install
 
 DEPLOY = Path(install.__file__).parents[1]
 NAMES = {service.name for service in SERVICES}
@@ -25,7 +25,9 @@ def test_compose_has_the_services(file):
     assert services.keys() - {"mps"} == NAMES
     assert ("mps" in services) == (file == "compose.gpu.yaml")
     if file == "compose.yaml":
-        assert {name: one["command"] for name, one in services.items()} == {n: [f"services.{n}"] for n in NAMES}
+        assert {name: one["command"] for name, one in services.items()} == {
+            n: [f"peoplecounter.services.{n}"] for n in NAMES
+        }
         online = {name for name, one in services.items() if one["network_mode"] != "none"}
         assert online == {s.name for s in SERVICES if install.needs_network(s, Settings())}
 
@@ -50,8 +52,8 @@ def test_kubernetes_has_the_services(file):
     stateful = [d for d in yaml.safe_load_all((DEPLOY / "kubernetes" / file).read_text()) if d["kind"] == "StatefulSet"]
     containers = stateful[0]["spec"]["template"]["spec"]["containers"]
     if file == "base/group.yaml":
-        runs = {c["args"][0] for c in containers if c["args"][0].startswith("services.")}
-        assert runs == {f"services.{name}" for name in NAMES}
+        runs = {c["args"][0] for c in containers if c["args"][0].startswith("peoplecounter.services.")}
+        assert runs == {f"peoplecounter.services.{name}" for name in NAMES}
     ours = {c["name"].replace("-", "_") for c in containers if not c["name"].startswith("decoder-")}
     assert ours - {"share", "mps"} == NAMES
 
@@ -64,8 +66,8 @@ def test_systemd_has_the_services(kind, monkeypatch):
     units = install.units(settings, Path("/etc/peoplecounter.toml"), "pc", "pc")
     assert ("pc-mps.service" in units) == (kind == "cuda")
     assert all(("char-nvidia-uvm" in text) == (kind == "cuda") for name, text in units.items() if "target" not in name)
-    assert {f"services.{name}" for name in NAMES} == {
-        word for text in units.values() for word in text.split() if word.startswith("services.")
+    assert {f"peoplecounter.services.{name}" for name in NAMES} == {
+        word for text in units.values() for word in text.split() if word.startswith("peoplecounter.services.")
     }
     started = {name.removesuffix(".service") for name in install.instances(settings, "pc")} - {"pc-mps"}
     workers = {"pc-infer-tiles@0", "pc-infer-tiles@1", "pc-infer-global@0", "pc-preprocess@0"}

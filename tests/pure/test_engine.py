@@ -5,10 +5,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from common.engine.heads import head, overlap, suppress
-from common.engine.onnxruntime import OnnxEngine
-from common.errors import CONFIG, NO_INPUT, Refused
-from common.settings import Engine
+from peoplecounter.common.engine.heads import head, overlap, suppress
+from peoplecounter.common.engine.onnxruntime import OnnxEngine
+from peoplecounter.common.errors import CONFIG, NO_INPUT, Refused
+from peoplecounter.common.settings import Engine
 from tests.support.squares import SIZE, make_model
 
 PERSON = [[10, 20, 30, 60, 0.9], [100, 20, 130, 90, 0.5]]  # x1, y1, x2, y2, score

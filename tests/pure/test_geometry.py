@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.geometry import BOTTOM, LEFT, RIGHT, TOP, Letterbox, TileGrid
+from peoplecounter.common.geometry import BOTTOM, LEFT, RIGHT, TOP, Letterbox, TileGrid
 
 SIDES = st.integers(1, 5000)
 

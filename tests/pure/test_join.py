@@ -3,8 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.messages import Confirmed, Detections, Dropped, Header, Part, Status
-from services.fusion.join import Ended, Gap, Join, Settled
+from peoplecounter.common.messages import Confirmed, Detections, Dropped, Header, Part, Status
+from peoplecounter.services.fusion.join import Ended, Gap, Join, Settled
 
 MS = 1_000_000
 PARTS = [Part("global", 0, 0, 1, 3), Part("tiles", 0, 1, 4, 3), Part("tiles", 1, 5, 4, 3)]

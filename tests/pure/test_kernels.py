@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.geometry import Letterbox, TileGrid
-from common.messages import SurfaceLayout, TensorLayout
-from services.preprocess.kernels import PADDING, colour_matrix, fused, reference, taps
+from peoplecounter.common.geometry import Letterbox, TileGrid
+from peoplecounter.common.messages import SurfaceLayout, TensorLayout
+from peoplecounter.services.preprocess.kernels import PADDING, colour_matrix, fused, reference, taps
 
 SIZE = 32
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from common.logs import BURST, KINDS_MAX, WITHIN_S, Json, Repeats
+from peoplecounter.common.logs import BURST, KINDS_MAX, WITHIN_S, Json, Repeats
 from tests.support.cli import ROOT, command
 
 
@@ -56,7 +56,7 @@ def test_a_refusal_is_json_where_the_log_is(where, run_dir, tmp_path):
     if where == "environment":
         variables["PEOPLECOUNTER_LOG_FORMAT"] = "json"
     _, environment = command(run_dir, **variables)
-    process = [sys.executable, "-m", "services.decoder", "door"]
+    process = [sys.executable, "-m", "peoplecounter.services.decoder", "door"]
     done = subprocess.run(process, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 78
     line = json.loads(done.stderr)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from services.fusion.merge import believe, merge
+from peoplecounter.services.fusion.merge import believe, merge
 
 
 def rows(*boxes):

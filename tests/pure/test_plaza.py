@@ -6,10 +6,10 @@ import av
 import numpy as np
 import pytest
 
-from deploy.demo.crowd import VISIBLE_SHARE, Figure, Plaza
-from deploy.demo.plaza import HEADER, render_clip
-from deploy.demo.raster import Canvas
-from deploy.demo.scene import Thing
+from peoplecounter.deploy.demo.crowd import VISIBLE_SHARE, Figure, Plaza
+from peoplecounter.deploy.demo.plaza import HEADER, render_clip
+from peoplecounter.deploy.demo.raster import Canvas
+from peoplecounter.deploy.demo.scene import Thing
 
 WIDTH, HEIGHT = 640, 360
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import Refused
-from deploy.report import charts, gains
+from peoplecounter.common.errors import Refused
+from peoplecounter.deploy.report import charts, gains
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
 ROW = {

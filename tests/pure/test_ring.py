@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from common.ring import Ring
+from peoplecounter.common.ring import Ring
 
 PARTS = [("global", 0), ("tiles", 0), ("tiles", 1)]
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from common import control, runtime
-from common.errors import SOFTWARE, GpuLost
-from common.settings import Settings
+from peoplecounter.common import control, runtime
+from peoplecounter.common.errors import SOFTWARE, GpuLost
+from peoplecounter.common.settings import Settings
 
 
 class Part:

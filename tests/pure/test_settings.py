@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from common import settings
-from common.errors import NO_INPUT, Refused
-from deploy.settings_table import table
+from peoplecounter.common import settings
+from peoplecounter.common.errors import NO_INPUT, Refused
+from peoplecounter.deploy.settings_table import table
 
 
 @pytest.fixture(autouse=True)
@@ -75,4 +75,4 @@ def test_what_is_live(url, live):
 
 def test_the_readme_has_the_table_of_settings():
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    assert table() in readme, "regenerate it: python -m deploy.settings_table"
+    assert table() in readme, "regenerate it: python -m peoplecounter.deploy.settings_table"

@@ -4,12 +4,12 @@ from collections import Counter
 
 import pytest
 
-from common import sources
-from common.errors import Refused
-from common.link import Timing
-from common.settings import Settings
-from deploy.control import Group
-from deploy.share import GONE_S, Camera, Members, apply, owner, read
+from peoplecounter.common import sources
+from peoplecounter.common.errors import Refused
+from peoplecounter.common.link import Timing
+from peoplecounter.common.settings import Settings
+from peoplecounter.deploy.control import Group
+from peoplecounter.deploy.share import GONE_S, Camera, Members, apply, owner, read
 
 CAMERAS = {f"cam{i}": Camera(url=f"rtsp://10.0.0.{i}/1") for i in range(240)}
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 def command(run_dir, *arguments, **variables):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PEOPLECOUNTER_")}
     environment |= {"PEOPLECOUNTER_RUN_DIR": str(run_dir), **variables}
-    return [sys.executable, "-m", "deploy.cli", *map(str, arguments)], environment
+    return [sys.executable, "-m", "peoplecounter.deploy.cli", *map(str, arguments)], environment
 
 
 def missing(*tools):

@@ -10,11 +10,11 @@ import sys
 import time
 
 WORK = {
-    "decoder": ("services.decoder.ffmpeg", "copy_nv12"),
-    "preprocess": ("services.preprocess.kernels", "fused"),
-    "infer_global": ("common.engine.onnxruntime", "OnnxEngine.run"),
-    "infer_tiles": ("common.engine.onnxruntime", "OnnxEngine.run"),
-    "fusion": ("services.fusion.merge", "merge"),
+    "decoder": ("peoplecounter.services.decoder.ffmpeg", "copy_nv12"),
+    "preprocess": ("peoplecounter.services.preprocess.kernels", "fused"),
+    "infer_global": ("peoplecounter.common.engine.onnxruntime", "OnnxEngine.run"),
+    "infer_tiles": ("peoplecounter.common.engine.onnxruntime", "OnnxEngine.run"),
+    "fusion": ("peoplecounter.services.fusion.merge", "merge"),
 }
 LEAST_S = 0.002  # taken as the duration of work that is faster: ten times nothing is nothing
 
@@ -46,7 +46,7 @@ def main() -> None:
 
     setattr(owner, function, faulty)
     sys.argv = [args.service, args.instance]
-    runpy.run_module(f"services.{args.service}", run_name="__main__")
+    runpy.run_module(f"peoplecounter.services.{args.service}", run_name="__main__")
 
 
 if __name__ == "__main__":

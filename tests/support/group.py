@@ -38,7 +38,7 @@ class Group(Published):
         """
         for name in names or SERVICES:
             service, _, instance = name.partition(".")
-            module = [f"services.{service}"]
+            module = [f"peoplecounter.services.{service}"]
             if fault:
                 module = ["tests.support.faulty", service, *fault, "--"]
             elif without:
@@ -48,8 +48,8 @@ class Group(Published):
 
     def peoplecounter(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         """Runs a command in this group's environment."""
-        command = [sys.executable, "-m", "deploy.cli", *map(str, arguments)]
-        return subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=60)
+        command = [sys.executable, "-m", "peoplecounter.deploy.cli", *map(str, arguments)]
+        return subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=120)
 
     def signal(self, name: str, number: signal.Signals) -> None:
         self.processes[name].send_signal(number)

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from deploy.subscribe import Follower
+from peoplecounter.deploy.subscribe import Follower
 
 KINDS = ("counts", "detections", "dropped", "status", "service", "budgets")
 
