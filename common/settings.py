@@ -247,7 +247,7 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = "text"
     """Log lines for people, or one JSON object a line"""
     heartbeat: str = ""
-    """File that gets the pid once a second while the service goes on, for health checks: deploy/healthy.sh"""
+    """File that gets the pid once a second while the service goes on, for health checks: deploy/compose/healthy.sh"""
     sources: dict[Name, Source] = {}
     """[sources.NAME] tables, one for each camera or file"""
     sources_dir: str = ""
@@ -278,7 +278,7 @@ class Settings(BaseSettings):
         return init_settings, env_settings, *([TomlConfigSettingsSource(settings_cls, file)] if file else [])
 
 
-def load(**overrides: Any) -> Settings:
+def load_settings(**overrides: Any) -> Settings:
     """Settings from the file named by PEOPLECOUNTER_CONFIG, the environment, and overrides (strongest).
 
     Raises Refused, in one sentence that names the setting, when a file is missing or unreadable, a key is unknown

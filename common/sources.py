@@ -12,8 +12,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from peoplecounter.common import plans
 from peoplecounter.common.errors import NO_INPUT, Refused
+from peoplecounter.common.files import write_file
 from peoplecounter.common.settings import Section, Settings, Source, check_name
 
 FOLDER = "sources"  # in the run directory
@@ -72,7 +72,7 @@ def write(settings: Settings, name: str, source: Source | None) -> None:
         except PermissionError:
             raise Refused(f"{place} cannot be written: become the user of the group, or root.") from None
     path, parent = place / f"{name}.json", place.parent.stat()
-    plans.write_file(path, Change(id=secrets.token_hex(8), source=source).model_dump_json().encode(), 0o600)
+    write_file(path, Change(id=secrets.token_hex(8), source=source).model_dump_json().encode(), 0o600)
     if os.getuid() == 0:
         for one in (place, path):
             os.chown(one, parent.st_uid, parent.st_gid)

@@ -1,6 +1,7 @@
-"""Engines: a loaded model behind one small protocol, whatever runs it."""
+"""Engines: a loaded model behind one small interface, whatever runs it."""
 
+from peoplecounter.common.engine.base import Engine, Persons
+from peoplecounter.common.engine.loading import check_model, load_engine
 from peoplecounter.common.engine.model import Swapped
-from peoplecounter.common.engine.protocol import Engine, check, load
 
-__all__ = ["Engine", "Swapped", "check", "load"]
+__all__ = ["Engine", "Persons", "Swapped", "check_model", "load_engine"]

@@ -1,6 +1,6 @@
 """Dense heads on the GPU: [B, 4 + C, anchors] -> the rows [B, most, 6] that a suppressed head would give.
 
-torch picks the best anchors of each image, one Triton program an image does what `heads.suppress` does. Nothing here
+torch picks the best anchors of each image, one Triton program an image does what `boxes.nms` does. Nothing here
 waits for the GPU, and only rows leave it.
 """
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from peoplecounter.common.boxes import nms
 from peoplecounter.common.errors import Refused
 
 MASKS = 32
@@ -44,7 +45,7 @@ class Head:
         keep = scores >= score
         x, y, w, h = output[:4, keep].astype(np.float32)
         found = np.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2, scores[keep].astype(np.float32)], axis=1)
-        found = suppress(found[np.argsort(-found[:, 4], kind="stable")[:DENSE_MOST]], DENSE_IOU)
+        found = nms(found[np.argsort(-found[:, 4], kind="stable")[:DENSE_MOST]], DENSE_IOU)
         return np.hstack([found, np.full((len(found), 1), self.person_class, np.float32)])
 
 
@@ -71,44 +72,3 @@ def _padded(rows: list[np.ndarray]) -> np.ndarray:
     for image, found in zip(out, rows):
         image[: len(found)] = found
     return out
-
-
-def suppress(boxes: np.ndarray, iou: float) -> np.ndarray:
-    """Greedy non-maximum suppression of [n, 5] boxes, best first."""
-    first, second, share, _ = touching(boxes)
-    same = share > iou
-    return boxes[survivors(len(boxes), first[same], second[same])]
-
-
-def touching(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Every pair of boxes [n, 4 or more] that overlap: (index of the one before, of the one behind, intersection over
-    union, over the smaller box). Few pairs of many do, so only they are worked out."""
-    x1, y1, x2, y2 = boxes.T[:4]
-    meet = (x1[:, None] < x2) & (x2[:, None] > x1) & (y1[:, None] < y2) & (y2[:, None] > y1)
-    first, second = np.nonzero(np.triu(meet, 1))
-    width = np.minimum(x2[first], x2[second]) - np.maximum(x1[first], x1[second])
-    height = np.minimum(y2[first], y2[second]) - np.maximum(y1[first], y1[second])
-    inter, area = np.maximum(width, 0) * np.maximum(height, 0), (x2 - x1) * (y2 - y1)
-    union, smaller = area[first] + area[second] - inter, np.minimum(area[first], area[second])
-    tiny = np.float32(1e-9)  # an engine may give boxes that are inverted or flat: they overlap nothing
-    return first, second, inter / np.maximum(union, tiny), inter / np.maximum(smaller, tiny)
-
-
-def survivors(n: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """bool [n]: who is left when each, best first, takes away those behind it that are the same as it."""
-    alive = [True] * n
-    for i, j in zip(first.tolist(), second.tolist()):
-        if alive[i]:
-            alive[j] = False
-    return np.array(alive, bool)
-
-
-def overlap(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes [n, 4] against [m, 4] -> two [n, m]: intersection over union, and over the smaller box."""
-    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = (column[:, None] for column in a.T[:4]), b.T[:4]
-    width = np.minimum(ax2, bx2) - np.maximum(ax1, bx1)
-    height = np.minimum(ay2, by2) - np.maximum(ay1, by1)
-    inter = np.maximum(width, 0) * np.maximum(height, 0)
-    area_a, area_b = (ax2 - ax1) * (ay2 - ay1), (bx2 - bx1) * (by2 - by1)
-    tiny = np.float32(1e-9)
-    return inter / np.maximum(area_a + area_b - inter, tiny), inter / np.maximum(np.minimum(area_a, area_b), tiny)

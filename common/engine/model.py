@@ -5,11 +5,11 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from peoplecounter.common import plans
-from peoplecounter.common.backend import PLAN_MAGIC, is_endpoint
-from peoplecounter.common.engine import stream
+from peoplecounter.common.backend import PLAN_MAGIC, is_endpoint, is_plan
+from peoplecounter.common.engine.fetch import fetch
+from peoplecounter.common.engine.sidecar import Sidecar, check_bytes, decode_sidecar, read_sidecar
 from peoplecounter.common.errors import NO_INPUT, Refused
-from peoplecounter.common.plans import Sidecar, sha256
+from peoplecounter.common.files import sha256
 from peoplecounter.common.settings import Engine as EngineSettings
 
 
@@ -33,23 +33,23 @@ def read(settings: EngineSettings) -> Model:
     """The model of the settings. Raises Refused for one that is missing, too large, or not what it should be."""
     name = settings.model
     if is_endpoint(name):
-        data, described = stream.fetch(name, "model", settings.server_key, settings.limit_mb << 20)
-        sidecar = plans.decode_sidecar(described, name) if described else None
+        data, described = fetch(name, "model", settings.server_key, settings.limit_mb << 20)
+        sidecar = decode_sidecar(described, name) if described else None
     else:
         path = Path(name)
         data = read_file(path, settings.limit_mb)
-        sidecar = plans.read_sidecar(path) if data.startswith(PLAN_MAGIC) else None
+        sidecar = read_sidecar(path) if data.startswith(PLAN_MAGIC) else None
     if settings.sha256 and sha256(data) != settings.sha256:
         raise Refused(f"The model {name} has the SHA-256 {sha256(data)}, engine.sha256 says {settings.sha256}.")
     if sidecar is not None:
-        plans.check_bytes(sidecar, data, name)
+        check_bytes(sidecar, data, name)
     return Model(name, data, sidecar)
 
 
 def read_weights(settings: EngineSettings, sidecar: Sidecar) -> bytes:
     """The ONNX file of a stripped plan, which holds its weights."""
     if is_endpoint(settings.model):
-        data, _ = stream.fetch(settings.model, "weights", settings.server_key, settings.limit_mb << 20)
+        data, _ = fetch(settings.model, "weights", settings.server_key, settings.limit_mb << 20)
         name = f"served at {settings.model}"
     else:
         path = Path(settings.model).parent / sidecar.onnx
@@ -74,3 +74,16 @@ def read_file(path: Path, limit_mb: int, role: str = "") -> bytes:
         ) from None
     except OSError as error:
         raise Refused(f"The model {path} cannot be read: {error.strerror}.", NO_INPUT) from None
+
+
+def plan_path(model: str) -> Path:
+    """The plan named by engine.model. Raises Refused for a file that is missing or not a plan."""
+    path = Path(model)
+    if not model or not path.is_file():
+        raise Refused(f"The model {model or '(none)'} does not exist: name a TensorRT plan in engine.model.", NO_INPUT)
+    if not is_plan(path):
+        raise Refused(
+            f"The model {path} is not a TensorRT plan, which the cuda backend needs: "
+            f"peoplecounter engine build {path} PLAN."
+        )
+    return path

@@ -11,10 +11,10 @@ import onnxruntime
 from peoplecounter.common.engine import model
 from peoplecounter.common.engine.heads import head
 from peoplecounter.common.errors import Refused
-from peoplecounter.common.messages import Input, TensorLayout
+from peoplecounter.common.ipc.messages import Input, TensorLayout
 from peoplecounter.common.settings import Engine as EngineSettings
 
-DEMO_MODEL = Path(__file__).parents[2] / "deploy" / "demo" / "plaza.onnx"
+DEMO_MODEL = Path(__file__).with_name("plaza.onnx")
 FREE_SIZE_PX = 640  # of a model whose height and width are free
 QUANTIZED = b"DequantizeLinear"  # the operator that a model with Q/DQ pairs is full of
 DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}

@@ -19,11 +19,11 @@ def refit(trt, engine, onnx: bytes, log, name: str) -> None:
     refitter = trt.Refitter(engine, log)
     parser = trt.OnnxParserRefitter(refitter, log)
     if not parser.refit_from_bytes(onnx):
-        why = parser.get_error(0).desc() if parser.num_errors else log.said
+        why = parser.get_error(0).desc() if parser.num_errors else log.first_error
         raise Refused(f"The weights do not fit {name}: {why.strip().rstrip('.') or 'no reason given'}.")
     missing = refitter.get_missing_weights()
     if missing:
         raise Refused(f"The weights do not fit {name}: {len(missing)} are missing, {missing[0]} for one.")
     if not refitter.refit_cuda_engine():
-        raise Refused(f"The weights do not fit {name}: {log.said or 'no reason given'}.")
+        raise Refused(f"The weights do not fit {name}: {log.first_error or 'no reason given'}.")
     logging.getLogger("engine").info("weights refitted in %.2f s", time.monotonic() - began_s)

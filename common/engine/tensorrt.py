@@ -13,15 +13,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from peoplecounter.common import backend, cuda, plans
+from peoplecounter.common import backend, cuda
 from peoplecounter.common.cuda import CudaError, check, cudart, device, pinned
 from peoplecounter.common.engine import model
+from peoplecounter.common.engine.base import Persons
 from peoplecounter.common.engine.heads import head
-from peoplecounter.common.engine.model import Swapped
-from peoplecounter.common.engine.protocol import Persons, plan_path
+from peoplecounter.common.engine.model import Swapped, plan_path
 from peoplecounter.common.engine.refit import refit
+from peoplecounter.common.engine.sidecar import check_fits
+from peoplecounter.common.engine.tensorrt_log import logger
 from peoplecounter.common.errors import Refused
-from peoplecounter.common.messages import Input, TensorLayout
+from peoplecounter.common.ipc.messages import Input, TensorLayout
 from peoplecounter.common.settings import Engine as EngineSettings
 
 GRAPHS = 64  # (address, images) combinations that get a graph; others are launched without
@@ -68,7 +70,7 @@ class TensorRTEngine:
 
     def _load(self, settings: EngineSettings, weights: Swapped | None) -> None:
         trt, path = self._trt, settings.model
-        self._logger = plans.logger(trt)
+        self._logger = logger(trt)
         self._runtime, self._engine = _deserialize(trt, settings, weights, self._logger)
         self._name, self.input, self._profiles = self._read_input(path)
         self._most = max(most for _, _, most in self._profiles)
@@ -170,7 +172,7 @@ class TensorRTEngine:
             context.set_input_shape(self._name, (images, 3, size, size))
         context.set_tensor_address(self._name, address)
         if not context.execute_async_v3(stream):
-            raise RuntimeError(f"TensorRT did not start a batch of {images}: {self._logger.said}")
+            raise RuntimeError(f"TensorRT did not start a batch of {images}: {self._logger.first_error}")
 
     def _graph(self, address: int, images: int):
         """The captured launch of this batch, captured now if it is new; None when it is to be launched plainly."""
@@ -201,7 +203,7 @@ class TensorRTEngine:
         try:
             graph = check(cudart.cudaStreamEndCapture(self._stream))
             if not started:
-                raise RuntimeError(self._logger.said)
+                raise RuntimeError(self._logger.first_error)
             captured = check(cudart.cudaGraphInstantiate(graph, 0))
             check(cudart.cudaGraphDestroy(graph))
         except (CudaError, RuntimeError) as error:
@@ -239,7 +241,8 @@ class TensorRTEngine:
             check(cudart.cudaStreamSynchronize(stream))
             check(cudart.cudaStreamDestroy(stream))
         if not fits:
-            raise Refused(f"The plan {path} gets no execution context: {self._logger.said or 'no room on the GPU'}.")
+            why = self._logger.first_error or "no room on the GPU"
+            raise Refused(f"The plan {path} gets no execution context: {why}.")
         return context
 
     def _bind_outputs(self, path: str) -> list[list[int | None]]:
@@ -277,14 +280,14 @@ def _deserialize(trt, settings: EngineSettings, weights: Swapped | None, log):
         plan_path(settings.model)
     found, gpu = model.read(settings), device()
     if found.sidecar:
-        plans.check_fits(found.sidecar, trt.__version__, gpu.name.decode(), f"{gpu.major}.{gpu.minor}", found.name)
+        check_fits(found.sidecar, trt.__version__, gpu.name.decode(), f"{gpu.major}.{gpu.minor}", found.name)
     runtime = trt.Runtime(log)
     runtime.engine_host_code_allowed = True  # a version-compatible plan brings its own lean runtime
     engine = runtime.deserialize_cuda_engine(found.data)
     if engine is None:
         raise Refused(
             f"The plan {found.name} does not load in TensorRT {trt.__version__} on {gpu.name.decode()}: "
-            f"{log.said or 'no reason given'}. Build it for this GPU and version."
+            f"{log.first_error or 'no reason given'}. Build it for this GPU and version."
         )
     sidecar = found.sidecar
     if weights:

@@ -12,7 +12,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from peoplecounter.common.errors import Refused
-from peoplecounter.deploy.subscribe import messages
+from peoplecounter.deploy.group.subscribe import messages
 
 BROKERS = {"mqtt": ("mqtt", "mqtts"), "nats": ("nats", "tls")}  # and the schemes of their URLs
 KINDS = ("counts", "dropped", "status", "service")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from peoplecounter.common.errors import Refused
 from peoplecounter.common.settings import PREFIX, default_run_dir
+from peoplecounter.deploy.cli.display import summary_lines
 from peoplecounter.deploy.demo.plaza import render_clip
-from peoplecounter.deploy.display import summary_lines
-from peoplecounter.deploy.evaluate import read_truth
-from peoplecounter.deploy.foreground import configure, run_group
+from peoplecounter.deploy.group.foreground import configure, run_group
+from peoplecounter.deploy.report.evaluate import read_truth
 
 SIZES = {"1080p": (1920, 1080, 240), "4k": (3840, 2160, 48)}  # width, height, frames
 SEED = 1  # held out: the model was trained on seeds from 1000 on

@@ -1,11 +1,11 @@
 """Train the demo detector from scratch on the plaza's pictures and export it as ONNX.
 
-The committed deploy/demo/plaza.onnx was made on one NVIDIA H100 with 16 CPU cores by
+The committed common/engine/plaza.onnx was made on one NVIDIA H100 with 16 CPU cores by
 
     TRAIN="python -m peoplecounter.deploy.demo.train"
     $TRAIN first.onnx --scenes 1000 --minutes 5
     $TRAIN second.onnx --start first.onnx.pt --seed 50000 --scenes 280 --minutes 1.25
-    $TRAIN deploy/demo/plaza.onnx --start second.onnx.pt --seed 60000 --scenes 1200 --minutes 5.5
+    $TRAIN common/engine/plaza.onnx --start second.onnx.pt --seed 60000 --scenes 1200 --minutes 5.5
 
 The first ran when couples still walked abreast and so hid each other more; the third took 578 s, 225 s of them to draw
 the scenes. Training for a given time does not repeat to the bit. Seeds start at 1000 and the last scenes are kept for

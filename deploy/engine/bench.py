@@ -7,16 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from peoplecounter.common import backend, plans
-from peoplecounter.common.engine import Engine
-from peoplecounter.common.engine import load as load_engine
-from peoplecounter.common.loop import Loop
-from peoplecounter.common.messages import Header, Part, TensorLayout
+from peoplecounter.common import backend
+from peoplecounter.common.engine import Engine, load_engine
+from peoplecounter.common.engine.sidecar import read_sidecar
+from peoplecounter.common.inference.mapping import letterbox_to_frame, tiles_to_frame
+from peoplecounter.common.ipc.loop import Loop
+from peoplecounter.common.ipc.messages import Header, Part, TensorLayout
 from peoplecounter.common.settings import Settings
 from peoplecounter.deploy.engine import calibration
 from peoplecounter.services.fusion.merge import believe, merge
-from peoplecounter.services.infer_global.__main__ import to_frame as global_to_frame
-from peoplecounter.services.infer_tiles.__main__ import to_frame as tiles_to_frame
 
 BATCHES = (1, 8, 16, 32)
 ROUNDS, WARM_UP = 60, 10
@@ -28,7 +27,7 @@ class Bench:
     """The engines of one backend, over the same images."""
 
     def __init__(self, settings: Settings):
-        from peoplecounter.common import memory
+        from peoplecounter.common.ipc import memory
 
         self.settings, self.kind = settings, memory.KINDS[backend.resolve(settings)]
         self._work = memory.kind(self.kind).Work(Loop())
@@ -47,7 +46,7 @@ class Bench:
             "load_s": round(time.perf_counter() - began_s, 2),
             "input": f"{engine.input.dtype} {engine.input.size_px} px",
         }
-        sidecar = plans.read_sidecar(model)
+        sidecar = read_sidecar(model)
         if sidecar:
             row |= {"tensorrt": sidecar.tensorrt, "build_s": sidecar.build_s, "stripped": sidecar.stripped}
         row["ms"] = self._times(engine, rounds)
@@ -75,7 +74,7 @@ class Bench:
                 persons = [self._persons(engine, slot, tensor, first, count) for first, count in parts]
             rows = np.vstack(
                 [
-                    global_to_frame(tensor, header, Part("global"), persons[0]),
+                    letterbox_to_frame(tensor, header, Part("global"), persons[0], fusion.edge_px),
                     tiles_to_frame(tensor, header, Part("tiles", 0, *parts[1]), persons[1], fusion.edge_px),
                 ]
             ).astype(np.float32)
@@ -139,7 +138,7 @@ class _OnGpu:
 
     def __enter__(self):
         from peoplecounter.common.cuda import check, cudart
-        from peoplecounter.common.memory.cuda import Block
+        from peoplecounter.common.ipc.memory.cuda_ipc import Block
 
         self._address = int(check(cudart.cudaMalloc(self._images.nbytes)))
         kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from peoplecounter.common import plans
+from peoplecounter.common.engine.sidecar import Sidecar, sidecar_path
+from peoplecounter.common.engine.tensorrt_log import logger
 from peoplecounter.common.errors import NO_INPUT, SOFTWARE, Refused
-from peoplecounter.common.plans import Replacement, Sidecar
+from peoplecounter.common.files import Replacement, sha256, write_file
 from peoplecounter.deploy.engine.timing import TimingCache, key
 
 POLL_S = 0.1
@@ -72,12 +73,12 @@ def build(
     trt = trt or _tensorrt()
     data = read_onnx(onnx)
     gpu, capability, cuda = _machine()
-    log = plans.logger(trt)
+    log = logger(trt)
     builder = trt.Builder(log)
     network, config = _network(trt, builder), builder.create_builder_config()
     parser = trt.OnnxParser(network, log)
     if not parser.parse(data, str(onnx)):
-        why = parser.get_error(0).desc() if parser.num_errors else log.said
+        why = parser.get_error(0).desc() if parser.num_errors else log.first_error
         raise Refused(f"TensorRT does not take {onnx}: {why.strip().rstrip('.')}.")
     batches = _profiles(trt, builder, config, network, options, onnx)
     _configure(trt, config, options)
@@ -94,17 +95,17 @@ def build(
     if progress.cancelled.is_set():
         raise Refused("The build was cancelled: nothing was written.", SOFTWARE)
     if failure is not None:
-        raise Refused(f"TensorRT did not build {onnx}: {failure or log.said or 'no reason given'}.", SOFTWARE)
+        raise Refused(f"TensorRT did not build {onnx}: {failure or log.first_error or 'no reason given'}.", SOFTWARE)
     ratio = None
     if cache:
         cache.add(lambda there: _merged(config, there))
-        description = {**asdict(options), "timing_cache": None, "onnx": plans.sha256(data)}
-        ratio = cache.ratio(plans.sha256(repr(sorted(description.items())).encode()), seconds)
+        description = {**asdict(options), "timing_cache": None, "onnx": sha256(data)}
+        ratio = cache.ratio(sha256(repr(sorted(description.items())).encode()), seconds)
     sidecar = Sidecar(
         plan_sha256="",
         plan_bytes=0,
         onnx=str(onnx),
-        onnx_sha256=plans.sha256(data),
+        onnx_sha256=sha256(data),
         tensorrt=trt.__version__,
         gpu=gpu,
         compute_capability=capability,
@@ -140,7 +141,7 @@ def build_file(onnx: Path, plan: Path, options: Options, progress: Progress, trt
             file.commit()
         except OSError as error:
             raise Refused(f"{plan} cannot be written: {error.strerror}.", SOFTWARE) from None
-    plans.write_file(plans.sidecar_path(plan), sidecar.encode())
+    write_file(sidecar_path(plan), sidecar.encode())
     return sidecar, ratio
 
 
@@ -149,7 +150,7 @@ def build_memory(onnx: Path, options: Options, progress: Progress, trt=None) -> 
     pieces: list[bytes] = []
     sidecar, ratio = build(onnx, lambda data: pieces.append(bytes(data)), options, progress, trt)
     plan = b"".join(pieces)
-    described = {**asdict(sidecar), "plan_sha256": plans.sha256(plan), "plan_bytes": len(plan), "onnx": onnx.name}
+    described = {**asdict(sidecar), "plan_sha256": sha256(plan), "plan_bytes": len(plan), "onnx": onnx.name}
     return plan, Sidecar(**described), ratio
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from peoplecounter.common.geometry import TileGrid
-from peoplecounter.common.messages import SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.messages import SurfaceLayout, TensorLayout
 from peoplecounter.common.settings import Decoder, Source
-from peoplecounter.services.decoder.sources import Picture, play
+from peoplecounter.services.decoder.playback import Picture, play
 from peoplecounter.services.preprocess.kernels import fused
 
 

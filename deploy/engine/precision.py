@@ -11,8 +11,8 @@ import numpy as np
 
 from peoplecounter.common.engine.onnxruntime import OnnxEngine
 from peoplecounter.common.errors import NO_INPUT, SOFTWARE, Refused
-from peoplecounter.common.messages import Input
-from peoplecounter.common.plans import write_file
+from peoplecounter.common.files import write_file
+from peoplecounter.common.ipc.messages import Input
 from peoplecounter.common.settings import Engine, Preprocess, Settings
 from peoplecounter.deploy.engine import calibration
 from peoplecounter.deploy.engine.bench import Bench

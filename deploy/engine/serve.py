@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import msgspec
 import zmq
 
+from peoplecounter.common.engine.sidecar import Sidecar
 from peoplecounter.common.errors import Refused
-from peoplecounter.common.messages import SCHEMA, Chunk, Fetch, Refuse, decode, encode
-from peoplecounter.common.plans import Sidecar, sha256
+from peoplecounter.common.files import sha256
+from peoplecounter.common.ipc.messages import SCHEMA, Chunk, Fetch, Refuse, decode, encode
 from peoplecounter.common.settings import LOOPBACK
 
 PIECE = 512 << 10  # bytes of a chunk, half of what a message may have

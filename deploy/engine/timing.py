@@ -2,7 +2,7 @@
 
 A second build of the same network skips the measuring. The file is read and written under a lock and replaced whole:
 builds side by side add to each other's, a killed one leaves it as it was, a damaged one is begun anew. Standard library
-only, see common/plans.py.
+only, see common/files.py.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from peoplecounter.common.errors import Refused
-from peoplecounter.common.plans import write_file
+from peoplecounter.common.files import write_file
 
 DIGEST = 32  # bytes of SHA-256 in front of the cache: TensorRT itself crashes on some damaged ones
 LOG = logging.getLogger("engine")

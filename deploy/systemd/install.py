@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from string import Template
 
-from peoplecounter.common import backend, engine, sources
+from peoplecounter.common import backend, sources
+from peoplecounter.common.engine import check_model
 from peoplecounter.common.errors import NO_INPUT, Refused
 from peoplecounter.common.settings import Settings, check_name
 from peoplecounter.common.topology import SERVICES, Service
-from peoplecounter.deploy.command import call
+from peoplecounter.deploy.group.shell import call
 
 HERE = Path(__file__).parent
 UNITS = Path("etc/systemd/system")
@@ -138,7 +139,7 @@ def needs_network(service: Service, settings: Settings) -> bool:
 
 def check(settings: Settings, config: Path) -> None:
     """Raises Refused when a service of another user could not start with these settings."""
-    engine.check(settings)
+    check_model(settings)
     seen = {"the interpreter": sys.executable, "the interpreter's folder": sys.base_prefix}
     seen |= {
         "engine.model": "" if backend.is_endpoint(settings.engine.model) else settings.engine.model,

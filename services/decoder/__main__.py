@@ -10,16 +10,16 @@ from functools import partial
 import msgspec
 
 from peoplecounter.common import sources
-from peoplecounter.common.downstream import Downstream
 from peoplecounter.common.errors import Refused, SourceError
-from peoplecounter.common.journal import Journal
-from peoplecounter.common.link import Peer
-from peoplecounter.common.messages import Confirmed, Done, Header, Part, Status, Stop, SurfaceLayout
-from peoplecounter.common.runtime import Runtime, serve
+from peoplecounter.common.ipc.link import Peer
+from peoplecounter.common.ipc.messages import Confirmed, Done, Header, Part, Status, Stop, SurfaceLayout
+from peoplecounter.common.ipc.producer import Downstream
+from peoplecounter.common.process.journal import Journal
+from peoplecounter.common.process.runtime import Runtime, serve
+from peoplecounter.common.process.telemetry import Opened
 from peoplecounter.common.sources import redacted
-from peoplecounter.common.telemetry import Opened
+from peoplecounter.services.decoder.playback import Arrived, Changed, Damaged, Event, Picture
 from peoplecounter.services.decoder.reader import Reader
-from peoplecounter.services.decoder.sources import Arrived, Changed, Damaged, Event, Picture
 
 STATUS_NS = 1_000_000_000
 DETAIL_MAX = 500  # characters of a status

@@ -3,7 +3,7 @@
 import av
 import numpy as np
 
-from peoplecounter.common.messages import SurfaceLayout
+from peoplecounter.common.ipc.messages import SurfaceLayout
 
 PITCH_PX = 64  # rows of a surface start at multiples of this, as they do on a GPU
 HD_ROWS = 720  # from here on an unspecified colour matrix is taken as BT.709, below as BT.601

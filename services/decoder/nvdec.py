@@ -14,9 +14,9 @@ from av.bitstream import BitStreamFilterContext
 from peoplecounter.common import cuda
 from peoplecounter.common.cuda import check, cudart
 from peoplecounter.common.errors import BAD_DATA, SourceError
-from peoplecounter.common.messages import SurfaceLayout
+from peoplecounter.common.ipc.messages import SurfaceLayout
 from peoplecounter.services.decoder.ffmpeg import colour_of, pitch_of
-from peoplecounter.services.decoder.sources import DecodeError
+from peoplecounter.services.decoder.playback import DecodeError
 
 CODECS = {  # FFmpeg's name -> (NVDEC's name, bitstream filters that give what NVDEC's parser reads)
     "h264": ("H264", "h264_mp4toannexb"),

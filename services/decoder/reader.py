@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from peoplecounter.common.settings import Decoder, Source
-from peoplecounter.services.decoder.sources import Event, Picture, play
+from peoplecounter.services.decoder.playback import Event, Picture, play
 
 
 class Reader:

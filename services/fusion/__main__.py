@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from peoplecounter.common import sources
-from peoplecounter.common.control import sources_to_decode
+from peoplecounter.common.budgets import Window
 from peoplecounter.common.errors import Refused
-from peoplecounter.common.journal import Journal
-from peoplecounter.common.messages import DROP_REASONS, Confirmed, Detections, Dropped, Report, Status
-from peoplecounter.common.results import Receiver
-from peoplecounter.common.runtime import Runtime, serve
-from peoplecounter.services.fusion.budgets import Window
+from peoplecounter.common.ipc.messages import DROP_REASONS, Confirmed, Detections, Dropped, Report, Status
+from peoplecounter.common.ipc.results import Receiver
+from peoplecounter.common.process.control import sources_to_decode
+from peoplecounter.common.process.journal import Journal
+from peoplecounter.common.process.runtime import Runtime, serve
 from peoplecounter.services.fusion.join import Ended, Frame, Gap, Join, Settled
 from peoplecounter.services.fusion.merge import believe, merge
 from peoplecounter.services.fusion.publish import Publisher, Totals, timings, utc_now

@@ -14,8 +14,8 @@ A seq nobody ever mentions, because it was lost with its decoder, is settled wit
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from peoplecounter.common.messages import Confirmed, Detections, Dropped, Header, Status
-from peoplecounter.common.ring import PartKey
+from peoplecounter.common.ipc.messages import Confirmed, Detections, Dropped, Header, Status
+from peoplecounter.common.ipc.slots import PartKey
 
 OVERTAKEN = 5  # an overtaken frame is given up this many times sooner
 

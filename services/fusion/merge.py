@@ -10,7 +10,7 @@
 
 import numpy as np
 
-from peoplecounter.common.engine.heads import overlap, survivors, touching
+from peoplecounter.common.boxes import greedy_keep, iou_matrix, overlapping_pairs
 
 SCORE, CUT, VIEW = 4, 5, 6  # columns behind x1, y1, x2, y2; a view is a tile or the whole frame
 MOST = 3000  # boxes are compared with each other, the best if there are more: memory grows with the square
@@ -22,15 +22,15 @@ def merge(rows: np.ndarray, same_iou: float, same_ios: float) -> np.ndarray:
     """float32 [n, 7] (see messages.Detections) -> float32 [k, 5], each person once, best first."""
     whole = rows[rows[:, CUT] == 0]
     whole = whole[np.argsort(-whole[:, SCORE], kind="stable")][:MOST]
-    first, second, iou, ios = touching(whole)
+    first, second, iou, ios = overlapping_pairs(whole)
     one_view = whole[first, VIEW] == whole[second, VIEW]
     same = np.where(one_view, (iou > COPY_IOU) | (ios > COPY_IOS), (iou > same_iou) | (ios > same_ios))
-    return whole[survivors(len(whole), first[same], second[same]), :5]
+    return whole[greedy_keep(len(whole), first[same], second[same]), :5]
 
 
 def believe(persons: np.ndarray, before: np.ndarray, new_score: float) -> np.ndarray:
     """Of the merged persons [k, 5], those scored `new_score` or more, or seen where one of `before` [m, 5] was."""
     if not len(persons) or not len(before):
         return persons[persons[:, SCORE] >= new_score]
-    seen = overlap(persons[:, :4], before[:, :4])[0].max(axis=1) > SAME_PLACE_IOU
+    seen = iou_matrix(persons[:, :4], before[:, :4]).max(axis=1) > SAME_PLACE_IOU
     return persons[seen | (persons[:, SCORE] >= new_score)]

@@ -15,8 +15,8 @@ from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 
 from peoplecounter.common.errors import Refused
+from peoplecounter.common.process.telemetry import identity, resource
 from peoplecounter.common.settings import Telemetry
-from peoplecounter.common.telemetry import identity, resource
 
 if TYPE_CHECKING:
     from peoplecounter.services.fusion.__main__ import Fusion, Service

@@ -18,8 +18,8 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 from peoplecounter.common.errors import Refused
+from peoplecounter.common.ipc.messages import Header
 from peoplecounter.common.keys import key_pair, public_keys
-from peoplecounter.common.messages import Header
 from peoplecounter.common.settings import Fusion, Settings
 from peoplecounter.services.fusion.join import Frame
 

@@ -6,11 +6,11 @@ tensors ring, part "global" --> engine --> results to fusion
 import numpy as np
 
 from peoplecounter.common.geometry import Letterbox
-from peoplecounter.common.inference import Inference, credits
-from peoplecounter.common.messages import Header, Part, TensorLayout
-from peoplecounter.common.runtime import Runtime, serve
-from peoplecounter.common.swap import Swap
-from peoplecounter.common.upstream import Upstream
+from peoplecounter.common.inference.swap import Swap
+from peoplecounter.common.inference.worker import Inference, credits
+from peoplecounter.common.ipc.consumer import Upstream
+from peoplecounter.common.ipc.messages import Header, Part, TensorLayout
+from peoplecounter.common.process.runtime import Runtime, serve
 
 
 def run(rt: Runtime) -> None:

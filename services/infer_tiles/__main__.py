@@ -8,11 +8,11 @@ from functools import partial
 import numpy as np
 
 from peoplecounter.common.geometry import TileGrid
-from peoplecounter.common.inference import Inference, credits
-from peoplecounter.common.messages import Header, Part, TensorLayout
-from peoplecounter.common.runtime import Runtime, serve
-from peoplecounter.common.swap import Swap
-from peoplecounter.common.upstream import Upstream
+from peoplecounter.common.inference.swap import Swap
+from peoplecounter.common.inference.worker import Inference, credits
+from peoplecounter.common.ipc.consumer import Upstream
+from peoplecounter.common.ipc.messages import Header, Part, TensorLayout
+from peoplecounter.common.process.runtime import Runtime, serve
 
 
 def run(rt: Runtime) -> None:

@@ -6,12 +6,12 @@ surfaces rings (one per source) --> one kernel --> tensors ring: part "global", 
 import msgspec
 
 from peoplecounter.common import sources
-from peoplecounter.common.downstream import Downstream
 from peoplecounter.common.errors import Refused
 from peoplecounter.common.geometry import TileGrid
-from peoplecounter.common.messages import Header, Hello, Input, Offer, Part, Refuse, SurfaceLayout, TensorLayout
-from peoplecounter.common.runtime import Runtime, serve
-from peoplecounter.common.upstream import Attached, Lease, Upstream
+from peoplecounter.common.ipc.consumer import Attached, Lease, Upstream
+from peoplecounter.common.ipc.messages import Header, Hello, Input, Offer, Part, Refuse, SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.producer import Downstream
+from peoplecounter.common.process.runtime import Runtime, serve
 from peoplecounter.services.preprocess import kernels
 
 SLOTS_MAX = 64

@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from peoplecounter.common.geometry import Letterbox, TileGrid
-from peoplecounter.common.messages import SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.messages import SurfaceLayout, TensorLayout
 
 PADDING = 114 / 255
 LUMA_WEIGHTS = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}  # Kr, Kb

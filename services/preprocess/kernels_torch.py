@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 
 from peoplecounter.common.geometry import Letterbox, TileGrid
-from peoplecounter.common.messages import SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.messages import SurfaceLayout, TensorLayout
 from peoplecounter.services.preprocess.kernels import PADDING, colour_matrix, planes, taps
 
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from peoplecounter.common.geometry import Letterbox, TileGrid
-from peoplecounter.common.messages import SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.messages import SurfaceLayout, TensorLayout
 from peoplecounter.services.preprocess.kernels import PADDING, colour_matrix, taps
 
 PAIRS, BLOCK_X, LETTERBOX, WARPS = 4, 128, 64, 2

@@ -30,22 +30,22 @@ from pathlib import Path
 import numpy as np
 import zmq
 
-from peoplecounter.common.downstream import Downstream
-from peoplecounter.common.link import Timing
-from peoplecounter.common.loop import Loop
-from peoplecounter.common.messages import SCHEMA, Header, Hello, Part, SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.consumer import Upstream
+from peoplecounter.common.ipc.link import Timing
+from peoplecounter.common.ipc.loop import Loop
+from peoplecounter.common.ipc.messages import SCHEMA, Header, Hello, Part, SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.producer import Downstream
+from peoplecounter.common.process.telemetry import Tracer
 from peoplecounter.common.settings import Settings
-from peoplecounter.common.telemetry import Tracer
-from peoplecounter.common.upstream import Upstream
 from peoplecounter.deploy.demo.plaza import render_clip
-from peoplecounter.deploy.subscribe import Tally
+from peoplecounter.deploy.group.subscribe import Tally
 from peoplecounter.services.preprocess import kernels
 from tests.bench import TRACED, TRACING, distribution, gain, spread
 from tests.support import squares
 from tests.support.group import SERVICES, Group
 
 ROOT = Path(__file__).parents[2]
-DEMO_MODEL = ROOT / "deploy" / "demo" / "plaza.onnx"
+DEMO_MODEL = ROOT / "common" / "engine" / "plaza.onnx"
 
 
 def new_group(model: Path, source: dict, **settings: str) -> Group:

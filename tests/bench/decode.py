@@ -4,11 +4,11 @@ import sys
 import time
 from functools import partial
 
-from peoplecounter.common.loop import Loop
-from peoplecounter.common.memory.cuda import Work
+from peoplecounter.common.ipc.loop import Loop
+from peoplecounter.common.ipc.memory.cuda_ipc import Work
 from peoplecounter.common.settings import Decoder, Source
 from peoplecounter.services.decoder.nvdec import OnGpu
-from peoplecounter.services.decoder.sources import Picture, play
+from peoplecounter.services.decoder.playback import Picture, play
 
 WARM_UP_FRAMES = 30
 

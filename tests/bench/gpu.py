@@ -31,8 +31,8 @@ import numpy as np
 
 from peoplecounter.common import backend
 from peoplecounter.common.geometry import Letterbox, TileGrid
-from peoplecounter.common.loop import Loop
-from peoplecounter.common.messages import SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.loop import Loop
+from peoplecounter.common.ipc.messages import SurfaceLayout, TensorLayout
 from peoplecounter.common.settings import Decoder, Engine, Settings, Source
 from tests.bench import TRACED, TRACING, distribution, gain, spread
 
@@ -163,9 +163,9 @@ def floor(frames: int = 300) -> dict:
 
     from peoplecounter.common.cuda import check, cudart
     from peoplecounter.common.engine.tensorrt import TensorRTEngine
-    from peoplecounter.common.memory.cuda import Block, Work
+    from peoplecounter.common.ipc.memory.cuda_ipc import Block, Work
     from peoplecounter.services.decoder.nvdec import OnGpu
-    from peoplecounter.services.decoder.sources import Picture, play
+    from peoplecounter.services.decoder.playback import Picture, play
     from peoplecounter.services.preprocess import kernels
 
     loop = Loop()
@@ -229,7 +229,7 @@ def at_once(out, tensor: TensorLayout, rounds: int = 100) -> list[float]:
     import torch
 
     from peoplecounter.common.engine.tensorrt import TensorRTEngine
-    from peoplecounter.common.memory.cuda import Work
+    from peoplecounter.common.ipc.memory.cuda_ipc import Work
 
     works = [Work(Loop()) for _ in range(3)]
     engines = [TensorRTEngine(Engine(model=str(PLAN)), work) for work in works]
@@ -255,7 +255,7 @@ def at_once(out, tensor: TensorLayout, rounds: int = 100) -> list[float]:
 @contextmanager
 def group(sources: dict[str, dict], mps: bool = True, infer_tiles: int = 1, without: str = "", **settings: str):
     """A running group of our own services, under a private MPS daemon or none; `without` an optimization."""
-    from peoplecounter.deploy import mps as mps_module
+    from peoplecounter.deploy.group import mps as mps_module
     from tests.support.group import Group
 
     folder = Path(tempfile.mkdtemp(prefix="pc-gpu-", dir="/dev/shm"))
@@ -359,7 +359,7 @@ def handover(turns: int = 10) -> list[dict]:
     import torch
 
     from peoplecounter.common.cuda import check, cudart, pinned
-    from peoplecounter.common.memory.cuda import Work
+    from peoplecounter.common.ipc.memory.cuda_ipc import Work
 
     tensor = TensorLayout(33, 640, "float32", 0.2)
     nbytes = LAYOUT.nbytes + tensor.nbytes
@@ -419,7 +419,7 @@ def engine_gains(turns: int = 5) -> list[dict]:
 
     from peoplecounter.common.cuda import check, cudart
     from peoplecounter.common.engine.tensorrt import TensorRTEngine
-    from peoplecounter.common.memory.cuda import Block, Work
+    from peoplecounter.common.ipc.memory.cuda_ipc import Block, Work
 
     work = Work(Loop())
     engines = {graphs: TensorRTEngine(Engine(model=str(PLAN)), work, graphs) for graphs in (False, True)}

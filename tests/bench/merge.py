@@ -10,15 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from peoplecounter.common.engine.heads import survivors, touching
+from peoplecounter.common.boxes import greedy_keep, overlapping_pairs
 from peoplecounter.common.engine.onnxruntime import OnnxEngine
-from peoplecounter.common.messages import Header, Part, SurfaceLayout, TensorLayout
+from peoplecounter.common.inference.mapping import letterbox_to_frame, tiles_to_frame
+from peoplecounter.common.ipc.messages import Header, Part, SurfaceLayout, TensorLayout
 from peoplecounter.common.settings import Engine, Fusion
-from peoplecounter.deploy import evaluate
 from peoplecounter.deploy.engine import calibration
+from peoplecounter.deploy.report import evaluate
 from peoplecounter.services.fusion.merge import CUT, SCORE, VIEW, believe, merge
-from peoplecounter.services.infer_global.__main__ import to_frame as global_to_frame
-from peoplecounter.services.infer_tiles.__main__ import to_frame as tiles_to_frame
 from tests.bench.cpu import machine
 
 OVERLAP, GROUP, SCORE_OLD = 0.2, 16, 0.25
@@ -40,16 +39,17 @@ def _in_frame(layout: SurfaceLayout, tensor: TensorLayout, found: list[np.ndarra
     )
     tiles = [p + np.array([i, 0, 0, 0, 0, 0], np.float32) for i, p in enumerate(found[1:])]
     part = Part("tiles", 0, 1, len(tiles), 2)
-    rows = tiles_to_frame(tensor, header, part, np.vstack(tiles), edge_px=Fusion().edge_px)
-    return np.vstack([global_to_frame(tensor, header, Part("global", 0, 0, 1, 2), found[0]), rows])
+    edge_px = Fusion().edge_px
+    rows = tiles_to_frame(tensor, header, part, np.vstack(tiles), edge_px)
+    return np.vstack([letterbox_to_frame(tensor, header, Part("global", 0, 0, 1, 2), found[0], edge_px), rows])
 
 
 def nms(rows: np.ndarray, iou_most: float) -> np.ndarray:
     """Greedy suppression by IoU alone."""
     rows = rows[np.argsort(-rows[:, SCORE], kind="stable")]
-    first, second, iou, _ = touching(rows)
+    first, second, iou, _ = overlapping_pairs(rows)
     same = iou > iou_most
-    return rows[survivors(len(rows), first[same], second[same])]
+    return rows[greedy_keep(len(rows), first[same], second[same])]
 
 
 def strong(rows: np.ndarray) -> np.ndarray:

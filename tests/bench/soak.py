@@ -19,12 +19,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from peoplecounter.common.journal import Journal
-from peoplecounter.common.link import Timing
-from peoplecounter.common.messages import Stop
-from peoplecounter.common.runtime import usage
+from peoplecounter.common.ipc.link import Timing
+from peoplecounter.common.ipc.messages import Stop
+from peoplecounter.common.process.journal import Journal
+from peoplecounter.common.process.runtime import usage
 from peoplecounter.common.settings import Settings
-from peoplecounter.deploy import control, mps
+from peoplecounter.deploy.group import client, mps
 from peoplecounter.services.decoder.__main__ import Place
 from tests.support import squares
 from tests.support.cli import gpu_used_mb
@@ -105,10 +105,10 @@ def end(g: Group) -> dict[str, dict]:
     """Ends the sources as `source remove` does; the books of each, beside how many frames its decoder numbered."""
     for name in (*KILLED, *SPARED):
         g.wait_for(lambda name=name: g.state(name) == "up", f"{name} to be up", 120)
-    group = control.Group(Settings(run_dir=g.run_dir), g.run_dir, Timing())
+    group = client.Group(Settings(run_dir=g.run_dir), g.run_dir, Timing())
     books = {}
     for source in ("a", "b"):
-        control.ask(group, [f"decoder.{source}"], Stop())
+        client.ask(group, [f"decoder.{source}"], Stop())
         g.wait_for(lambda source=source: g.of("status", source)[-1]["state"] == "ended", "the last frames", 60)
         g.processes[f"decoder.{source}"].wait(20)
         with contextlib.closing(Journal(g.run_dir / f"decoder.{source}.journal", Place)) as journal:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from peoplecounter.common.topology import SERVICES
-from peoplecounter.deploy.evaluate import compare, read_truth
+from peoplecounter.deploy.report.evaluate import compare, read_truth
 from tests.support.cli import ROOT, command, peoplecounter
 from tests.support.squares import FRAMES, expected
 

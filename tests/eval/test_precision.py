@@ -10,8 +10,9 @@ import pytest
 
 from peoplecounter.common.engine.onnxruntime import DEMO_MODEL
 from peoplecounter.common.errors import CONFIG, NO_INPUT, SOFTWARE
+from peoplecounter.deploy.cli import engine_commands as cli
 from peoplecounter.deploy.demo.plaza import render_clip
-from peoplecounter.deploy.engine import cli, precision
+from peoplecounter.deploy.engine import precision
 from peoplecounter.deploy.engine.precision import environment
 from tests.eval.test_accuracy import yolo  # noqa: F401
 from tests.support.squares import make_model

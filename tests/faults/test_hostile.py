@@ -5,7 +5,7 @@ import os
 import numpy as np
 import zmq
 
-from peoplecounter.common.messages import (
+from peoplecounter.common.ipc.messages import (
     SCHEMA,
     Confirmed,
     Detections,
@@ -17,7 +17,7 @@ from peoplecounter.common.messages import (
     Status,
     encode,
 )
-from peoplecounter.common.results import NAME
+from peoplecounter.common.ipc.results import NAME
 from tests.support.squares import expected
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import pytest
 
-from peoplecounter.common.runtime import usage
+from peoplecounter.common.process.runtime import usage
 from tests.support.group import SERVICES
 from tests.support.rtsp import PASSWORD, RtspCamera, missing
 from tests.support.squares import picture

@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from peoplecounter.common import plans
+from peoplecounter.common.engine.sidecar import sidecar_path
 from peoplecounter.deploy.engine.build import Options, Progress, build_file, watched
 
 LEVEL = 0  # seconds of building matter here, not microseconds of running
@@ -37,7 +37,7 @@ def kill_one(onnx: Path, plan: Path) -> dict:
     running = child.poll() is None
     child.send_signal(signal.SIGKILL)
     child.wait()
-    return {"was_running": running, "plan_left": plan.exists(), "sidecar_left": plans.sidecar_path(plan).exists()}
+    return {"was_running": running, "plan_left": plan.exists(), "sidecar_left": sidecar_path(plan).exists()}
 
 
 def main() -> None:

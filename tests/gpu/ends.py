@@ -5,10 +5,10 @@ import subprocess
 import sys
 import time
 
-from peoplecounter.common.link import Timing
-from peoplecounter.common.loop import Loop
-from peoplecounter.common.messages import SCHEMA, Hello
-from peoplecounter.common.upstream import Upstream
+from peoplecounter.common.ipc.consumer import Upstream
+from peoplecounter.common.ipc.link import Timing
+from peoplecounter.common.ipc.loop import Loop
+from peoplecounter.common.ipc.messages import SCHEMA, Hello
 
 
 class Owner:
@@ -33,7 +33,7 @@ class Reader:
     """This process as the consumer."""
 
     def __init__(self, run_dir):
-        from peoplecounter.common.memory.cuda import Work
+        from peoplecounter.common.ipc.memory.cuda_ipc import Work
 
         self.loop = Loop()
         self.work = Work(self.loop)

@@ -17,11 +17,11 @@ import numpy as np
 from cuda.bindings import driver
 
 from peoplecounter.common.cuda import check, cudart
-from peoplecounter.common.downstream import Downstream
-from peoplecounter.common.link import Timing
-from peoplecounter.common.loop import Loop
-from peoplecounter.common.memory.cuda import Work
-from peoplecounter.common.messages import Header, Part, SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.link import Timing
+from peoplecounter.common.ipc.loop import Loop
+from peoplecounter.common.ipc.memory.cuda_ipc import Work
+from peoplecounter.common.ipc.messages import Header, Part, SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.producer import Downstream
 
 TO_DEVICE = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
 PIXELS = SurfaceLayout(640, 360, 640, "bt709", False)

@@ -30,7 +30,7 @@ def make(plan, reader):
 def upload(images):
     """A slot of this process' own with these images."""
     from peoplecounter.common.cuda import check, cudart
-    from peoplecounter.common.memory.cuda import Block
+    from peoplecounter.common.ipc.memory.cuda_ipc import Block
 
     address = int(check(cudart.cudaMalloc(images.nbytes)))
     kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice

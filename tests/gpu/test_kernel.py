@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from peoplecounter.common.geometry import TileGrid
-from peoplecounter.common.messages import SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.messages import SurfaceLayout, TensorLayout
 from peoplecounter.services.preprocess.kernels import reference
 from tests.gpu.conftest import GPU
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from peoplecounter.common.errors import SOFTWARE, Refused
-from peoplecounter.common.messages import RingSpec
+from peoplecounter.common.ipc.messages import RingSpec
 from tests.gpu.ends import Owner, Reader
 
 pytestmark = pytest.mark.gpu
@@ -139,7 +139,7 @@ def test_a_dead_reader_gives_its_slots_back(run_dir, owner):
 
 
 def test_a_ring_of_this_very_process_is_refused_in_words(run_dir, reader):
-    from peoplecounter.common.memory.cuda import Mapped, Owned
+    from peoplecounter.common.ipc.memory.cuda_ipc import Mapped, Owned
     from tests.gpu.owner import PIXELS
 
     owned = Owned(reader.work, run_dir, "surfaces.cam", "00", 3, PIXELS.nbytes)
@@ -157,7 +157,7 @@ def test_a_ring_of_this_very_process_is_refused_in_words(run_dir, reader):
 
 
 def test_what_does_not_fit_on_the_gpu_is_refused_in_words(reader):
-    from peoplecounter.common.memory.cuda import Owned
+    from peoplecounter.common.ipc.memory.cuda_ipc import Owned
 
     with pytest.raises(Refused, match="No room for"):
         Owned(reader.work, Path(), "surfaces.cam", "00", 3, 1 << 40)

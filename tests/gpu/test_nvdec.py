@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from peoplecounter.common.errors import BAD_DATA, SourceError
-from peoplecounter.common.loop import Loop
-from peoplecounter.common.messages import SurfaceLayout
+from peoplecounter.common.ipc.loop import Loop
+from peoplecounter.common.ipc.messages import SurfaceLayout
 from peoplecounter.common.settings import Decoder, Source
 from peoplecounter.services.decoder.ffmpeg import OnCpu
-from peoplecounter.services.decoder.sources import Arrived, Changed, Damaged, Picture, play
+from peoplecounter.services.decoder.playback import Arrived, Changed, Damaged, Picture, play
 
 pytestmark = pytest.mark.gpu
 
@@ -18,7 +18,7 @@ class Decode:
     """Plays a file through a codec, each picture through a slot, back to the host."""
 
     def __init__(self):
-        from peoplecounter.common.memory.cuda import Work
+        from peoplecounter.common.ipc.memory.cuda_ipc import Work
 
         self.loop = Loop()
         self.work = Work(self.loop)
@@ -27,7 +27,7 @@ class Decode:
         from functools import partial
 
         from peoplecounter.common.cuda import check, cudart
-        from peoplecounter.common.memory.cuda import Block
+        from peoplecounter.common.ipc.memory.cuda_ipc import Block
         from peoplecounter.services.decoder.nvdec import OnGpu
 
         codec = partial(OnGpu, cuda_stream=self.work.stream)

@@ -3,7 +3,7 @@
 import gc
 from pathlib import Path
 
-from peoplecounter.common.messages import SurfaceLayout
+from peoplecounter.common.ipc.messages import SurfaceLayout
 from tests.link.test_link import LAYOUT, World, show, waiting
 
 RESTARTS = 50

@@ -10,11 +10,11 @@ from itertools import pairwise
 import pytest
 import zmq
 
-from peoplecounter.common.downstream import Downstream
 from peoplecounter.common.errors import CONFIG, Refused
-from peoplecounter.common.link import Timing
-from peoplecounter.common.loop import Loop
-from peoplecounter.common.messages import (
+from peoplecounter.common.ipc.consumer import Upstream
+from peoplecounter.common.ipc.link import Timing
+from peoplecounter.common.ipc.loop import Loop
+from peoplecounter.common.ipc.messages import (
     MAX_BYTES,
     SCHEMA,
     Beat,
@@ -29,8 +29,8 @@ from peoplecounter.common.messages import (
     SurfaceLayout,
     encode,
 )
-from peoplecounter.common.results import WINDOW, Receiver, Sender
-from peoplecounter.common.upstream import Upstream
+from peoplecounter.common.ipc.producer import Downstream
+from peoplecounter.common.ipc.results import WINDOW, Receiver, Sender
 
 SECOND = 1_000_000_000
 LAYOUT = SurfaceLayout(32, 32, 64, "bt709", False)
@@ -369,8 +369,8 @@ def test_what_was_said_before_hello_does_not_count(world, attacker):
 
 
 def test_a_ring_handle_is_a_name_and_never_a_path(world):
-    from peoplecounter.common.memory import kind
-    from peoplecounter.common.messages import RingSpec
+    from peoplecounter.common.ipc.memory import kind
+    from peoplecounter.common.ipc.messages import RingSpec
 
     for handle in (b"../../etc/passwd", b"/etc/passwd", b"surfaces.cam.zz.shm", b"a.b.00.shm\0"):
         with pytest.raises(Refused, match="not a shared memory name"):

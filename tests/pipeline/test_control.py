@@ -10,8 +10,9 @@ from types import SimpleNamespace
 
 import msgspec
 
-from peoplecounter.common import memory, sources
-from peoplecounter.common.messages import SCHEMA, Hello, Refuse, Welcome, namespaces
+from peoplecounter.common import sources
+from peoplecounter.common.ipc import memory
+from peoplecounter.common.ipc.messages import SCHEMA, Hello, Refuse, Welcome, namespaces
 from peoplecounter.common.settings import Settings, Source
 from tests.link.test_link import World
 from tests.support.cli import peoplecounter

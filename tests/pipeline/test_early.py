@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from peoplecounter.common.control import claim
-from peoplecounter.common.messages import Confirmed, Dropped, SurfaceLayout
-from peoplecounter.common.runtime import Runtime
+from peoplecounter.common.ipc.messages import Confirmed, Dropped, SurfaceLayout
+from peoplecounter.common.process.control import claim
+from peoplecounter.common.process.runtime import Runtime
 from peoplecounter.common.settings import Decoder as DecoderSettings
 from peoplecounter.common.settings import Settings, Source
 from peoplecounter.services.decoder.__main__ import Decoder
 from peoplecounter.services.decoder.ffmpeg import OnCpu
-from peoplecounter.services.decoder.sources import Arrived, Changed, Damaged, Picture, play
+from peoplecounter.services.decoder.playback import Arrived, Changed, Damaged, Picture, play
 
 LAYOUT = SurfaceLayout(64, 48, 64, "bt709", False)
 

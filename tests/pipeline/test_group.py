@@ -150,7 +150,7 @@ def test_messages_of_another_schema_are_refused_in_words(group, clip, run_dir):
     g = group({"cam": {"url": str(clip), "loop": True}})
     g.start()
     g.wait_counts(5)
-    code = "import peoplecounter.common.messages as m; m.SCHEMA += 1; import runpy, sys; sys.argv = ['x', '9'];" \
+    code = "import peoplecounter.common.ipc.messages as m; m.SCHEMA += 1; import runpy, sys; sys.argv = ['x', '9'];" \
         "runpy.run_module('peoplecounter.services.infer_tiles', run_name='__main__')"  # fmt: skip
     other = subprocess.run([sys.executable, "-c", code], env=g.environment, capture_output=True, text=True, timeout=30)
     assert other.returncode == 78

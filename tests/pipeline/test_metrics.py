@@ -5,14 +5,13 @@ import re
 import signal
 import socket
 import urllib.request
-from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from peoplecounter.common.settings import Settings
-from peoplecounter.deploy import cli
 from peoplecounter.services.fusion.metrics import OBSERVED
+from tests.support.cli import ROOT
 from tests.support.otlp import Collector
 from tests.support.rtsp import free_port
 from tests.support.squares import FRAMES
@@ -50,7 +49,7 @@ def of(service: str) -> tuple:
 
 def queries() -> list[str]:
     """What the dashboard's panels ask for."""
-    board = json.loads((Path(cli.__file__).parent / "grafana.json").read_text())
+    board = json.loads((ROOT / "deploy/monitoring/grafana.json").read_text())
     return [target["expr"] for panel in board["panels"] for target in panel["targets"]]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from peoplecounter.common.errors import CONFIG, NO_INPUT, Refused
 from peoplecounter.common.keys import key_pair, public_keys
-from peoplecounter.deploy.subscribe import messages
+from peoplecounter.deploy.group.subscribe import messages
 from tests.support.rtsp import free_port
 
 ROOT = Path(__file__).parents[2]

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import zmq
 
-from peoplecounter.common.engine import stream
+from peoplecounter.common.engine import fetch as stream
+from peoplecounter.common.engine.sidecar import Sidecar, sidecar_path
 from peoplecounter.common.errors import CONFIG, SOFTWARE, Refused
+from peoplecounter.common.files import sha256
+from peoplecounter.common.ipc.messages import SCHEMA, Chunk, Fetch, decode, encode
 from peoplecounter.common.keys import key_pair
-from peoplecounter.common.messages import SCHEMA, Chunk, Fetch, decode, encode
-from peoplecounter.common.plans import Sidecar, sha256, sidecar_path
 from peoplecounter.deploy.engine.serve import PIECE, Item, Server, items
 from tests.support.squares import FRAMES, expected
 

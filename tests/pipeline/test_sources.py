@@ -13,8 +13,8 @@ from peoplecounter.common.errors import BAD_DATA, NO_INPUT, SourceError
 from peoplecounter.common.settings import Decoder, Source
 from peoplecounter.common.sources import redacted
 from peoplecounter.services.decoder.ffmpeg import OnCpu, copy_nv12, layout_of
+from peoplecounter.services.decoder.playback import Changed, Damaged, Picture, play
 from peoplecounter.services.decoder.reader import Reader
-from peoplecounter.services.decoder.sources import Changed, Damaged, Picture, play
 from tests.support.squares import FPS, FRAMES, expected, make_clip, picture
 
 QUICK = Decoder(open_timeout_s=2, read_timeout_s=0.5, backoff_min_s=0.05, backoff_max_s=0.2)
@@ -183,7 +183,7 @@ def test_credentials_are_never_shown():
 
 
 def _opened(url):
-    from peoplecounter.services.decoder.sources import _once
+    from peoplecounter.services.decoder.playback import _once
 
     return _once(Source(url=url), QUICK, None, lambda seconds: False, OnCpu)
 

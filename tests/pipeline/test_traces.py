@@ -7,7 +7,7 @@ import pytest
 from google.protobuf.json_format import ParseDict
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from peoplecounter.common.telemetry import IDS
+from peoplecounter.common.process.telemetry import IDS
 from peoplecounter.common.topology import SERVICES
 from tests.support.cli import peoplecounter
 from tests.support.otlp import Collector

@@ -2,10 +2,10 @@
 
 from rich.text import Text
 
+from peoplecounter.common.budgets import WINDOW_NS, Window
 from peoplecounter.common.settings import Budgets
-from peoplecounter.deploy.display import LiveTable, PlainLines, summary_lines
-from peoplecounter.deploy.subscribe import Tally
-from peoplecounter.services.fusion.budgets import WINDOW_NS, Window
+from peoplecounter.deploy.cli.display import LiveTable, PlainLines, summary_lines
+from peoplecounter.deploy.group.subscribe import Tally
 
 SECOND = 1_000_000_000
 TOTALS = {"frames": 20, "counted": 20, "incomplete": 0, "dropped": {}}

@@ -17,11 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from peoplecounter.common import plans
 from peoplecounter.common.engine import model
 from peoplecounter.common.engine.onnxruntime import DEMO_MODEL
 from peoplecounter.common.engine.refit import refit
+from peoplecounter.common.engine.sidecar import check_fits, read_sidecar, sidecar_path
+from peoplecounter.common.engine.tensorrt_log import logger
 from peoplecounter.common.errors import NO_INPUT, SOFTWARE, Refused
+from peoplecounter.common.files import sha256
 from peoplecounter.common.settings import Engine
 from peoplecounter.deploy.engine import build as builder
 from peoplecounter.deploy.engine.build import Options, Progress, build_file, build_memory, watched
@@ -55,9 +57,9 @@ def built(onnx, tmp_path, **options):
 
 def test_a_plan_and_what_is_known_of_it(onnx, tmp_path):
     plan, sidecar, ratio = built(onnx, tmp_path, level=5)
-    assert plans.read_sidecar(plan) == sidecar and ratio is None
-    assert sidecar.plan_sha256 == plans.sha256(plan.read_bytes()) and sidecar.plan_bytes == plan.stat().st_size
-    assert (sidecar.onnx, sidecar.onnx_sha256) == ("net.onnx", plans.sha256(onnx.read_bytes()))
+    assert read_sidecar(plan) == sidecar and ratio is None
+    assert sidecar.plan_sha256 == sha256(plan.read_bytes()) and sidecar.plan_bytes == plan.stat().st_size
+    assert (sidecar.onnx, sidecar.onnx_sha256) == ("net.onnx", sha256(onnx.read_bytes()))
     assert sidecar.inputs == [{"name": "images", "dtype": "FLOAT", "shape": [-1, 3, 80, 80]}]
     assert sidecar.outputs == [{"name": "output0", "dtype": "FLOAT", "shape": [-1, 25, 6]}]
     assert (sidecar.gpu, sidecar.compute_capability, sidecar.level) == ("NVIDIA Fake 9", "9.0", 5)
@@ -119,7 +121,7 @@ def test_into_memory_piece_by_piece(onnx):
     builder.build(onnx, pieces.append, Options(), Progress(), fake_tensorrt)
     assert len(pieces) == fake_tensorrt.PIECES
     plan, sidecar, _ = build_memory(onnx, Options(), Progress(), fake_tensorrt)
-    assert plan == b"".join(pieces) and sidecar.plan_sha256 == plans.sha256(plan)
+    assert plan == b"".join(pieces) and sidecar.plan_sha256 == sha256(plan)
 
 
 def test_ctrl_c_cancels_at_the_next_step_and_leaves_what_was_there(onnx, tmp_path, monkeypatch):
@@ -135,8 +137,8 @@ def test_ctrl_c_cancels_at_the_next_step_and_leaves_what_was_there(onnx, tmp_pat
 
     with pytest.raises(Refused, match="cancelled: nothing was written") as refusal:
         watched(lambda: build_file(onnx, plan, Options(), progress, fake_tensorrt), progress, show)
-    assert refusal.value.code == SOFTWARE and plans.read_sidecar(plan) == old
-    assert plans.sha256(plan.read_bytes()) == old.plan_sha256
+    assert refusal.value.code == SOFTWARE and read_sidecar(plan) == old
+    assert sha256(plan.read_bytes()) == old.plan_sha256
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "net.plan", "net.plan.json"]
 
 
@@ -212,12 +214,12 @@ def test_a_cache_folder_that_cannot_be_used_costs_no_plan(onnx, tmp_path, caplog
 def test_weights_come_back_from_the_onnx_file(onnx, tmp_path):
     plan, _, _ = built(onnx, tmp_path, strip=True, refit=True)
     engine = fake_tensorrt.ICudaEngine(plan_of(plan.read_bytes()))
-    refit(fake_tensorrt, engine, onnx.read_bytes(), plans.logger(fake_tensorrt), "net.plan")
+    refit(fake_tensorrt, engine, onnx.read_bytes(), logger(fake_tensorrt), "net.plan")
     assert engine._plan["weights"] == plan_of(built(onnx, tmp_path)[0].read_bytes())["weights"]
 
 
 def test_weights_that_do_not_fit_are_a_sentence(onnx, tmp_path, monkeypatch):
-    log = plans.logger(fake_tensorrt)
+    log = logger(fake_tensorrt)
 
     def engine(**options):
         return fake_tensorrt.ICudaEngine(plan_of(built(onnx, tmp_path, **options)[0].read_bytes()))
@@ -251,7 +253,7 @@ def test_a_stripped_plan_finds_its_weights_beside_it(onnx, tmp_path):
 
 
 def rewrite(plan, **changes):
-    path = plans.sidecar_path(plan)
+    path = sidecar_path(plan)
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
@@ -260,9 +262,9 @@ def rewrite(plan, **changes):
     [
         (lambda plan: plan.write_bytes(plan.read_bytes()[:-9]), "it was cut or replaced"),
         (lambda plan: plan.write_bytes(b"ftrt" + plan.read_bytes()[:3:-1]), "is not the one its sidecar describes"),
-        (lambda plan: plans.sidecar_path(plan).write_text("{"), "The sidecar of .* is damaged"),
-        (lambda plan: plans.sidecar_path(plan).write_text('{"plan_sha256": 3}'), "The sidecar of .* is damaged"),
-        (lambda plan: plans.sidecar_path(plan).write_text("[" * 500_000), "The sidecar of .* is damaged"),
+        (lambda plan: sidecar_path(plan).write_text("{"), "The sidecar of .* is damaged"),
+        (lambda plan: sidecar_path(plan).write_text('{"plan_sha256": 3}'), "The sidecar of .* is damaged"),
+        (lambda plan: sidecar_path(plan).write_text("[" * 500_000), "The sidecar of .* is damaged"),
         (lambda plan: rewrite(plan, batches=[1]), r"damaged \(batches or tensors\)"),
         (lambda plan: rewrite(plan, inputs=[{}]), r"damaged \(batches or tensors\)"),
         (lambda plan: rewrite(plan, refit="sometimes"), "of another version of peoplecounter"),
@@ -312,9 +314,9 @@ def test_hash_and_size_that_the_settings_ask_for(onnx):
 def test_where_a_plan_runs(onnx, tmp_path, changes, here, said):
     _, sidecar, _ = built(onnx, tmp_path)
     if said is None:
-        return plans.check_fits(replace(sidecar, **changes), *here, "net.plan")
+        return check_fits(replace(sidecar, **changes), *here, "net.plan")
     with pytest.raises(Refused, match=said):
-        plans.check_fits(replace(sidecar, **changes), *here, "net.plan")
+        check_fits(replace(sidecar, **changes), *here, "net.plan")
 
 
 def test_show_prints_what_a_plan_is(onnx, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from peoplecounter.common import backend
-from peoplecounter.common.runtime import beat
+from peoplecounter.common.process.runtime import beat
 from peoplecounter.common.settings import Settings
 from peoplecounter.common.topology import SERVICES
 from peoplecounter.deploy.systemd import install
@@ -21,7 +21,7 @@ NAMES = {service.name for service in SERVICES}
 
 @pytest.mark.parametrize("file", ["compose.yaml", "compose.gpu.yaml"])
 def test_compose_has_the_services(file):
-    services = yaml.safe_load((DEPLOY / file).read_text())["services"]
+    services = yaml.safe_load((DEPLOY / "compose" / file).read_text())["services"]
     assert services.keys() - {"mps"} == NAMES
     assert ("mps" in services) == (file == "compose.gpu.yaml")
     if file == "compose.yaml":
@@ -89,7 +89,7 @@ def test_a_health_check_is_the_age_of_a_heartbeat_and_ends_who_is_frozen(age_s, 
         heartbeat.write_text(json.dumps(frozen.pid))
         stamp = heartbeat.stat().st_mtime - age_s
         os.utime(heartbeat, (stamp, stamp))
-        assert subprocess.run(["sh", DEPLOY / "healthy.sh", heartbeat, "5", "end"]).returncode == code
+        assert subprocess.run(["sh", DEPLOY / "compose" / "healthy.sh", heartbeat, "5", "end"]).returncode == code
         ended = frozen.wait(5) if code else frozen.poll()
         frozen.kill()
     assert ended == (-9 if code else None)

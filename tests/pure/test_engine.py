@@ -5,7 +5,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from peoplecounter.common.engine.heads import head, overlap, suppress
+from peoplecounter.common.boxes import iou_matrix, nms, overlapping_pairs
+from peoplecounter.common.engine.heads import head
 from peoplecounter.common.engine.onnxruntime import OnnxEngine
 from peoplecounter.common.errors import CONFIG, NO_INPUT, Refused
 from peoplecounter.common.settings import Engine
@@ -74,17 +75,23 @@ def test_every_layout_gives_the_same_persons(shapes, output):
     assert found[:, 0].tolist() == [0] * len(PERSON) + [1] * len(PERSON)
 
 
-def test_suppress_keeps_the_best_and_the_far():
+def test_nms_keeps_the_best_and_the_far():
     boxes = np.array([[0, 0, 10, 10, 0.9], [1, 0, 11, 10, 0.8], [50, 50, 60, 60, 0.7]], np.float32)
-    assert suppress(boxes, 0.5)[:, 4].tolist() == pytest.approx([0.9, 0.7])
+    assert nms(boxes, 0.5)[:, 4].tolist() == pytest.approx([0.9, 0.7])
 
 
-def test_overlap_of_empty_and_known_boxes():
+def test_iou_of_empty_and_known_boxes():
     a = np.array([[0, 0, 10, 10], [0, 0, 0, 0]], np.float32)
-    iou, ios = overlap(a, np.array([[5, 0, 15, 10], [2, 2, 4, 4]], np.float32))
-    np.testing.assert_allclose(iou, [[1 / 3, 0.04], [0, 0]], atol=1e-6)
-    np.testing.assert_allclose(ios, [[0.5, 1.0], [0, 0]], atol=1e-6)
-    assert overlap(a, np.zeros((0, 4), np.float32))[0].shape == (2, 0)
+    b = np.array([[5, 0, 15, 10], [2, 2, 4, 4]], np.float32)
+    np.testing.assert_allclose(iou_matrix(a, b), [[1 / 3, 0.04], [0, 0]], atol=1e-6)
+    assert iou_matrix(a, np.zeros((0, 4), np.float32)).shape == (2, 0)
+
+
+def test_overlapping_pairs_give_the_share_of_the_smaller_box():
+    first, second, iou, ios = overlapping_pairs(np.array([[0, 0, 10, 10], [5, 0, 15, 10], [2, 2, 4, 4]], np.float32))
+    assert list(zip(first, second)) == [(0, 1), (0, 2)]
+    np.testing.assert_allclose(iou, [1 / 3, 0.04], atol=1e-6)
+    np.testing.assert_allclose(ios, [0.5, 1.0], atol=1e-6)
 
 
 def save(path, inputs, outputs, op="Identity"):

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from peoplecounter.common.inference import ERRORS_IN_A_ROW, Inference
-from peoplecounter.common.messages import Header, Offer, Part, Ref
+from peoplecounter.common.inference.worker import ERRORS_IN_A_ROW, Inference
+from peoplecounter.common.ipc.messages import Header, Offer, Part, Ref
 
 
 def test_the_error_that_ends_an_infer_process_is_the_engines_own():

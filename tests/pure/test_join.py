@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peoplecounter.common.messages import Confirmed, Detections, Dropped, Header, Part, Status
+from peoplecounter.common.ipc.messages import Confirmed, Detections, Dropped, Header, Part, Status
 from peoplecounter.services.fusion.join import Ended, Gap, Join, Settled
 
 MS = 1_000_000

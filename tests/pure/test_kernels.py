@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peoplecounter.common.geometry import Letterbox, TileGrid
-from peoplecounter.common.messages import SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.messages import SurfaceLayout, TensorLayout
 from peoplecounter.services.preprocess.kernels import PADDING, colour_matrix, fused, reference, taps
 
 SIZE = 32

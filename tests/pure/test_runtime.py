@@ -2,8 +2,8 @@
 
 import pytest
 
-from peoplecounter.common import control, runtime
 from peoplecounter.common.errors import SOFTWARE, GpuLost
+from peoplecounter.common.process import control, runtime
 from peoplecounter.common.settings import Settings
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from peoplecounter.common import settings
 from peoplecounter.common.errors import NO_INPUT, Refused
-from peoplecounter.deploy.settings_table import table
+from peoplecounter.deploy.report.settings_table import table
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def config(monkeypatch, tmp_path, text):
 def test_environment_wins_over_the_file_which_wins_over_the_defaults(monkeypatch, tmp_path):
     config(monkeypatch, tmp_path, '[decoder]\nslots = 5\n[engine]\nscore = 0.4\n[sources.door]\nurl = "a.mp4"\n')
     monkeypatch.setenv("PEOPLECOUNTER_DECODER__SLOTS", "7")
-    loaded = settings.load()
+    loaded = settings.load_settings()
     assert (loaded.decoder.slots, loaded.engine.score, loaded.preprocess.slots) == (7, 0.4, 0)
     assert loaded.sources["door"].url == "a.mp4"
 
@@ -48,7 +48,7 @@ def test_environment_wins_over_the_file_which_wins_over_the_defaults(monkeypatch
 def test_a_wrong_file_is_one_sentence(monkeypatch, tmp_path, text, said):
     config(monkeypatch, tmp_path, text)
     with pytest.raises(Refused) as refusal:
-        settings.load()
+        settings.load_settings()
     assert said in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert refusal.value.code == 78
@@ -57,13 +57,13 @@ def test_a_wrong_file_is_one_sentence(monkeypatch, tmp_path, text, said):
 def test_an_unknown_variable_is_refused_with_the_nearest(monkeypatch):
     monkeypatch.setenv("PEOPLECOUNTER_ENGINE__THREDS", "2")
     with pytest.raises(Refused, match="PEOPLECOUNTER_ENGINE__THREADS"):
-        settings.load()
+        settings.load_settings()
 
 
 def test_a_missing_file_is_said_so(monkeypatch):
     monkeypatch.setenv("PEOPLECOUNTER_CONFIG", "/nowhere.toml")
     with pytest.raises(Refused, match=r"/nowhere\.toml cannot be read: No such file") as refusal:
-        settings.load()
+        settings.load_settings()
     assert refusal.value.code == NO_INPUT
 
 

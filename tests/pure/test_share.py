@@ -6,10 +6,10 @@ import pytest
 
 from peoplecounter.common import sources
 from peoplecounter.common.errors import Refused
-from peoplecounter.common.link import Timing
+from peoplecounter.common.ipc.link import Timing
 from peoplecounter.common.settings import Settings
-from peoplecounter.deploy.control import Group
-from peoplecounter.deploy.share import GONE_S, Camera, Members, apply, owner, read
+from peoplecounter.deploy.group.client import Group
+from peoplecounter.deploy.group.share import GONE_S, Camera, Members, apply, owner, read
 
 CAMERAS = {f"cam{i}": Camera(url=f"rtsp://10.0.0.{i}/1") for i in range(240)}
 

@@ -66,7 +66,8 @@ class Docker:
         checked(*download, *only, "-d", tree / "wheels", *needs)
         arguments = {"BASE": BASE, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/deps"}
         given = [word for key, value in arguments.items() for word in ("--build-arg", f"{key}={value}")]
-        self.do("docker", "build", "-q", "-f", tree / "deploy/Dockerfile", "-t", image, *given, tree, timeout=300)
+        file = tree / "deploy/compose/Dockerfile"
+        self.do("docker", "build", "-q", "-f", file, "-t", image, *given, tree, timeout=300)
 
     def close(self) -> None:
         """Ends the engine, and all it runs, and takes its folder away."""

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from peoplecounter.deploy.subscribe import Follower
+from peoplecounter.deploy.group.subscribe import Follower
 
 KINDS = ("counts", "detections", "dropped", "status", "service", "budgets")
 

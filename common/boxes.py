@@ -1,0 +1,47 @@
+"""Boxes that overlap: pairs, intersection over union (IoU), and non-maximum suppression. Pure."""
+
+import numpy as np
+
+EPSILON = np.float32(1e-9)  # an engine may give inverted or flat boxes: they overlap nothing
+
+
+def nms(boxes: np.ndarray, iou: float) -> np.ndarray:
+    """Greedy non-maximum suppression of boxes [n, 5], best score first: those that are kept."""
+    first, second, pair_iou, _ = overlapping_pairs(boxes)
+    same = pair_iou > iou
+    return boxes[greedy_keep(len(boxes), first[same], second[same])]
+
+
+def overlapping_pairs(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Every pair of boxes [n, 4 or more] that overlaps, as four arrays [pairs].
+
+    They are the index of the first box, the index of the second (larger), the IoU, and the intersection over the
+    smaller box (IoS). Few of all pairs overlap, so only their shares are computed.
+    """
+    x1, y1, x2, y2 = boxes.T[:4]
+    meet = (x1[:, None] < x2) & (x2[:, None] > x1) & (y1[:, None] < y2) & (y2[:, None] > y1)
+    first, second = np.nonzero(np.triu(meet, 1))
+    width = np.minimum(x2[first], x2[second]) - np.maximum(x1[first], x1[second])
+    height = np.minimum(y2[first], y2[second]) - np.maximum(y1[first], y1[second])
+    inter, area = np.maximum(width, 0) * np.maximum(height, 0), (x2 - x1) * (y2 - y1)
+    union, smaller = area[first] + area[second] - inter, np.minimum(area[first], area[second])
+    return first, second, inter / np.maximum(union, EPSILON), inter / np.maximum(smaller, EPSILON)
+
+
+def greedy_keep(n: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """bool [n]: which boxes are kept when each kept one, best first, removes its `second` partners."""
+    keep = [True] * n
+    for i, j in zip(first.tolist(), second.tolist()):
+        if keep[i]:
+            keep[j] = False
+    return np.array(keep, bool)
+
+
+def iou_matrix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Boxes [n, 4] against [m, 4] -> IoU [n, m]."""
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = (column[:, None] for column in a.T[:4]), b.T[:4]
+    width = np.minimum(ax2, bx2) - np.maximum(ax1, bx1)
+    height = np.minimum(ay2, by2) - np.maximum(ay1, by1)
+    inter = np.maximum(width, 0) * np.maximum(height, 0)
+    area_a, area_b = (ax2 - ax1) * (ay2 - ay1), (bx2 - bx1) * (by2 - by1)
+    return inter / np.maximum(area_a + area_b - inter, EPSILON)

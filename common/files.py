@@ -1,0 +1,110 @@
+"""Files as the rest of the project needs them: replaced whole, locked by one process, in a private directory.
+
+Standard library only: a builder's own Python imports this module.
+"""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from fcntl import LOCK_EX, LOCK_NB, flock
+from pathlib import Path
+
+from peoplecounter.common.errors import NO_INPUT, SOFTWARE, Refused
+
+IPC_PATH_MAX = 107  # bytes: sun_path of a unix socket
+RUN_DIR_MAX = IPC_PATH_MAX - 40  # bytes: leaves room for the names of sockets
+
+
+def sha256(data: bytes) -> str:
+    """The SHA-256 of some bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+class Replacement:
+    """A new content of a file, which appears under the file's name whole, with `commit()`, or not at all."""
+
+    def __init__(self, path: Path):
+        self.path, self.nbytes, self._hash = path, 0, hashlib.sha256()
+        try:
+            number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        except OSError as error:
+            raise Refused(f"{path} cannot be written: {error.strerror}.", NO_INPUT) from None
+        self._file, self._temporary = os.fdopen(number, "wb"), Path(name)
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256, in hex, of what was written so far."""
+        return self._hash.hexdigest()
+
+    def write(self, data) -> None:
+        """Appends bytes. Raises OSError when the disk is full."""
+        self._file.write(data)
+        self._hash.update(data)
+        self.nbytes += len(data)
+
+    def commit(self, mode: int = 0o644) -> None:
+        """Gives the file its name. Raises OSError when the disk is full."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._temporary.chmod(mode)
+        self._temporary.replace(self.path)
+
+    def __enter__(self) -> "Replacement":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):  # the rest of an uncommitted file is not needed
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+def write_file(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Writes the whole file or nothing. Raises Refused when it cannot be written."""
+    with Replacement(path) as file:
+        try:
+            file.write(data)
+            file.commit(mode)
+        except OSError as error:
+            raise Refused(f"{path} cannot be written: {error.strerror}.", SOFTWARE) from None
+
+
+class Lock:
+    """Exclusive ownership of a name in the run directory. The kernel releases it when the process ends.
+
+    Raises Refused, with the owner's pid, when another process holds it.
+    """
+
+    def __init__(self, path: Path, name: str = ""):
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            flock(self._fd, LOCK_EX | LOCK_NB)
+        except OSError:
+            pid = os.read(self._fd, 32).decode(errors="replace").strip() or "unknown"
+            os.close(self._fd)
+            raise Refused(
+                f"{name or path.stem!r} is already owned by process {pid} (lock {path}): "
+                "stop that process or use another run directory."
+            ) from None
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, str(os.getpid()).encode(), 0)
+
+    def forget(self) -> None:
+        """Removes the owner's pid from the file: this process ends as intended and is not to be missed."""
+        os.ftruncate(self._fd, 0)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def make_private(run_dir: Path) -> None:
+    """Creates the run directory, mode 0700. Raises Refused for one that another user owns or can read."""
+    if len(os.fsencode(run_dir)) > RUN_DIR_MAX:
+        raise Refused(f"The run_dir {run_dir} is too long for socket names: use a shorter run_dir.")
+    try:
+        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = run_dir.stat()
+    except OSError as error:
+        raise Refused(f"The run_dir {run_dir} cannot be used: {error.strerror}.") from None
+    if status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise Refused(f"The run_dir {run_dir} must be yours alone: chmod 700 it, or use another directory.")

@@ -1,0 +1,1 @@
+"""What infer_global and infer_tiles share."""

@@ -1,0 +1,1 @@
+"""Messages, links and rings between processes: see README.md."""

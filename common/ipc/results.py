@@ -1,0 +1,138 @@
+"""Results on their way to fusion: numbered, at most WINDOW unsettled at once, sent again when fusion restarts.
+
+Sender is the end of every other service, Receiver is fusion's. A result is settled when fusion's ledger says that its
+frame was published or dropped, so a fusion that dies loses nothing that its senders still have.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from peoplecounter.common.ipc.link import Dial, Listen, Peer, Timing
+from peoplecounter.common.ipc.loop import Loop
+from peoplecounter.common.ipc.messages import (
+    Ack,
+    Confirmed,
+    Detections,
+    Dropped,
+    Hello,
+    Message,
+    Report,
+    Result,
+    Status,
+    Welcome,
+)
+
+NAME = "results.fusion"
+WINDOW = 256  # results a sender may have unsettled
+BACKLOG = 1024  # results that may wait behind the window before the oldest is given up
+
+Body = Detections | Dropped | Confirmed | Status
+
+
+class Sender:
+    """Sends results to fusion without ever blocking; `full` says when to stop producing them."""
+
+    def __init__(self, loop: Loop, run_dir: Path, hello: Hello, timing: Timing):
+        self._loop, self._hello = loop, hello
+        self._waiting: deque[Body] = deque()
+        self._unsettled: dict[int, Body] = {}
+        self._number = 0
+        self._link = Dial(
+            loop, run_dir / f"{NAME}.sock", hello, timing, self._on_welcome, self._on_message, lambda: None
+        )
+
+    @property
+    def full(self) -> bool:
+        """True while fusion is behind (or away) by a whole window."""
+        return len(self._waiting) + len(self._unsettled) >= WINDOW
+
+    @property
+    def settled(self) -> bool:
+        """True when fusion has settled everything that was sent."""
+        return not self._waiting and not self._unsettled
+
+    def send(self, body: Body) -> None:
+        """Queues one result; when even the backlog is full, the oldest waiting one is given up and counted."""
+        self._waiting.append(body)
+        if len(self._waiting) > BACKLOG:
+            self._waiting.popleft()
+            self._loop.counters["results_lost"] += 1
+        self._flush()
+
+    def report(self, holding: list[tuple[str, int]], gauges: dict[str, int]) -> None:
+        """Sends this process' counters and gauges, unnumbered: a lost one is replaced by the next."""
+        if self._link.welcome:
+            report = Report(self._hello.service, os.getpid(), dict(self._loop.counters), holding, gauges)
+            self._link.send(Result(0, report))
+
+    def close(self, bye: bool = True) -> None:
+        """`bye=False`: this process fails, fusion shall say that it is down."""
+        self._link.close(bye)
+
+    def _flush(self) -> None:
+        while self._waiting and len(self._unsettled) < WINDOW and self._link.welcome:
+            if not self._link.send(Result(self._number + 1, self._waiting[0])):
+                return
+            self._number += 1
+            self._unsettled[self._number] = self._waiting.popleft()
+
+    def _on_welcome(self, welcome: Welcome) -> None:
+        self._waiting.extendleft(reversed(self._unsettled.values()))
+        self._unsettled.clear()
+        self._flush()
+
+    def _on_message(self, message: Message) -> None:
+        if not isinstance(message, Ack):
+            self._loop.counters["messages_unexpected"] += 1
+            return
+        for number in message.numbers:
+            self._unsettled.pop(number, None)
+        self._flush()
+
+
+class Receiver:
+    """Fusion's end: hands every result to `on_result(body, receipt)`; `settle(receipts)` acknowledges them.
+
+    `on_change(service, state)`: a sender is "silent", "down" (its process has gone) or "ended" (it said bye).
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        run_dir: Path,
+        epoch: str,
+        timing: Timing,
+        on_result: Callable[[Body | Report, object], None],
+        on_change: Callable[[str, str], None] = lambda service, state: None,
+    ):
+        self._loop, self._epoch, self._on_result, self._on_change = loop, epoch, on_result, on_change
+        self._link = Listen(
+            loop, run_dir, NAME, timing, self._welcome, self._on_message,
+            lambda peer: self._on_change(peer.hello.service, "silent"),
+            lambda peer: self._on_change(peer.hello.service, "ended" if peer.left else "down"),
+        )  # fmt: skip
+
+    def settle(self, receipts: list[tuple[Peer, int]]) -> None:
+        """Tells the senders that these results will never be needed again."""
+        numbers: dict[bytes, list[int]] = {}
+        peers = {}
+        for peer, number in receipts:
+            peers[peer.identity] = peer
+            numbers.setdefault(peer.identity, []).append(number)
+        for identity, peer in peers.items():
+            self._link.send(peer, Ack(numbers[identity]))
+
+    def close(self) -> None:
+        self._on_change = lambda service, state: None  # it is us who go
+        self._link.close()
+
+    def _welcome(self, hello: Hello) -> Welcome:
+        return Welcome(self._epoch, os.getpid())
+
+    def _on_message(self, peer: Peer, message: Message) -> None:
+        if isinstance(message, Result):
+            self._on_result(message.body, (peer, message.number))
+        else:
+            self._loop.counters["messages_unexpected"] += 1

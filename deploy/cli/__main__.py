@@ -1,0 +1,3 @@
+from peoplecounter.deploy.cli import main
+
+main()

@@ -1,0 +1,113 @@
+"""What this machine can run, and what is missing for the rest."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+from peoplecounter.common import backend
+from peoplecounter.common.engine.onnxruntime import DEMO_MODEL
+from peoplecounter.common.errors import CONFIG
+from peoplecounter.common.settings import default_run_dir, load_settings
+
+NEEDED_MB = 700  # shared memory of one 4K source at the default settings
+
+
+def checks() -> list[tuple[str, str, bool, str]]:
+    """(backend, what, is it fine, detail) of everything looked at."""
+    run_dir = Path(default_run_dir())
+    base = next(p for p in (run_dir, *run_dir.parents) if p.exists())
+    free_mb = shutil.disk_usage(base).free >> 20
+    rows = [
+        ("cpu", "Python", sys.version_info[:2] in ((3, 11), (3, 12), (3, 13)), platform.python_version()),
+        ("cpu", "cores", True, str(len(os.sched_getaffinity(0)))),
+        ("cpu", "process handles (pidfd)", hasattr(os, "pidfd_open"), "Linux 5.3 or later"),
+        ("cpu", "run_dir on a tmpfs", _filesystem(base) in ("tmpfs", "ramfs"), f"{run_dir} on {_filesystem(base)}"),
+        (
+            "cpu",
+            "room for shared memory",
+            free_mb >= NEEDED_MB,
+            f"{free_mb} MB free, one 4K source takes {NEEDED_MB} MB",
+        ),
+        ("cpu", "settings", *_settings()),
+        ("cpu", "decoders", *_decoders()),
+        ("cpu", "ONNX Runtime", True, importlib.metadata.version("onnxruntime")),
+        ("cpu", "demo model", DEMO_MODEL.is_file(), str(DEMO_MODEL)),
+    ]
+    rows += [("cuda", what, fine, detail) for what, fine, detail in backend.cuda_checks()]
+    if all(fine for _, fine, _ in backend.cuda_checks()):
+        triton = backend.importable("triton")
+        rows += [
+            ("cuda", "Triton", True, "installed" if triton else "missing: torch does its work, several times slower"),
+            ("cuda", "plans can be built", True, _builder()),
+            ("cuda", "NVDEC decodes", *_nvdec()),
+            ("cuda", "MPS", True, _mps()),
+        ]
+    return rows
+
+
+def report(as_json: bool) -> int:
+    """Prints the checks; 0 when the CPU backend can run, else the configuration code."""
+    rows = checks()
+    able = {backend: all(fine for b, _, fine, _ in rows if b == backend) for backend in ("cpu", "cuda")}
+    if as_json:
+        listed = [{"backend": b, "check": what, "ok": fine, "detail": detail} for b, what, fine, detail in rows]
+        print(json.dumps({"able": able, "checks": listed}))
+    else:
+        for backend, what, fine, detail in rows:
+            print(f"{backend:<5} {'ok     ' if fine else 'not ok '} {what:<24} {detail}")
+        names = ", ".join(b for b, fine in able.items() if fine)
+        print(f"\nThis machine can run: {names}." if names else "\nMend what is missing first.")
+    return 0 if able["cpu"] else CONFIG
+
+
+def _settings() -> tuple[bool, str]:
+    from peoplecounter.common.errors import Refused
+
+    try:
+        load_settings()
+    except Refused as refusal:
+        return False, str(refusal)
+    return True, "valid"
+
+
+def _decoders() -> tuple[bool, str]:
+    import av
+
+    wanted = [name for name in ("h264", "hevc", "av1", "vp9", "mjpeg") if name in av.codecs_available]
+    return {"h264", "hevc"} <= set(wanted), f"PyAV {av.__version__}: {', '.join(wanted)}"
+
+
+def _nvdec() -> tuple[bool, str]:
+    """What the GPU decodes: "h264 8 bit up to 4096x4096 …"; false when not even H.264."""
+    from peoplecounter.services.decoder import nvdec
+
+    able, engines = [], 0
+    for codec in nvdec.CODECS:
+        caps = {bits: nvdec.capabilities(codec, bits) for bits in (8, 10)}
+        engines = max(engines, caps[8]["num_decoder_engines"])
+        bits = [str(b) for b, c in caps.items() if c["supported"]]
+        if bits:
+            able.append(f"{codec} {'/'.join(bits)} bit to {caps[8]['width_max']}x{caps[8]['height_max']}")
+    return any(text.startswith("h264") for text in able), f"{engines} engines: " + (", ".join(able) or "nothing")
+
+
+def _builder() -> str:
+    return "yes" if backend.importable("tensorrt") else "no: that takes the full TensorRT package"
+
+
+def _mps() -> str:
+    """Processes on one GPU overlap only under MPS."""
+    if pipe := backend.mps_pipe():
+        return f"a daemon runs in {pipe}"
+    return "'run' starts a private one" if backend.mps_binary() else f"no {backend.MPS_CONTROL}: processes take turns"
+
+
+def _filesystem(path: Path) -> str:
+    """The type of the file system a path is on, from /proc/mounts."""
+    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    holding = [(len(point), kind) for point, kind in mounts if path.is_relative_to(point)]
+    return max(holding, default=(0, "unknown"))[1]

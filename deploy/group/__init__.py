@@ -1,0 +1,1 @@
+"""A running group: started, asked, scaled, subscribed to."""

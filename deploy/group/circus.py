@@ -1,0 +1,166 @@
+"""A group of services in the foreground, supervised by circus: started, restarted when they die, ended with us."""
+
+import contextlib
+import logging
+import os
+import shlex
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from peoplecounter.common import sources
+from peoplecounter.common.errors import FINAL, RESTART, SOFTWARE
+from peoplecounter.common.files import Lock, make_private
+from peoplecounter.common.process.control import SUPERVISOR, sources_to_decode
+from peoplecounter.common.process.runtime import SUPERVISOR_VARIABLE
+from peoplecounter.common.settings import Settings
+from peoplecounter.common.topology import SERVICES, Service
+from peoplecounter.deploy.group import mps
+from peoplecounter.deploy.group.client import owners
+
+LEFTOVERS = ("*.sock", "*.shm", "*.journal", "*.lock")
+RESTARTS, WITHIN_S = 10, 60.0  # more than this and the group gives up
+CHECK_S = 0.25  # how often circus looks for dead processes
+STOP_S = 5.0  # then SIGKILL
+
+
+def watchers(settings: Settings, environment: dict[str, str]) -> list[dict]:
+    """circus' description of every service; which source or worker a process is, it claims for itself."""
+    return [
+        {
+            "name": service.name,
+            "cmd": shlex.join([sys.executable, "-m", f"peoplecounter.services.{service.name}"]),
+            "numprocesses": number(service, settings),
+            "env": environment,
+            "copy_env": True,
+            "graceful_timeout": STOP_S,
+            "max_retry": -1,
+        }
+        for service in SERVICES
+    ]
+
+
+def number(service: Service, settings: Settings) -> int:
+    """How many processes of a service a group begins with."""
+    if service.each == "source":
+        return len(list(sources_to_decode(settings)))
+    return getattr(settings.workers, service.name, 1)
+
+
+def circus_endpoint(run_dir: Path) -> str:
+    """Where the circus of a group takes its commands."""
+    return f"ipc://{run_dir}/circus.sock"
+
+
+class Group:
+    """The processes of one run directory. `run()` blocks until `stop()`, a signal, or a service that cannot go on."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        environment: dict[str, str],
+        say: Callable[[str], None],
+        on_ended: Callable[[], None] = lambda: None,  # called when a source has ended
+    ):
+        make_private(settings.run_dir)
+        self._settings, self._run_dir, self._say, self._on_ended = settings, settings.run_dir, say, on_ended
+        self._lock = Lock(settings.run_dir / "group.lock")
+        self._sweep()
+        self.restarts: dict[str, int] = {}
+        self.exit_code = 0
+        self._recent: deque[float] = deque(maxlen=RESTARTS)
+        self._stopping = False
+        self._mps = contextlib.ExitStack()  # ours alone: we hold the lock
+        found = self._mps.enter_context(mps.daemon(settings))
+        self._arbiter = self._build(settings, {**environment, **found})
+
+    def _build(self, settings: Settings, environment: dict[str, str]):
+        from circus import get_arbiter  # imports tornado: only `run` needs it
+
+        for chatty in ("circus", "tornado.application"):  # they log their own conflicts, see _stop
+            logging.getLogger(chatty).setLevel(logging.CRITICAL)
+        environment = {**environment, SUPERVISOR_VARIABLE: str(os.getpid()), SUPERVISOR: "run"}
+        rows = watchers(settings, environment)
+        for row in rows:
+            row["hooks"] = {"after_reap": (self._after_reap, True)}
+        return get_arbiter(
+            rows,
+            controller=circus_endpoint(self._run_dir),
+            pubsub_endpoint=f"ipc://{self._run_dir}/circus-events.sock",
+            check_delay=CHECK_S,
+        )
+
+    def run(self) -> None:
+        try:
+            self._arbiter.start()
+        finally:
+            self._mps.close()
+            self._remove()
+            self._lock.close()
+
+    def stop(self) -> None:
+        """Ends every process; may be called from any thread."""
+        self._stopping = True
+        self._arbiter.loop.add_callback(self._stop)
+
+    def _stop(self) -> None:
+        from circus.exc import ConflictError
+
+        try:
+            self._arbiter.stop()
+        except ConflictError:  # circus is in the middle of looking after its processes
+            self._arbiter.loop.call_later(0.05, self._stop)
+
+    def _after_reap(self, watcher, process_pid: int, exit_code: int, **_) -> bool:
+        if self._stopping or watcher.is_stopping() or watcher.is_stopped():
+            return True
+        if watcher.name == "decoder" and exit_code == 0:  # its source has ended
+            watcher.numprocesses = len(list(sources_to_decode(self._settings)))
+            self._on_ended()
+        if len(watcher.processes) >= watcher.numprocesses:  # there are to be fewer of it
+            return True
+        if exit_code in FINAL:  # it said why on stderr, and a restart would not help
+            self.exit_code = exit_code
+            self.stop()
+            return True
+        name = next((name for name, pid in owners(self._run_dir).items() if pid == process_pid), watcher.name)
+        if exit_code == RESTART:  # somebody asked for it
+            self._say(f"{name} restarts, as it was asked to")
+            return True
+        how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
+        self.restarts[name] = self.restarts.get(name, 0) + 1
+        now = time.monotonic()
+        if len(self._recent) == RESTARTS and now - self._recent[0] < WITHIN_S:
+            self._say(f"{name} ended with {how}, the {RESTARTS}th such end in {WITHIN_S:.0f} s: giving up.")
+            self.exit_code = SOFTWARE
+            self.stop()
+        else:
+            self._say(f"{name} ended with {how}: restarted")
+            self._recent.append(now)
+        return True
+
+    def _sweep(self) -> None:
+        """Removes what this group, or a killed one before it, left: we hold the lock, so nobody uses it."""
+        for pattern in LEFTOVERS:
+            for path in self._run_dir.glob(pattern):
+                if path.name != "group.lock":
+                    path.unlink(missing_ok=True)
+        sources.forget(self._run_dir)
+
+    def _remove(self) -> None:
+        """Leaves nothing behind."""
+        self._sweep()
+        (self._run_dir / "group.lock").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # somebody keeps other files there
+            self._run_dir.rmdir()
+
+
+def source_name(url: str, taken: set[str]) -> str:
+    """A source name from a URL: letters, digits, - and _; unique among those taken."""
+    stem = Path(url.split("?")[0].rstrip("/")).stem or "source"
+    name = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in stem).strip("-_")[:48] or "source"
+    candidates = [name, *(f"{name}-{i}" for i in range(2, 1000))]
+    return next(c for c in candidates if c not in taken)

@@ -1,0 +1,133 @@
+"""Reading what a group publishes, and adding it up."""
+
+import json
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import zmq
+
+from peoplecounter.common.budgets import state
+
+POLL_S = 0.1
+WAIT = "fusion_wait"  # the one hop that has a budget
+KEEP = 100_000  # frames whose times are kept for percentiles
+
+Message = tuple[str, str, dict]  # kind, source (or service), content
+
+
+def messages(
+    endpoint: str, kinds: tuple[str, ...], stop: threading.Event, keys: tuple[bytes, bytes, bytes] | None = None
+) -> Iterator[Message | None]:
+    """Everything published until `stop`; None whenever nothing came for POLL_S.
+
+    `keys` where they are asked for: the server's public key, and one's own public and secret one.
+    """
+    context = zmq.Context()
+    socket = context.socket(zmq.SUB)
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.RECONNECT_IVL, 20)
+    socket.setsockopt(zmq.IPV6, "[" in endpoint)
+    if keys:
+        socket.curve_serverkey, socket.curve_publickey, socket.curve_secretkey = keys
+    for kind in kinds:
+        socket.subscribe(f"{kind}.")
+    socket.connect(endpoint)
+    try:
+        while not stop.is_set():
+            if not socket.poll(POLL_S * 1000):
+                yield None
+                continue
+            topic, body = socket.recv_multipart()
+            kind, _, name = topic.decode().partition(".")
+            yield kind, name, json.loads(body)
+    finally:
+        context.destroy(linger=0)
+
+
+class Tally:
+    """Sums of a run, from its messages."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, dict] = {}  # source -> its last totals
+        self.counts: dict[str, dict[int, int]] = {}  # source -> seq -> count
+        self.ended: set[str] = set()
+        self._times: dict[tuple[str, str], deque[float]] = {}  # source, stage -> ms
+
+    def add(self, kind: str, name: str, content: dict) -> None:
+        if "totals" in content:
+            self.totals[name] = content["totals"]
+        if kind == "counts":
+            counts = self.counts.setdefault(name, {})
+            counts[content["seq"]] = content["count"]
+            if len(counts) > KEEP:
+                del counts[next(iter(counts))]
+            waited = {key: ms for key, ms in content["hops_ms"].items() if key == WAIT}
+            for key, ms in {**content["stages_ms"], **waited, "end_to_end": content["end_to_end_ms"]}.items():
+                self._times.setdefault((name, key), deque(maxlen=KEEP)).append(ms)
+        elif kind == "status":
+            (self.ended.add if content["state"] == "ended" else self.ended.discard)(name)
+
+    def budgets(self, budgets_ms: dict[str, float], live: set[str]) -> dict[str, dict]:
+        """Budget -> what p95 of the live sources' frames was, of the whole run, as `budgets.group` has it."""
+        found = {}
+        for budget, ms in budgets_ms.items():
+            times = [t for (source, key), of in self._times.items() if source in live and key == budget for t in of]
+            if times:
+                found[budget] = state(ms, times)
+        return found
+
+    def summary(self, truth: dict[int, int] | None = None) -> dict:
+        """The run in numbers; `mae` and `mean_truth` where the true count of each frame is known."""
+        dropped: dict[str, int] = {}
+        for totals in self.totals.values():
+            for reason, frames in totals["dropped"].items():
+                dropped[reason] = dropped.get(reason, 0) + frames
+        stages: dict[str, list[float]] = {}
+        for (_, key), times in self._times.items():
+            if key != WAIT:
+                stages.setdefault(key, []).extend(times)
+        percentiles = {stage: np.percentile(ms, [50, 99]).round(3).tolist() for stage, ms in stages.items()}
+        errors = [abs(n - truth[seq]) for c in self.counts.values() for seq, n in c.items() if truth and seq in truth]
+        return {
+            "frames": sum(t["frames"] for t in self.totals.values()),
+            "counted": sum(t["counted"] for t in self.totals.values()),
+            "incomplete": sum(t["incomplete"] for t in self.totals.values()),
+            "dropped": dropped,
+            "mae": round(float(np.mean(errors)), 4) if errors else None,
+            "mean_truth": round(float(np.mean(list(truth.values()))), 4) if truth else None,
+            "stages_ms": {stage: {"p50": p50, "p99": p99} for stage, (p50, p99) in percentiles.items()},
+        }
+
+
+class Follower(threading.Thread):
+    """Hands every message to `on_message` in a thread of its own, until that raises: then `error` is what it raised."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        kinds: tuple[str, ...],
+        on_message: Callable[[str, str, dict], None],
+        on_error: Callable[[], None] = lambda: None,
+    ):
+        super().__init__(daemon=True, name="follower")
+        self._done = threading.Event()
+        self._args = endpoint, kinds, self._done
+        self._on_message, self._on_error = on_message, on_error
+        self.error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            for message in messages(*self._args):
+                if message is not None:
+                    self._on_message(*message)
+        except Exception as error:
+            self.error = error
+            self._on_error()
+
+    def close(self) -> None:
+        self._done.set()
+        self.join(timeout=2)

@@ -1,0 +1,46 @@
+"""Prints the table of settings, made from the settings: `python -m peoplecounter.deploy.report.settings_table`."""
+
+from typing import Literal, get_args, get_origin
+
+from peoplecounter.common.settings import key_paths
+
+
+def table() -> str:
+    """Markdown: setting, type and bounds, default, meaning."""
+    lines = ["| setting | value | default | meaning |", "|---|---|---|---|"]
+    for name, field in key_paths().items():
+        if name == "sources":
+            continue
+        lines.append(f"| `{name}` | {_kind(field)} | {_default(field)} | {field.description} |")
+    return "\n".join(lines)
+
+
+def _kind(field) -> str:
+    if get_origin(field.annotation) is Literal:
+        return ", ".join(get_args(field.annotation))
+    bounds = [
+        f"{sign} {getattr(rule, key):g}"
+        for rule in field.metadata
+        for key, sign in _SIGNS.items()
+        if hasattr(rule, key)
+    ]
+    kind = {"str": "text", "bool": "true, false", "Path": "path"}.get(
+        field.annotation.__name__, field.annotation.__name__
+    )
+    return " ".join([kind, *bounds])
+
+
+_SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+
+
+def _default(field) -> str:
+    if field.is_required():
+        return "required"
+    if field.default_factory:
+        return "per user"
+    default = str(field.default).lower() if isinstance(field.default, bool) else field.default
+    return f"`{default}`" if default != "" else "–"
+
+
+if __name__ == "__main__":
+    print(table())

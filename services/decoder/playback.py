@@ -1,0 +1,277 @@
+"""Where pictures come from: `play` is the plain sequence of what happens to a source, any file or URL FFmpeg opens.
+
+What decodes its packets is a Codec: ffmpeg.py, or nvdec.py on a GPU. reader.py runs all this in a thread.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import av
+
+from peoplecounter.common.errors import BAD_DATA, NO_INPUT, SourceError
+from peoplecounter.common.ipc.messages import SurfaceLayout
+from peoplecounter.common.settings import Decoder, Source
+from peoplecounter.common.sources import redacted
+from peoplecounter.services.decoder.ffmpeg import OnCpu
+
+JUMP_S = 1.0  # a real-time file that is this late, or jumps, starts its clock anew
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One decoded frame. `captured_ns`: when its packet arrived; `decode_ns`, `decoded_ns`: begin and end of the call
+    that gave it (CLOCK_MONOTONIC)."""
+
+    surface: "Surface"
+    pts: int | None
+    pts_s: float
+    captured_ns: int
+    decode_ns: int
+    decoded_ns: int
+
+
+class Surface(Protocol):
+    """Decoded pixels that still belong to the decoder."""
+
+    layout: SurfaceLayout  # of the slot they fit into
+
+    def write(self, slot) -> None:
+        """Copies them into a slot of the surfaces ring, or queues that."""
+
+
+class Codec(Protocol):
+    """What decodes one opening of a source: FFmpeg (ffmpeg.py) or NVDEC (nvdec.py)."""
+
+    early: bool  # a picture's slot may be offered when its packet has arrived
+
+    def decode(self, packet: av.Packet) -> list:
+        """The frames that a packet (or the end, an empty one) gives; each has pts, time and is_corrupt."""
+
+    def surface(self, frame) -> Surface:
+        """A frame's pixels."""
+
+    def restart(self) -> None:
+        """The next packet is the beginning of the file again."""
+
+
+class DecodeError(Exception):
+    """A packet that a hardware decoder could not decode."""
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A packet or frame that could not be decoded, skipped."""
+
+    detail: str
+
+
+@dataclass(frozen=True)
+class Changed:
+    """The source is now "online" (its first picture follows), "reconnecting" or (nothing follows) "ended"."""
+
+    state: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A packet of a live source is about to be decoded, by a codec whose slots may be offered before that."""
+
+    pts: int
+    pts_s: float
+    captured_ns: int
+
+
+Event = Arrived | Picture | Damaged | Changed
+
+
+def play(
+    source: Source,
+    settings: Decoder,
+    after_pts: int | None,
+    wait: Callable[[float], bool],
+    codec: Callable[[av.VideoStream, bool], Codec] | None = None,
+) -> Iterator[Event]:
+    """Everything that happens to a source, in order, until it has ended or `wait(seconds)` says to stop.
+
+    A file ends (or starts again, with `loop`); a network stream is opened again for ever. `after_pts`: resume a file
+    behind that presentation time. `codec(stream, live)` decodes; the default is FFmpeg. Raises SourceError for a file
+    that is missing, is not a video or has no frame.
+    """
+    codec = codec or OnCpu
+    if is_network(source.url):
+        yield from _network(source, settings, wait, codec)
+        return
+    while True:
+        seen = False
+        for event in _once(source, settings, after_pts, wait, codec):
+            if isinstance(event, Picture) and not seen:
+                yield Changed("online")
+                seen = True
+            yield event
+        if not seen and after_pts is None:
+            raise SourceError(f"The source {source.url} has no frame that can be decoded.", BAD_DATA)
+        if not source.loop or wait(0):
+            yield Changed("ended")
+            return
+        after_pts = None
+
+
+def is_network(url: str) -> bool:
+    """True for streams that are opened again when they break; http(s) is played like a file."""
+    return Source(url=url).live
+
+
+def _network(source: Source, settings: Decoder, wait: Callable, codec: Callable) -> Iterator[Event]:
+    failures = 0
+    while True:
+        detail, online = "the stream ended", False
+        try:
+            for event in _once(source, settings, None, wait, codec):
+                if isinstance(event, Picture) and not online:
+                    yield Changed("online")
+                    online, failures = True, 0
+                yield event
+        except SourceError as error:
+            detail = str(error)
+        yield Changed("reconnecting", detail)
+        if wait(min(settings.backoff_min_s * 2**failures, settings.backoff_max_s)):
+            return
+        failures = min(failures + 1, 30)
+
+
+def _once(
+    source: Source, settings: Decoder, after_pts: int | None, wait: Callable[[float], bool], codec: Callable
+) -> Iterator[Event]:
+    """One opening of a source, to its end; a file in a loop is rewound, where it can be, without a new decoder."""
+    with _open(source.url, settings) as container:
+        stream = _video(container, source.url)
+        decoder = codec(stream, source.live)
+        if after_pts is not None:
+            container.seek(after_pts, stream=stream, backward=True)
+        pace = _Pace(source.fps) if source.realtime and not is_network(source.url) else None
+        seen = True
+        while seen:
+            seen = False
+            for event in _pass(container, stream, decoder, source, after_pts, pace, wait):
+                seen = seen or isinstance(event, Picture)
+                yield event
+            if wait(0) or not source.loop or is_network(source.url) or not _rewound(container, stream, decoder):
+                return
+            after_pts = None
+            if pace:
+                pace.rewound()
+
+
+def _pass(container, stream, decoder: Codec, source: Source, after_pts: int | None, pace, wait) -> Iterator[Event]:
+    """From where the container stands to its end."""
+    captured: dict[int | None, int] = {}
+    for packet in _packets(container, stream, source.url):
+        if isinstance(packet, Damaged):
+            yield packet
+            continue
+        shown = after_pts is None or packet.pts is None or packet.pts > after_pts
+        if pace and packet.size and shown and wait(pace.seconds_until(packet, stream)):
+            return
+        captured[packet.pts] = now_ns = time.monotonic_ns()
+        if decoder.early and packet.size and packet.pts is not None:
+            yield Arrived(packet.pts, float(packet.pts * packet.time_base), now_ns)
+        try:
+            frames = decoder.decode(packet)
+        except (av.error.FFmpegError, DecodeError) as error:
+            captured.pop(packet.pts, None)
+            yield Damaged(_why(error))
+            continue
+        decoded_ns = time.monotonic_ns()
+        for frame in frames:
+            if after_pts is not None and frame.pts is not None and frame.pts <= after_pts:
+                captured.pop(frame.pts, None)
+            elif frame.is_corrupt:
+                captured.pop(frame.pts, None)
+                yield Damaged("the frame refers to lost data")
+            else:
+                captured_ns = captured.pop(frame.pts, now_ns)
+                yield Picture(decoder.surface(frame), frame.pts, frame.time or 0.0, captured_ns, now_ns, decoded_ns)
+        if wait(0):
+            return
+
+
+def _rewound(container: av.container.InputContainer, stream: av.VideoStream, decoder: Codec) -> bool:
+    """False for what cannot be rewound, a raw stream for instance: it is opened again."""
+    try:
+        container.seek(0, stream=stream, backward=True)
+    except (av.error.FFmpegError, OSError):
+        return False
+    decoder.restart()
+    return True
+
+
+def _packets(container: av.container.InputContainer, stream: av.VideoStream, url: str) -> Iterator[av.Packet | Damaged]:
+    packets = container.demux(stream)
+    while True:
+        try:
+            yield next(packets)
+        except StopIteration:
+            return
+        except (av.error.FFmpegError, OSError) as error:
+            if is_network(url):
+                raise SourceError(f"The source {redacted(url)} broke off: {_why(error)}.", BAD_DATA) from None
+            yield Damaged(_why(error))
+            return
+
+
+def _open(url: str, settings: Decoder) -> av.container.InputContainer:
+    remote = "://" in url and not url.startswith("file://")
+    options = {"rtsp_transport": "tcp"} if url.startswith("rtsp") else {}
+    timeout = (settings.open_timeout_s, settings.read_timeout_s) if remote else None
+    try:
+        return av.open(url, options=options, timeout=timeout)
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise SourceError(f"The source {redacted(url)} cannot be opened: {_why(error)}.", NO_INPUT) from None
+    except (av.error.FFmpegError, OSError) as error:
+        code = BAD_DATA if isinstance(error, av.error.InvalidDataError) else NO_INPUT
+        raise SourceError(f"The source {redacted(url)} cannot be opened: {_why(error)}.", code) from None
+
+
+def _video(container: av.container.InputContainer, url: str) -> av.VideoStream:
+    if not container.streams.video or container.format.name == "tty":  # FFmpeg takes any text for ANSI art
+        raise SourceError(f"The source {redacted(url)} has no video stream.", BAD_DATA)
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise SourceError(f"The source {redacted(url)} is in a codec that this FFmpeg does not decode.", BAD_DATA)
+    return stream
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, av.error.ExitError):  # what a timeout of ours looks like
+        return "nothing came before the timeout"
+    text = getattr(error, "strerror", None) or str(error)
+    return text[0].lower() + text[1:]
+
+
+class _Pace:
+    """Plays a file at its own rate, or at `fps` frames/s."""
+
+    def __init__(self, fps: float) -> None:
+        self._fps, self._count, self._origin_s = fps, 0, None
+
+    def seconds_until(self, packet: av.Packet, stream: av.VideoStream) -> float:
+        """How long to wait for this packet, s."""
+        self._count += 1
+        now_s, at_s = time.monotonic(), self._time_s(packet, stream)
+        if self._origin_s is None or abs(now_s - self._origin_s - at_s) > JUMP_S:
+            self._origin_s = now_s - at_s
+        return max(0.0, self._origin_s + at_s - now_s)
+
+    def rewound(self) -> None:
+        """The next packet is the first again."""
+        if not self._fps:
+            self._origin_s = None
+
+    def _time_s(self, packet: av.Packet, stream: av.VideoStream) -> float:
+        """When a packet is due, s; by the frame rate where it was set or a raw stream has no timestamps."""
+        if not self._fps and packet.dts is not None:
+            return float(packet.dts * packet.time_base)
+        return float(self._count / (self._fps or stream.average_rate or stream.guessed_rate or 25))
