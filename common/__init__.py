@@ -1,1 +1,3 @@
-"""What the five services share: protocol, memory, geometry, engines, telemetry. Never imports services/."""
+"""What all services share. It imports neither services nor deploy."""
+
+__version__ = "0.2.0"

@@ -1,4 +1,4 @@
-"""Which backend a group runs on, and what this machine lacks for the other one."""
+"""Which backend a group runs on, and what this machine lacks for the cuda backend."""
 
 import ctypes
 import importlib.util
@@ -8,19 +8,19 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from peoplecounter.common.errors import Refused
+from peoplecounter.common.errors import AppError
 from peoplecounter.common.settings import Settings
 
-PLAN_MAGIC = b"ftrt"  # how a serialized TensorRT engine begins
-TENSORRT = ("tensorrt", "tensorrt_lean", "tensorrt_dispatch")  # full, lean, dispatch runtime: what is there is used
+PLAN_MAGIC = b"ftrt"  # the first bytes of a serialized TensorRT engine
+TENSORRT = ("tensorrt", "tensorrt_lean", "tensorrt_dispatch")  # runtimes; the first one installed is used
 MPS_CONTROL = "nvidia-cuda-mps-control"
 PACKAGES = {"cuda-python": "cuda.bindings", "PyNvVideoCodec": "PyNvVideoCodec", "torch": "torch"}
 
 
 def resolve(settings: Settings) -> str:
-    """ "cpu" or "cuda"; `auto` is cuda when the model is a plan, or a served one and everything for it is here.
+    """ "cpu" or "cuda". `auto` is cuda when the model is a plan, or a served one and this machine can run plans.
 
-    Raises Refused, in words, for what cannot run here.
+    Raises AppError when the backend cannot run on this machine.
     """
     served = is_endpoint(settings.engine.model)
     plan = is_plan(Path(settings.engine.model)) if settings.engine.model and not served else served
@@ -30,14 +30,14 @@ def resolve(settings: Settings) -> str:
     if missing and served and settings.backend == "auto":
         return "cpu"
     if missing and settings.backend == "cuda":
-        raise Refused(f"The cuda backend cannot run here ({missing}): see 'peoplecounter doctor', or use 'cpu'.")
+        raise AppError(f"The cuda backend cannot run here ({missing}): see 'peoplecounter doctor', or use 'cpu'.")
     if missing:
-        raise Refused(f"The model {settings.engine.model} is a TensorRT plan, which cannot run here ({missing}).")
+        raise AppError(f"The model {settings.engine.model} is a TensorRT plan, which cannot run here ({missing}).")
     return "cuda"
 
 
 def is_endpoint(model: str) -> bool:
-    """True for a model that is served, not a file."""
+    """True for a model that is served on tcp://, not a file."""
     return model.startswith("tcp://")
 
 
@@ -52,7 +52,7 @@ def is_plan(path: Path) -> bool:
 
 @cache
 def cuda_checks() -> tuple[tuple[str, bool, str], ...]:
-    """(what, is it there, detail) of everything the cuda backend needs."""
+    """(requirement, met or not, detail) for everything that the cuda backend needs."""
     return tuple(_cuda_checks())
 
 
@@ -60,16 +60,16 @@ def _cuda_checks() -> Iterator[tuple[str, bool, str]]:
     gpu = _gpu()
     yield "NVIDIA GPU", gpu is not None, gpu or "no driver or no device"
     nvdec = _library("libnvcuvid.so.1") is not None
-    yield "NVDEC", nvdec, "libnvcuvid" if nvdec else "no libnvcuvid: give the container the video capability"
+    yield "NVDEC", nvdec, "libnvcuvid" if nvdec else "no libnvcuvid: a container needs the capability 'video'"
     for package, module in PACKAGES.items():
-        there = importable(module)
-        yield package, there, "installed" if there else "in the extra 'gpu'"
+        installed = importable(module)
+        yield package, installed, "installed" if installed else "not installed: it is in the extra 'gpu'"
     runtime = tensorrt_module()
-    yield "TensorRT", runtime is not None, runtime or "in the extra 'gpu': the full, lean or dispatch runtime"
+    yield "TensorRT", runtime is not None, runtime or "no runtime installed: the full one is in the extra 'gpu'"
 
 
 def tensorrt_module() -> str | None:
-    """The module of the TensorRT runtime that is installed: a meta package, or the bindings alone."""
+    """The module of the installed TensorRT runtime: a meta package or bare bindings; None: not installed."""
     return next((m for name in TENSORRT for m in (name, f"{name}_bindings") if importable(m)), None)
 
 
@@ -81,7 +81,7 @@ def importable(module: str) -> bool:
 
 
 def mps_pipe() -> Path | None:
-    """The pipe directory of the MPS daemon that CUDA programs started here would use; None when none runs."""
+    """The pipe directory of the running MPS daemon that CUDA programs started here would use; None: none runs."""
     pipe = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"))
     return pipe if (pipe / "control").exists() else None
 
@@ -91,7 +91,7 @@ def mps_binary() -> str | None:
 
 
 def _gpu() -> str | None:
-    """The first GPU's name, or None; makes no context."""
+    """The first GPU's name, or None. Creates no CUDA context."""
     driver = _library("libcuda.so.1")
     name, device = ctypes.create_string_buffer(100), ctypes.c_int()
     if driver is None or driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):

@@ -1,6 +1,6 @@
-"""The little of CUDA that memory, engine and decoder share: one device, errors as sentences, pinned host memory.
+"""The CUDA calls that memory, engine and decoder share: one device, errors as exceptions, page-locked host memory.
 
-Raw cuda.bindings, no torch: a process that only copies or only infers stays small and starts fast.
+cuda.bindings without torch: a process that only copies or infers stays small and starts fast.
 """
 
 import ctypes
@@ -9,13 +9,13 @@ import numpy as np
 from cuda.bindings import driver
 from cuda.bindings import runtime as cudart
 
-from peoplecounter.common.errors import GpuLost, Refused
+from peoplecounter.common.errors import AppError, GpuLost
 
 HANDLE_BYTES = 64  # of a CUDA IPC memory handle
 UUID_BYTES = 16
-STUCK_S = 2.0  # queued work takes milliseconds; after this the GPU, or a frozen owner, will not answer
-STUCK = "The GPU does not finish what this process gave it: the process ends and must be started again."
-_HARMLESS = {  # errors that leave the context usable; after any other one this process must end
+STUCK_S = 2.0  # queued work takes milliseconds: after this time the GPU, or a frozen owner, will not finish it
+STUCK = "The GPU does not finish the work of this process: the process ends and must be restarted."
+_HARMLESS = {  # errors that leave the context usable; after any other error the process must end
     cudart.cudaError_t.cudaErrorInvalidValue,
     cudart.cudaError_t.cudaErrorMemoryAllocation,
     cudart.cudaError_t.cudaErrorInvalidResourceHandle,
@@ -38,7 +38,7 @@ _NO_DEVICE = {
 
 
 class CudaError(Exception):
-    """A call that failed and left the device usable; `.code` is its cudaError_t."""
+    """A call that failed and left the context usable; `code` is its cudaError_t."""
 
     def __init__(self, code: cudart.cudaError_t):
         super().__init__(f"{code.name}: {cudart.cudaGetErrorString(code)[1].decode()}")
@@ -46,36 +46,36 @@ class CudaError(Exception):
 
 
 def check(result: tuple):
-    """The value(s) of a cuda.bindings call; raises CudaError, or GpuLost when the device cannot be used any more."""
+    """The value(s) of a cuda.bindings call. Raises CudaError, or GpuLost when the context is no longer usable."""
     code, *values = result
-    if int(code):  # of the runtime or of the driver
+    if int(code):  # an error of the runtime or of the driver
         if code in _NO_DEVICE:
-            raise Refused(f"There is no usable NVIDIA GPU ({code.name}): set backend = 'cpu'.")
+            raise AppError(f"No usable NVIDIA GPU ({code.name}): set backend = 'cpu'.")
         if code in _HARMLESS:
-            cudart.cudaGetLastError()  # or the next launch would report it again
+            cudart.cudaGetLastError()  # resets it: otherwise the next launch would report it again
             raise CudaError(code)
-        raise GpuLost(f"The GPU failed ({code.name}): this process ends and must be started again.")
+        raise GpuLost(f"The GPU failed ({code.name}): the process ends and must be restarted.")
     return values[0] if len(values) == 1 else tuple(values)
 
 
 def start() -> None:
-    """Makes the first visible GPU current in this thread; raises Refused, in words, when there is none."""
+    """Makes the first visible GPU current in this thread. Raises AppError when there is none."""
     check(cudart.cudaSetDevice(0))
-    check(cudart.cudaFree(0))  # creates the context now, not in the first frame
+    check(cudart.cudaFree(0))  # creates the context now, not with the first frame
 
 
 def device() -> cudart.cudaDeviceProp:
-    """Properties of the GPU in use: name, major, minor, uuid, totalGlobalMem …"""
+    """Properties of the GPU in use: name, major, minor, uuid, totalGlobalMem and more."""
     return check(cudart.cudaGetDeviceProperties(0))
 
 
 def uuid() -> bytes:
-    """The 16 bytes that name the GPU in use."""
+    """The 16 bytes that identify the GPU in use."""
     return bytes(device().uuid.bytes)[:UUID_BYTES]
 
 
 def context() -> int:
-    """The primary CUcontext of this thread as an integer, for libraries that ask for it."""
+    """The current CUcontext of this thread as an integer, for libraries that need it."""
     _, current = driver.cuCtxGetCurrent()
     return int(current)
 
@@ -92,8 +92,8 @@ def fill(handle, data: bytes):
 
 
 def pinned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """Page-locked host memory as an array, for copies that do not wait; freed with the process."""
-    dtype = np.dtype(dtype)
-    nbytes = int(np.prod(shape)) * dtype.itemsize
+    """Page-locked host memory as an array, for asynchronous copies; freed by cudaFreeHost or with the process."""
+    nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
     address = check(cudart.cudaHostAlloc(nbytes, cudart.cudaHostAllocDefault))
-    return np.frombuffer((ctypes.c_byte * nbytes).from_address(address), dtype).reshape(shape)
+    memory = (ctypes.c_byte * nbytes).from_address(address)
+    return np.frombuffer(memoryview(memory), dtype).reshape(shape)

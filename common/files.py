@@ -10,7 +10,7 @@ import tempfile
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 
-from peoplecounter.common.errors import NO_INPUT, SOFTWARE, Refused
+from peoplecounter.common.errors import NO_INPUT, SOFTWARE, AppError
 
 IPC_PATH_MAX = 107  # bytes: sun_path of a unix socket
 RUN_DIR_MAX = IPC_PATH_MAX - 40  # bytes: leaves room for the names of sockets
@@ -29,7 +29,7 @@ class Replacement:
         try:
             number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         except OSError as error:
-            raise Refused(f"{path} cannot be written: {error.strerror}.", NO_INPUT) from None
+            raise AppError(f"{path} cannot be written: {error.strerror}.", NO_INPUT) from None
         self._file, self._temporary = os.fdopen(number, "wb"), Path(name)
 
     @property
@@ -60,19 +60,19 @@ class Replacement:
 
 
 def write_file(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Writes the whole file or nothing. Raises Refused when it cannot be written."""
+    """Writes the whole file or nothing. Raises AppError when it cannot be written."""
     with Replacement(path) as file:
         try:
             file.write(data)
             file.commit(mode)
         except OSError as error:
-            raise Refused(f"{path} cannot be written: {error.strerror}.", SOFTWARE) from None
+            raise AppError(f"{path} cannot be written: {error.strerror}.", SOFTWARE) from None
 
 
 class Lock:
     """Exclusive ownership of a name in the run directory. The kernel releases it when the process ends.
 
-    Raises Refused, with the owner's pid, when another process holds it.
+    Raises AppError, with the owner's pid, when another process holds it.
     """
 
     def __init__(self, path: Path, name: str = ""):
@@ -82,7 +82,7 @@ class Lock:
         except OSError:
             pid = os.read(self._fd, 32).decode(errors="replace").strip() or "unknown"
             os.close(self._fd)
-            raise Refused(
+            raise AppError(
                 f"{name or path.stem!r} is already owned by process {pid} (lock {path}): "
                 "stop that process or use another run directory."
             ) from None
@@ -90,7 +90,7 @@ class Lock:
         os.pwrite(self._fd, str(os.getpid()).encode(), 0)
 
     def forget(self) -> None:
-        """Removes the owner's pid from the file: this process ends as intended and is not to be missed."""
+        """Removes the owner's pid from the file: this process ends as intended, so it is not reported as lost."""
         os.ftruncate(self._fd, 0)
 
     def close(self) -> None:
@@ -98,13 +98,13 @@ class Lock:
 
 
 def make_private(run_dir: Path) -> None:
-    """Creates the run directory, mode 0700. Raises Refused for one that another user owns or can read."""
+    """Creates the run directory, mode 0700. Raises AppError for one that another user owns or can read."""
     if len(os.fsencode(run_dir)) > RUN_DIR_MAX:
-        raise Refused(f"The run_dir {run_dir} is too long for socket names: use a shorter run_dir.")
+        raise AppError(f"The run_dir {run_dir} is too long for socket names: use a shorter run_dir.")
     try:
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = run_dir.stat()
     except OSError as error:
-        raise Refused(f"The run_dir {run_dir} cannot be used: {error.strerror}.") from None
+        raise AppError(f"The run_dir {run_dir} cannot be used: {error.strerror}.") from None
     if status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise Refused(f"The run_dir {run_dir} must be yours alone: chmod 700 it, or use another directory.")
+        raise AppError(f"The run_dir {run_dir} must be private: run chmod 700 as its owner, or use another directory.")

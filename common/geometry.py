@@ -1,4 +1,4 @@
-"""Where the network's input pixels lie in the frame: the letterboxed whole and the grid of tiles. Pure.
+"""Which part of the frame each input image of the network shows: the letterboxed frame, and a grid of tiles. Pure.
 
 Coordinates are continuous: pixel i covers [i, i + 1), its centre is i + 0.5.
 """
@@ -10,7 +10,7 @@ from math import ceil
 
 import numpy as np
 
-LEFT, TOP, RIGHT, BOTTOM = 1, 2, 4, 8  # bits of `cut`: the inner tile edges that a box touches
+LEFT, TOP, RIGHT, BOTTOM = 1, 2, 4, 8  # bits of `cut`: inner tile edges that a box touches
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Letterbox:
 
 @dataclass(frozen=True)
 class TileGrid:
-    """Square tiles of `size_px` at the frame's own scale, neighbours overlapping by `overlap` of a side.
+    """Square tiles of `size_px` at the frame's own scale; neighbours overlap by a share `overlap` of a side.
 
-    The last row and column are moved back to the frame's edge, so they overlap more. A frame smaller than a
-    tile gives one tile in that direction, padded on the right or below.
+    The last row and column are moved back to the frame's edge, so they overlap more. In a direction in which the frame
+    is smaller than a tile there is one tile, padded on the right or at the bottom.
     """
 
     width: int
@@ -70,7 +70,7 @@ class TileGrid:
 
     @property
     def stride(self) -> int:
-        """Px from one tile's origin to the next, but for the last."""
+        """Distance between the origins of neighbouring tiles, px; the last one may be closer."""
         return max(1, round(self.size_px * (1 - self.overlap)))
 
     def _starts(self, length: int) -> list[int]:
@@ -81,17 +81,16 @@ class TileGrid:
         """(x, y) in px of every tile's top-left corner, row by row."""
         return _origins(self)
 
-    def groups(self, about: int) -> list[tuple[int, int]]:
-        """(first tile, count) of as few equal groups as keep each at `about` tiles or fewer."""
-        count = ceil(len(self) / about)
+    def groups(self, group_max: int) -> list[tuple[int, int]]:
+        """(first tile, count) of the fewest groups of about equal size with at most `group_max` tiles each."""
+        count = ceil(len(self) / group_max)
         cuts = [round(i * len(self) / count) for i in range(count + 1)]
         return [(first, end - first) for first, end in pairwise(cuts)]
 
     def to_frame(self, tiles: np.ndarray, boxes: np.ndarray, edge_px: float) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes [n, 4], each in the pixels of its tile [n] -> (float32 [n, 4] in frame pixels, uint8 [n] bits of the
-        inner edges touched).
+        """Boxes [n, 4] in the pixels of their tiles [n] -> (float32 [n, 4] in frame pixels, uint8 [n] cut edges).
 
-        An edge is inner when the frame goes on behind it. A box touches it when it ends within `edge_px` of it.
+        An edge of a tile is inner when the frame continues behind it. A box is cut by it when it ends within `edge_px`.
         """
         x, y = np.array(self.origins(), np.float32)[tiles].T
         size = self.size_px

@@ -1,4 +1,4 @@
-"""Logs on stderr, for a supervisor to keep and rotate: text for people or JSON for machines, repeats held back."""
+"""Logs on stderr, for a supervisor to keep and rotate: text for people or JSON for machines, with repeats held back."""
 
 import json
 import logging
@@ -6,79 +6,94 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 Level = Literal["debug", "info", "warning", "error"]
-BURST, WITHIN_S = 5, 10.0  # more of one message than this within that time are counted, not shown
-KINDS_MAX = 1000  # kinds of messages that are told apart; of the oldest ones beyond that, repeats are forgotten
-_PLACEHOLDER = re.compile(r"%[-#0 +]*\d*(\.\d+)?[a-z]")
+BURST, WITHIN_S = 5, 10.0  # messages of one kind shown within that time; more are counted
+KINDS_MAX = 1000  # kinds of messages told apart; beyond that the oldest kind is forgotten
+TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+PLACEHOLDER = re.compile(r"%[-#0 +]*\d*(\.\d+)?[a-z]")
 
 
-def configure(form: str, level: str) -> None:
-    """Sends everything from `level` up to stderr: "text", or "json" with one object a line."""
+def configure(log_format: str, level: str) -> None:
+    """Sends everything from `level` up to stderr, as "text" or as "json" with one object a line."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Json() if form == "json" else Text("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    handler.addFilter(Repeats())
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter(TEXT_FORMAT))
+    handler.addFilter(RepeatFilter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
-class Text(logging.Formatter):
-    converter = time.gmtime
+def final_error_line(log_format: str, name: str, message: str) -> str:
+    """The last line of a process that ends with an error: JSON where the log is JSON, else `NAME: MESSAGE`."""
+    if log_format != "json":
+        return f"{name}: {message}"
+    return JsonFormatter().format(logging.LogRecord(name, logging.ERROR, "", 0, message, None, None))
+
+
+class TextFormatter(logging.Formatter):
+    """Lines for people, in UTC."""
+
+    converter = staticmethod(time.gmtime)
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
-        held = getattr(record, "held_back", 0)
-        return f"{text} ({held} more like it were held back)" if held else text
+        held_back = getattr(record, "held_back", 0)
+        return f"{text} ({held_back} similar messages were held back)" if held_back else text
 
 
-class Json(logging.Formatter):
-    """{"time", "level", "service", "message", "held_back", "exception"}; the last two where there is something."""
+class JsonFormatter(logging.Formatter):
+    """{"time", "level", "service", "message"}, and "held_back" and "exception" where there are any."""
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
-        line = {
+        line: dict[str, str | int] = {
             "time": stamp,
             "level": record.levelname.lower(),
             "service": record.name,
             "message": record.getMessage(),
         }
-        if held := getattr(record, "held_back", 0):
-            line["held_back"] = held
+        if held_back := getattr(record, "held_back", 0):
+            line["held_back"] = held_back
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
 
 
-class Repeats(logging.Filter):
-    """Lets BURST records of one kind through in WITHIN_S; the next one after that says how many were held back."""
+@dataclass
+class _Window:
+    since_s: float
+    shown: int = 0
+    held_back: int = 0
+
+
+class RepeatFilter(logging.Filter):
+    """Lets BURST messages of one kind through within WITHIN_S; the next one says how many were held back."""
 
     def __init__(self, clock_s: Callable[[], float] = time.monotonic):
         super().__init__()
         self._clock_s = clock_s
-        self._seen: dict[tuple[str, str], list] = {}  # (logger, kind of message) -> [since, shown, held]
+        self._windows: dict[tuple[str, str], _Window] = {}  # (logger, kind of message), oldest first
 
     def filter(self, record: logging.LogRecord) -> bool:
-        now = self._clock_s()
-        seen = self._seen.setdefault((record.name, _kind(record)), [now, 0, 0])
-        if len(self._seen) > KINDS_MAX:
-            del self._seen[next(iter(self._seen))]
-        if now - seen[0] > WITHIN_S:
-            if seen[2]:
-                record.held_back = seen[2]
-            seen[:] = now, 0, 0
-        seen[1] += 1
-        seen[2] += seen[1] > BURST
-        return seen[1] <= BURST
+        now_s, key = self._clock_s(), (record.name, _kind(record))
+        window = self._windows.setdefault(key, _Window(now_s))
+        if len(self._windows) > KINDS_MAX:
+            del self._windows[next(iter(self._windows))]
+        if now_s - window.since_s > WITHIN_S:
+            if window.held_back:
+                record.held_back = window.held_back
+            window = self._windows[key] = _Window(now_s)
+        window.shown += 1
+        if window.shown > BURST:
+            window.held_back += 1
+            return False
+        return True
 
 
 def _kind(record: logging.LogRecord) -> str:
-    """What repeats of a message have in common: its template, or the whole text of one that is only a placeholder."""
+    """What repeats have in common: the template, or the whole text of a template that is only a placeholder."""
     template = str(record.msg)
-    return template if re.search(r"\w", _PLACEHOLDER.sub("", template)) else record.getMessage()
-
-
-def refusal_line(form: str, name: str, sentence: str) -> str:
-    """The last line of a process that refuses to go on: JSON where the log is, else `NAME: SENTENCE`."""
-    if form != "json":
-        return f"{name}: {sentence}"
-    return Json().format(logging.LogRecord(name, logging.ERROR, "", 0, sentence, None, None))
+    if re.search(r"\w", PLACEHOLDER.sub("", template)):
+        return template
+    return f"{template} {record.args}"

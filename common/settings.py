@@ -1,4 +1,4 @@
-"""Every setting there is: one TOML file, then environment variables PEOPLECOUNTER_SECTION__KEY, the latter win."""
+"""Every setting. Environment variables PEOPLECOUNTER_SECTION__KEY take precedence over one TOML file."""
 
 import difflib
 import os
@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from peoplecounter.common.errors import NO_INPUT, Refused
+from peoplecounter.common.errors import NO_INPUT, AppError
 from peoplecounter.common.logs import Level
 
 PREFIX = "PEOPLECOUNTER_"
@@ -30,110 +30,110 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME)]
 
 
-def check_name(name: str, of: str) -> None:
-    """Raises Refused for what cannot be the name of a source, a group or the like."""
+def check_name(name: str, kind: str) -> None:
+    """Raises AppError for an invalid name of a source, a group or the like."""
     if not re.match(NAME, name):
-        raise Refused(f"{name!r} is no name of {of}: letters, digits, - and _, at most 63.")
+        raise AppError(f"Invalid {kind} name {name!r}: use letters, digits, - and _ (at most 63).")
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class Source(Section):
+class SourceSettings(Section):
     url: str
-    """File or URL that FFmpeg opens; http(s) is played like a file, RTSP and other streams are opened again"""
+    """File or URL that FFmpeg opens; http(s) is played like a file, RTSP and other streams are reconnected"""
     realtime: bool = False
-    """Play a file at its own rate, dropping frames when late, as a camera would; http cameras need it"""
+    """Play a file at its own rate and drop late frames, as a camera does; needed for http cameras"""
     fps: float = Field(0, ge=0, le=1000)
-    """Rate of a file played in real time, frames/s; 0: its own"""
+    """Frame rate of a file played in real time, frames/s; 0: the file's own"""
     loop: bool = False
-    """Start a file again when it ends"""
+    """Restart a file when it ends"""
 
     @property
     def live(self) -> bool:
-        """True for what cannot wait for us: network streams, and files played in real time."""
+        """True for sources that cannot be paused: network streams, and files played in real time."""
         return self.realtime or bool(re.match(r"(rtsps?|rtmps?|udp|rtp|srt|tcp)://", self.url))
 
 
-class Link(Section):
+class LinkSettings(Section):
     beat_ms: int = Field(250, ge=10, le=10_000)
-    """How often the ends of a link tell each other that they live, ms"""
+    """Interval of the beats between the two ends of a link, ms"""
     silent_ms: int = Field(2_000, ge=100, le=60_000)
-    """After how long without a beat a consumer gets no more work, ms"""
+    """A peer without a beat for this long is silent and gets no more work, ms"""
     credits: int = Field(2, ge=1, le=64)
-    """Offers a consumer accepts before it has released the first"""
+    """Offers that a consumer accepts before it has released the first"""
 
     @model_validator(mode="after")
-    def _several_beats(self) -> "Link":
+    def _several_beats(self) -> "LinkSettings":
         if self.silent_ms < 4 * self.beat_ms:
             raise ValueError(f"silent_ms must be at least four beats, {4 * self.beat_ms} ms")
         return self
 
 
-class Decoder(Section):
+class DecoderSettings(Section):
     slots: int = Field(4, ge=3, le=64)
     """Slots of a surfaces ring"""
     open_timeout_s: float = Field(5, gt=0, le=120)
-    """Give up opening a network source after, s"""
+    """Timeout for opening a network source, s"""
     read_timeout_s: float = Field(2, gt=0, le=120)
-    """Reconnect when a network source is mute for, s"""
+    """Reconnect when a network source sends nothing for this long, s"""
     backoff_min_s: float = Field(0.5, gt=0, le=60)
-    """First wait before reconnecting, doubled each time, s"""
+    """First wait before reconnecting, doubled after each failure, s"""
     backoff_max_s: float = Field(30, gt=0, le=600)
     """Longest wait before reconnecting, s"""
 
 
-class Preprocess(Section):
+class PreprocessSettings(Section):
     slots: int = Field(0, ge=0, le=64)
-    """Slots of the tensors ring, one frame each; 0: two more than there are sources, 3 at least"""
+    """Slots of the tensors ring, one frame each; 0: two more than the number of sources, at least 3"""
     overlap: float = Field(0.2, ge=0, le=0.5)
-    """Overlap of neighbouring tiles, share of a side"""
+    """Overlap of neighbouring tiles, as a share of a side"""
     group: int = Field(16, ge=1, le=256)
-    """Tiles an infer_tiles worker gets at once, at most"""
+    """Maximum tiles that an infer_tiles worker gets at once"""
 
     @field_validator("slots")
     @classmethod
     def _one_each(cls, value: int) -> int:
         if 0 < value < 3:
-            raise ValueError("a ring has 3 slots at least: one written, one waiting, one read")
+            raise ValueError("a ring needs at least 3 slots: one written, one waiting, one read")
         return value
 
 
-class Engine(Section):
+class EngineSettings(Section):
     model: str = ""
-    """ONNX file, or TensorRT plan for cuda, or tcp://HOST:PORT where one is served; empty: the demo's, for its plaza"""
+    """ONNX file, TensorRT plan (cuda), or tcp://HOST:PORT of 'engine serve'; empty: the demo's model"""
     sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
-    """What the model must be, by its SHA-256; empty: whatever lies there"""
+    """Expected SHA-256 of the model; empty: not checked"""
     server_key: str = Field("", pattern=r"^([!-~]{40})?$")
-    """Public key (CURVE, Z85) of a tcp:// model's server, which must prove that it has it; needed beyond loopback"""
+    """Public CURVE key (Z85) of the server of a tcp:// model; required beyond loopback"""
     limit_mb: int = Field(1024, ge=1, le=65_536)
-    """Largest model that is loaded, MB"""
+    """Maximum size of a model, MB"""
     threads: int = Field(0, ge=0, le=256)
-    """ONNX Runtime threads of each infer process; 0: share the cores between them"""
+    """ONNX Runtime threads of each infer process; 0: the cores divided by the number of infer processes"""
     score: float = Field(0.2, gt=0, lt=1)
-    """Least score of a detection that is sent to fusion"""
+    """Minimum score of a detection that is sent to fusion"""
     person_class: int = Field(0, ge=0)
-    """Index of the class to count"""
+    """Index of the class that is counted"""
 
 
-class Fusion(Section):
+class FusionSettings(Section):
     publish: str = ""
-    """Where counts are published besides counts.sock in run_dir: tcp://HOST:PORT; beyond loopback with keys"""
+    """tcp://HOST:PORT to publish counts on, besides counts.sock in run_dir; beyond loopback, keys are required"""
     key: str = ""
-    """File with the secret key that fusion proves itself with on TCP, see 'peoplecounter keys'; empty: no encryption"""
+    """File with fusion's secret CURVE key for TCP, see 'peoplecounter keys'; empty: no encryption"""
     subscribers: str = ""
-    """File of the public keys of those who may subscribe on TCP, one a line; read for each that connects"""
+    """File with the public keys that may subscribe on TCP, one a line; read again for each connection"""
     reorder_frames: int = Field(16, ge=1, le=256)
-    """A frame is given up when more than this many later ones are complete"""
+    """A lost frame is given up five times sooner when more than this many later ones are complete"""
     idle_s: float = Field(10, gt=0, le=600)
-    """A frame without deadline is given up when no result came and no ring held it for, s"""
+    """A frame without a deadline is given up when no result came and no ring held it for this long, s"""
     same_iou: float = Field(0.5, gt=0, le=1)
-    """Boxes of two views overlapping by this intersection over union are one person"""
+    """Minimum intersection over union of two views' boxes of one person"""
     same_ios: float = Field(0.7, gt=0, le=1)
-    """Boxes of two views overlapping by this share of the smaller one are one person"""
+    """Minimum intersection over the smaller box of two views' boxes of one person"""
     new_score: float = Field(0.35, gt=0, lt=1)
-    """Least score of a person where the frame before had none"""
+    """Minimum score of a person not seen in the previous frame"""
     edge_px: float = Field(2, ge=0, le=64)
     """A box this close to an inner tile edge counts as cut by it, px"""
 
@@ -141,35 +141,35 @@ class Fusion(Section):
     @classmethod
     def _an_address(cls, value: str) -> str:
         if value and not re.match(ENDPOINT, value):
-            raise ValueError("counts are published on tcp://HOST:PORT, 0.0.0.0 being all of this machine's addresses")
+            raise ValueError("expected tcp://HOST:PORT, where 0.0.0.0 stands for all addresses of this machine")
         return value
 
     @model_validator(mode="after")
-    def _private(self) -> "Fusion":
+    def _private(self) -> "FusionSettings":
         if bool(self.key) != bool(self.subscribers):
-            raise ValueError("key and subscribers belong together: one says who publishes, the other who may listen")
+            raise ValueError("set both key and subscribers, or neither")
         if self.publish and not self.key and not re.match(LOOPBACK, self.publish):
             raise ValueError(f"{self.publish} is beyond loopback: set fusion.key and fusion.subscribers")
         return self
 
 
-class Telemetry(Section):
+class TelemetrySettings(Section):
     exporter: Literal["none", "file", "otlp"] = "none"
-    """Where spans go: nowhere, OTLP/JSON lines in a file, see `peoplecounter trace`, or a collector by OTLP/HTTP"""
+    """Where spans go: nowhere, to a file (OTLP/JSON lines, see `peoplecounter trace`), or to a collector (OTLP/HTTP)"""
     ratio: float = Field(0.01, ge=0, le=1)
-    """Share of the frames that are traced"""
+    """Share of frames that are traced"""
     file: str = "traces.jsonl"
-    """File of the exporter 'file', appended to by all services"""
+    """File of the exporter 'file'; all services append to it"""
     endpoint: str = "http://127.0.0.1:4318/v1/traces"
     """URL of the exporter 'otlp'"""
     prometheus: str = ""
-    """127.0.0.1:PORT where Prometheus may scrape the group's metrics; empty: nowhere"""
+    """127.0.0.1:PORT where Prometheus can scrape the group's metrics; empty: off"""
     metrics_endpoint: str = ""
-    """URL of a collector that gets the group's metrics every 10 s by OTLP/HTTP, …/v1/metrics; empty: none"""
+    """URL (…/v1/metrics) of a collector that gets the group's metrics every 10 s by OTLP/HTTP; empty: off"""
 
     @property
     def metrics(self) -> bool:
-        """True when somebody wants metrics."""
+        """True when metrics are scraped or pushed."""
         return bool(self.prometheus or self.metrics_endpoint)
 
     @field_validator("prometheus")
@@ -177,7 +177,7 @@ class Telemetry(Section):
     def _on_loopback(cls, value: str) -> str:
         host, _, port = value.rpartition(":")
         if value and not (re.match(r"127\.\d+\.\d+\.\d+\Z", host) and port.isdecimal() and 0 < int(port) < 65536):
-            raise ValueError("metrics are scraped on 127.0.0.1:PORT alone; other machines get them by metrics_endpoint")
+            raise ValueError("expected 127.0.0.1:PORT; to send metrics to another machine set metrics_endpoint")
         return value
 
     @field_validator("endpoint", "metrics_endpoint")
@@ -185,40 +185,40 @@ class Telemetry(Section):
     def _a_url(cls, value: str, info: ValidationInfo) -> str:
         kind, other = ("traces", "metrics") if info.field_name == "endpoint" else ("metrics", "traces")
         if value and (not re.match(r"https?://[^/\s]+/\S", value) or value.endswith(f"/v1/{other}")):
-            raise ValueError(f"a collector of {kind} is http://HOST:4318/v1/{kind}, or https")
+            raise ValueError(f"expected the URL of a collector of {kind}: http(s)://HOST:4318/v1/{kind}")
         return value
 
 
 Budget = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class Budgets(Section):
+class BudgetSettings(Section):
     end_to_end_ms: Budget = 33
-    """From a live frame's packet to its published count, p95 of those counted in the last 10 s, ms; 0: no budget"""
+    """A live frame, from its packet to its published count: p95 over the last 10 s, ms; 0: no budget"""
     fusion_wait_ms: Budget = 8
-    """From the first answer of a frame until the last is there, ms"""
+    """From the first answer of a frame to the last, ms"""
     infer_tiles_ms: Budget = 20
-    """All tiles of a frame, ms"""
+    """Inference of all tiles of a frame, ms"""
     infer_global_ms: Budget = 15
-    """The whole frame, ms"""
+    """Inference of the letterboxed frame, ms"""
     preprocess_ms: Budget = 16
-    """The kernel, ms"""
+    """The preprocessing kernel, ms"""
     decode_ms: Budget = 42
-    """A picture, ms"""
+    """Decoding of a frame, ms"""
 
     @property
     def by_name(self) -> dict[str, float]:
-        """Stage, hop or end_to_end, as fusion publishes their times -> ms, of those that are set."""
+        """Stage, hop or end_to_end (as fusion publishes their times) -> budget, ms. Only budgets that are set."""
         return {field.removesuffix("_ms"): ms for field, ms in self.model_dump().items() if ms}
 
 
-class Workers(Section):
+class WorkerSettings(Section):
     preprocess: int = Field(1, ge=1, le=16)
-    """Processes of preprocess"""
+    """Number of preprocess processes"""
     infer_global: int = Field(1, ge=1, le=16)
-    """Processes of infer_global"""
+    """Number of infer_global processes"""
     infer_tiles: int = Field(1, ge=1, le=32)
-    """Processes of infer_tiles"""
+    """Number of infer_tiles processes"""
 
 
 def default_run_dir() -> str:
@@ -237,33 +237,33 @@ class Settings(BaseSettings):
     run_dir: Annotated[Path, AfterValidator(Path.absolute)] = Field(default_factory=lambda: Path(default_run_dir()))
     """Private directory of sockets, locks and shared memory: put it on a tmpfs"""
     backend: Literal["auto", "cpu", "cuda"] = "auto"
-    """What decodes and infers; auto: cuda for a TensorRT plan, where everything for it is there"""
+    """What decodes and infers; auto: cuda if the model is a TensorRT plan, or a served one and CUDA is available"""
     mps: Literal["auto", "off"] = "auto"
-    """Whether `run` starts a private MPS daemon for a cuda group; auto: where it is installed and none runs yet"""
+    """Whether `run` starts a private MPS daemon for a cuda group; auto: if it is installed and none runs yet"""
     deadline_ms: int = Field(2_000, ge=10, le=60_000)
     """A live frame older than this is dropped, ms"""
     log_level: Level = "info"
-    """Least level of what is logged; see also `peoplecounter log`"""
+    """Minimum level that is logged; see also `peoplecounter log`"""
     log_format: Literal["text", "json"] = "text"
-    """Log lines for people, or one JSON object a line"""
+    """Log text lines, or one JSON object a line"""
     heartbeat: str = ""
-    """File that gets the pid once a second while the service goes on, for health checks: deploy/compose/healthy.sh"""
-    sources: dict[Name, Source] = {}
-    """[sources.NAME] tables, one for each camera or file"""
+    """File to which a service writes its pid once a second, for health checks: deploy/compose/healthy.sh"""
+    sources: dict[Name, SourceSettings] = {}
+    """[sources.NAME] tables, one per camera or file"""
     sources_dir: str = ""
-    """Private directory of the sources added at run time: on a disk they outlive the machine; empty: in run_dir"""
-    workers: Workers = Workers()
-    link: Link = Link()
-    decoder: Decoder = Decoder()
-    preprocess: Preprocess = Preprocess()
-    engine: Engine = Engine()
-    fusion: Fusion = Fusion()
-    telemetry: Telemetry = Telemetry()
-    budgets: Budgets = Budgets()
+    """Private directory of sources added at run time; on a disk they survive a reboot; empty: in run_dir"""
+    workers: WorkerSettings = WorkerSettings()
+    link: LinkSettings = LinkSettings()
+    decoder: DecoderSettings = DecoderSettings()
+    preprocess: PreprocessSettings = PreprocessSettings()
+    engine: EngineSettings = EngineSettings()
+    fusion: FusionSettings = FusionSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+    budgets: BudgetSettings = BudgetSettings()
 
     @property
     def publish(self) -> str:
-        """The private endpoint where counts are always published; fusion.publish comes on top of it."""
+        """The private endpoint where counts are always published, in addition to fusion.publish."""
         return f"ipc://{self.run_dir}/counts.sock"
 
     @classmethod
@@ -272,53 +272,54 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        **_: Any,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         file = os.environ.get(CONFIG_VARIABLE)
         return init_settings, env_settings, *([TomlConfigSettingsSource(settings_cls, file)] if file else [])
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Settings from the file named by PEOPLECOUNTER_CONFIG, the environment, and overrides (strongest).
+    """Settings from the file named by PEOPLECOUNTER_CONFIG, the environment, and overrides; the latter take precedence.
 
-    Raises Refused, in one sentence that names the setting, when a file is missing or unreadable, a key is unknown
-    (with the nearest one that exists) or a value is out of its bounds.
+    Raises AppError, naming the setting, when a file is missing or unreadable, a key is unknown (with the most similar
+    one that exists) or a value is out of bounds.
     """
     file = os.environ.get(CONFIG_VARIABLE)
     if file:
         try:
             Path(file).open().close()
         except OSError as error:
-            raise Refused(f"The configuration file {file} cannot be read: {error.strerror}.", NO_INPUT) from None
+            raise AppError(f"The configuration file {file} cannot be read: {error.strerror}.", NO_INPUT) from None
     known = key_paths()
     for variable in os.environ:
         path = variable.removeprefix(PREFIX).lower().replace("__", ".")
         if variable.startswith(PREFIX) and variable != CONFIG_VARIABLE and not _is_known(path, known):
-            raise Refused(
-                f"The environment variable {variable} is no setting: {_nearest(path, known, environment=True)}."
+            raise AppError(
+                f"The environment variable {variable} is not a setting: {_nearest(path, known, environment=True)}"
             )
     try:
         return Settings(**overrides)
     except tomllib.TOMLDecodeError as error:
-        raise Refused(f"The configuration file {file} is not valid TOML: {error}.") from None
+        raise AppError(f"The configuration file {file} is not valid TOML: {error}.") from None
     except (ValidationError, ValueError) as error:
-        raise Refused(_sentence(error, known)) from None
+        raise AppError(_message(error, known)) from None
 
 
-def log_format() -> str:
-    """The log format that is asked for, also where the other settings cannot be read; "text" where that is unclear."""
+def requested_log_format() -> str:
+    """The log format of the environment or file, even when other settings there are invalid; "text" if unclear."""
     chosen = os.environ.get(PREFIX + "LOG_FORMAT")
     if chosen is None and (file := os.environ.get(CONFIG_VARIABLE)):
         try:
             chosen = tomllib.loads(Path(file).read_text()).get("log_format")
-        except (OSError, ValueError):  # which is what is being refused
+        except (OSError, ValueError):  # the file itself may be the error that is being reported
             chosen = None
     return "json" if chosen == "json" else "text"
 
 
 def key_paths(model: type[BaseModel] = Settings, prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> pydantic field of every setting; `sources.NAME` stands for any source."""
-    paths = {}
+    """Dotted name -> pydantic field of every setting; `sources.NAME` stands for each source."""
+    paths: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, Section):
@@ -338,18 +339,18 @@ def _is_known(path: str, known: dict[str, Any]) -> bool:
 def _nearest(path: str, known: dict[str, Any], environment: bool = False) -> str:
     near = difflib.get_close_matches(path, known, 1, 0.4)
     if not near:
-        return "see the table of settings in the README"
+        return "see the table of settings in deploy/SETTINGS.md"
     name = PREFIX + near[0].upper().replace(".", "__") if environment else near[0]
-    return f"the nearest is {name!r}"
+    return f"did you mean {name!r}?"
 
 
-def _sentence(error: Exception, known: dict[str, Any]) -> str:
+def _message(error: Exception, known: dict[str, Any]) -> str:
     if not isinstance(error, ValidationError):
         return f"The settings cannot be read: {error}."
     first = error.errors()[0]
     path = ".".join(str(step) for step in first["loc"])
     if first["type"] == "extra_forbidden":
         generic = re.sub(r"^sources\.[^.]+\.", "sources.NAME.", path)
-        return f"The setting {path!r} does not exist: {_nearest(generic, known)}."
+        return f"The setting {path!r} does not exist: {_nearest(generic, known)}"
     problem = first["msg"].removeprefix("Value error, ")
     return f"The setting {path!r} is {str(first['input'])[:60]!r}: {problem[0].lower()}{problem[1:]}."

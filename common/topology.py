@@ -1,28 +1,33 @@
-"""The one table of services: what each reads and owns, and how many processes of it there are.
+"""The one table of services, rings and parts. The runtime opens what is written here; no service names a ring itself.
 
-`deploy/` starts what is written here; tests check every unit and compose file against it.
+`deploy/` starts the services of this table, and tests check every unit, compose file and pod against it.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
+SURFACES, TENSORS = "surfaces", "tensors"  # rings: NV12 pixels of a source; the network's input images
+FRAME, GLOBAL, TILES = "frame", "global", "tiles"  # parts: of a surface; of a tensor slot
+RESULTS = "results.fusion"  # the link on which every process reports to fusion
+
 
 @dataclass(frozen=True)
-class Service:
-    """One row: `python -m peoplecounter.services.<name> <instance>`."""
+class ServiceRow:
+    """One service: `python -m peoplecounter.services.NAME [INSTANCE]`."""
 
     name: str
-    reads: str | None  # ring it consumes
-    part: str | None  # which parts of it
-    owns: str | None  # ring it writes
-    each: Literal["source", "worker", "group"]  # one process a source; as many as settings.workers says; one
+    reads: str | None  # the ring it consumes
+    part: str | None  # which parts of that ring
+    owns: str | None  # the ring it writes
+    each: Literal["source", "worker", "group"]  # one process per source; settings.workers of them; one per group
     does: str
 
 
 SERVICES = (
-    Service("decoder", None, None, "surfaces", "source", "source -> NV12 surface in a slot"),
-    Service("preprocess", "surfaces", "frame", "tensors", "worker", "surface -> letterboxed frame and tiles"),
-    Service("infer_global", "tensors", "global", None, "worker", "letterboxed frame -> detections"),
-    Service("infer_tiles", "tensors", "tiles", None, "worker", "one group of tiles -> detections"),
-    Service("fusion", None, None, None, "group", "join, merge, count, publish"),
+    ServiceRow("decoder", None, None, SURFACES, "source", "source -> NV12 surface in a slot"),
+    ServiceRow("preprocess", SURFACES, FRAME, TENSORS, "worker", "surface -> letterboxed frame and tiles"),
+    ServiceRow("infer_global", TENSORS, GLOBAL, None, "worker", "letterboxed frame -> detections"),
+    ServiceRow("infer_tiles", TENSORS, TILES, None, "worker", "one group of tiles -> detections"),
+    ServiceRow("fusion", None, None, None, "group", "join, merge, count, publish"),
 )
+BY_NAME = {row.name: row for row in SERVICES}

@@ -1,0 +1,1 @@
+"""Everything around the services: commands, supervisors, engines, reports."""

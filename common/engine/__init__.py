@@ -1,7 +1,4 @@
-"""Engines: a loaded model behind one small interface, whatever runs it."""
+"""Engines: a loaded model behind one small interface, whatever runs it. Start with base.py and loading.py.
 
-from peoplecounter.common.engine.base import Engine, Persons
-from peoplecounter.common.engine.loading import check_model, load_engine
-from peoplecounter.common.engine.model import Swapped
-
-__all__ = ["Engine", "Persons", "Swapped", "check_model", "load_engine"]
+This file imports nothing: a builder's own Python imports modules of this folder.
+"""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from peoplecounter.common import backend
 from peoplecounter.common.engine.base import Engine
-from peoplecounter.common.engine.model import Swapped, plan_path
+from peoplecounter.common.engine.model import SwappedModel, plan_path
 from peoplecounter.common.engine.sidecar import read_sidecar
 from peoplecounter.common.settings import Settings
 
@@ -14,11 +14,11 @@ def load_engine(
     settings: Settings,
     processes: int,
     work,
-    swapped: Swapped | None = None,
+    swapped: SwappedModel | None = None,
     counters: Counter[str] | None = None,
     graphs: bool = True,
 ) -> Engine:
-    """The engine of this process' backend. Raises Refused for a missing, unreadable or unsuitable model.
+    """The engine of this process' backend. Raises AppError for a missing, unreadable or unsuitable model.
 
     `processes`: how many infer processes share this machine's cores. `work`: the process' queue of work on slots.
     `swapped` replaces engine.model; when it is an ONNX file and the engine is a plan, the plan takes its weights.
@@ -39,7 +39,7 @@ def load_engine(
 
 
 def check_model(settings: Settings) -> None:
-    """Raises Refused for a model that cannot be loaded, before anything is started.
+    """Raises AppError for a model that cannot be loaded, before anything is started.
 
     A plan is not deserialized: its file and its sidecar are checked.
     """

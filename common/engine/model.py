@@ -1,4 +1,4 @@
-"""A model's bytes and what is known of them, from a file or from `engine serve`; checked before anybody loads them."""
+"""A model's bytes and its sidecar, from a file or from `engine serve`, checked before an engine loads them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,29 +8,29 @@ from msgspec import Struct
 from peoplecounter.common.backend import PLAN_MAGIC, is_endpoint, is_plan
 from peoplecounter.common.engine.fetch import fetch
 from peoplecounter.common.engine.sidecar import Sidecar, check_bytes, decode_sidecar, read_sidecar
-from peoplecounter.common.errors import NO_INPUT, Refused
+from peoplecounter.common.errors import NO_INPUT, AppError
 from peoplecounter.common.files import sha256
-from peoplecounter.common.settings import Engine as EngineSettings
+from peoplecounter.common.settings import EngineSettings
 
 
 @dataclass(frozen=True)
 class Model:
-    """What engine.model names."""
+    """The model that engine.model names."""
 
-    name: str  # for sentences
+    name: str  # for error messages
     data: bytes
     sidecar: Sidecar | None = None
 
 
-class Swapped(Struct, frozen=True):
-    """A model that takes the place of engine.model while a group runs, see swap.py."""
+class SwappedModel(Struct, frozen=True):
+    """A model that replaces engine.model while a group runs, see inference/swap.py."""
 
     model: str
     sha256: str
 
 
-def read(settings: EngineSettings) -> Model:
-    """The model of the settings. Raises Refused for one that is missing, too large, or not what it should be."""
+def read_model(settings: EngineSettings) -> Model:
+    """The model of the settings. Raises AppError for one that is missing, too large, or has another hash."""
     name = settings.model
     if is_endpoint(name):
         data, described = fetch(name, "model", settings.server_key, settings.limit_mb << 20)
@@ -40,49 +40,45 @@ def read(settings: EngineSettings) -> Model:
         data = read_file(path, settings.limit_mb)
         sidecar = read_sidecar(path) if data.startswith(PLAN_MAGIC) else None
     if settings.sha256 and sha256(data) != settings.sha256:
-        raise Refused(f"The model {name} has the SHA-256 {sha256(data)}, engine.sha256 says {settings.sha256}.")
+        raise AppError(f"The model {name} has the SHA-256 {sha256(data)}, engine.sha256 expects {settings.sha256}.")
     if sidecar is not None:
         check_bytes(sidecar, data, name)
     return Model(name, data, sidecar)
 
 
 def read_weights(settings: EngineSettings, sidecar: Sidecar) -> bytes:
-    """The ONNX file of a stripped plan, which holds its weights."""
+    """The ONNX file that holds the weights of a stripped plan. Raises AppError when it is missing or another file."""
     if is_endpoint(settings.model):
         data, _ = fetch(settings.model, "weights", settings.server_key, settings.limit_mb << 20)
         name = f"served at {settings.model}"
     else:
         path = Path(settings.model).parent / sidecar.onnx
-        data, name = read_file(path, settings.limit_mb, f"which holds the weights of {settings.model}, "), str(path)
+        data, name = read_file(path, settings.limit_mb, f", which holds the weights of {settings.model},"), str(path)
     if sha256(data) != sidecar.onnx_sha256:
-        raise Refused(
-            f"The ONNX file {name} is not the one that {settings.model} was built from: its weights would be others."
-        )
+        raise AppError(f"The ONNX file {name} is not the one that {settings.model} was built from: its weights differ.")
     return data
 
 
 def read_file(path: Path, limit_mb: int, role: str = "") -> bytes:
-    """A whole file of a bounded size."""
+    """A whole file of at most `limit_mb`; `role` explains the file in error messages. Raises AppError."""
     try:
         size = path.stat().st_size
         if size > limit_mb << 20:
-            raise Refused(f"The model {path} has {size >> 20} MB, more than the {limit_mb} MB of engine.limit_mb.")
+            raise AppError(f"The model {path} has {size >> 20} MB, more than the {limit_mb} MB of engine.limit_mb.")
         return path.read_bytes()
     except FileNotFoundError:
-        raise Refused(
-            f"The model {path}, {role}does not exist." if role else f"The model {path} does not exist.", NO_INPUT
-        ) from None
+        raise AppError(f"The model {path}{role} does not exist.", NO_INPUT) from None
     except OSError as error:
-        raise Refused(f"The model {path} cannot be read: {error.strerror}.", NO_INPUT) from None
+        raise AppError(f"The model {path} cannot be read: {error.strerror}.", NO_INPUT) from None
 
 
 def plan_path(model: str) -> Path:
-    """The plan named by engine.model. Raises Refused for a file that is missing or not a plan."""
+    """The plan that engine.model names. Raises AppError for a file that is missing or not a plan."""
     path = Path(model)
     if not model or not path.is_file():
-        raise Refused(f"The model {model or '(none)'} does not exist: name a TensorRT plan in engine.model.", NO_INPUT)
+        raise AppError(f"The model {model or '(none)'} does not exist: set engine.model to a TensorRT plan.", NO_INPUT)
     if not is_plan(path):
-        raise Refused(
+        raise AppError(
             f"The model {path} is not a TensorRT plan, which the cuda backend needs: "
             f"peoplecounter engine build {path} PLAN."
         )

@@ -1,17 +1,18 @@
-"""What is known of a plan beside its bytes: the sidecar `PLAN.json`, written by the builder, checked by the loader.
+"""A plan's sidecar `PLAN.json`: where the plan comes from and where it runs. Written by the builder, checked by the
+loader.
 
-Standard library only, so that a builder of another Python can use it.
+Standard library only: a builder's own Python imports this module.
 """
 
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from peoplecounter.common.errors import NO_INPUT, Refused
+from peoplecounter.common.errors import NO_INPUT, AppError
 from peoplecounter.common.files import sha256
 
 SIDECAR_BYTES_MAX = 1 << 20
-REFIT = ("no", "identical", "any")  # which weights a plan takes: none, those it was built with, others of its network
+REFIT = ("no", "identical", "any")  # which weights a plan accepts: none, those it was built with, any of its network
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,15 @@ class Sidecar:
     compute_capability: str  # "9.0"
     version_compatible: bool
     hardware_compatible: bool
-    stripped: bool  # has no weights of its own: they come from the ONNX file when it is loaded
+    stripped: bool  # contains no weights: they come from the ONNX file when the plan is loaded
     refit: str  # one of REFIT
-    batches: list = field(default_factory=list)  # [least, usual, most] images of every profile
+    batches: list = field(default_factory=list)  # [min, opt, max] images of every profile
     level: int = 0  # optimization level
     workspace_mb: int = 0
     inputs: list = field(default_factory=list)  # {"name", "dtype", "shape"}; -1: free
     outputs: list = field(default_factory=list)
     build_s: float = 0.0
-    timing_cache: str = "off"  # "off", "cold" (nothing in it for this build's GPU and versions) or "warm"
+    timing_cache: str = "off"  # "off", "cold" (empty for this GPU and these versions) or "warm"
     built: str = ""  # UTC
 
     def encode(self) -> bytes:
@@ -47,29 +48,28 @@ def sidecar_path(plan: Path) -> Path:
 
 
 def decode_sidecar(data: bytes, name: str) -> Sidecar:
-    """Raises Refused, in words, for what is no sidecar."""
+    """A sidecar from its JSON. Raises AppError for anything else."""
     try:
-        found = json.loads(data)
-        sidecar = Sidecar(**found)
+        sidecar = Sidecar(**json.loads(data))
     except (ValueError, TypeError, RecursionError):
-        raise Refused(f"The sidecar of {name} is damaged: build the plan again, or delete the sidecar.") from None
+        raise AppError(f"The sidecar of {name} is damaged: build the plan again, or delete the sidecar.") from None
     for key, kind in Sidecar.__annotations__.items():
         value = getattr(sidecar, key)
         if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
-            raise Refused(f"The sidecar of {name} is damaged ({key}): build the plan again, or delete the sidecar.")
+            raise AppError(f"The sidecar of {name} is damaged ({key}): build the plan again, or delete the sidecar.")
     batches = all(isinstance(b, list) and all(isinstance(n, int) for n in b) for b in sidecar.batches)
     tensors = all(
         isinstance(t, dict) and {"name", "dtype", "shape"} <= t.keys() for t in sidecar.inputs + sidecar.outputs
     )
     if not batches or not tensors:
-        raise Refused(f"The sidecar of {name} is damaged (batches or tensors): build the plan again, or delete it.")
+        raise AppError(f"The sidecar of {name} is damaged (batches or tensors): build the plan again, or delete it.")
     if sidecar.refit not in REFIT:
-        raise Refused(f"The sidecar of {name} is of another version of peoplecounter: build the plan again.")
+        raise AppError(f"The sidecar of {name} was written by another version of peoplecounter: build the plan again.")
     return sidecar
 
 
 def read_sidecar(plan: Path) -> Sidecar | None:
-    """The sidecar beside a plan; None when there is none."""
+    """The sidecar of a plan; None when the plan has none. Raises AppError for one that cannot be read."""
     path = sidecar_path(plan)
     try:
         with path.open("rb") as file:
@@ -77,30 +77,30 @@ def read_sidecar(plan: Path) -> Sidecar | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise Refused(f"The sidecar {path} cannot be read: {error.strerror}.", NO_INPUT) from None
+        raise AppError(f"The sidecar {path} cannot be read: {error.strerror}.", NO_INPUT) from None
 
 
 def check_bytes(sidecar: Sidecar, data: bytes, name: str) -> None:
-    """Refuses a plan that is not the one its sidecar describes."""
+    """Raises AppError for a plan that is not the one its sidecar describes."""
     if len(data) != sidecar.plan_bytes:
-        raise Refused(
-            f"The plan {name} has {len(data)} bytes, its sidecar says {sidecar.plan_bytes}: it was cut or replaced, "
-            "copy or build it again."
+        raise AppError(
+            f"The plan {name} has {len(data)} bytes, its sidecar says {sidecar.plan_bytes}: it was truncated or "
+            "replaced. Copy or build it again."
         )
     if sha256(data) != sidecar.plan_sha256:
-        raise Refused(f"The plan {name} is not the one its sidecar describes: copy both again, or build it again.")
+        raise AppError(f"The plan {name} is not the one its sidecar describes: copy both again, or build it again.")
 
 
 def check_fits(sidecar: Sidecar, tensorrt: str, gpu: str, compute_capability: str, name: str) -> None:
-    """Refuses a plan that was built for another TensorRT or GPU than what is here."""
-    here, built = tensorrt.split(".")[:3], sidecar.tensorrt.split(".")[:3]
-    if here != built and not sidecar.version_compatible:
-        raise Refused(
-            f"The plan {name} was built by TensorRT {sidecar.tensorrt}, here is {tensorrt}: build it again, or with "
-            "--version-compatible."
+    """Raises AppError for a plan that was built for another TensorRT or GPU than this machine has."""
+    installed, built = tensorrt.split(".")[:3], sidecar.tensorrt.split(".")[:3]
+    if installed != built and not sidecar.version_compatible:
+        raise AppError(
+            f"The plan {name} was built by TensorRT {sidecar.tensorrt}, {tensorrt} is installed: build it again, or "
+            "with --version-compatible."
         )
     if compute_capability != sidecar.compute_capability and not sidecar.hardware_compatible:
-        raise Refused(
-            f"The plan {name} was built on {sidecar.gpu} ({sidecar.compute_capability}), here is {gpu} "
+        raise AppError(
+            f"The plan {name} was built on {sidecar.gpu} ({sidecar.compute_capability}), this GPU is {gpu} "
             f"({compute_capability}): build it again, or with --hardware-compatible."
         )

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from peoplecounter.common.engine import Persons
+from peoplecounter.common.engine.base import Persons
 from peoplecounter.common.geometry import Letterbox, TileGrid
-from peoplecounter.common.ipc.messages import Header, Part, TensorLayout
+from peoplecounter.common.ipc.messages import FrameHeader, Part, TensorLayout
 
 
 def letterbox_to_frame(
-    layout: TensorLayout, header: Header, part: Part, persons: Persons, edge_px: float
+    layout: TensorLayout, header: FrameHeader, part: Part, persons: Persons, edge_px: float
 ) -> np.ndarray:
     """Persons in the letterboxed frame -> float32 [n, 7], see Detections; no edge cuts them, they have no tile."""
     boxes = Letterbox(header.width, header.height, layout.size_px).to_frame(persons[:, 1:5])
@@ -16,7 +16,9 @@ def letterbox_to_frame(
     return np.hstack([boxes, persons[:, 5:6], whole])
 
 
-def tiles_to_frame(layout: TensorLayout, header: Header, part: Part, persons: Persons, edge_px: float) -> np.ndarray:
+def tiles_to_frame(
+    layout: TensorLayout, header: FrameHeader, part: Part, persons: Persons, edge_px: float
+) -> np.ndarray:
     """Persons in each tile -> float32 [n, 7], see Detections, with their tile and which of its inner edges cut them.
 
     A box that ends within `edge_px` of an inner edge counts as cut by it.

@@ -1,8 +1,8 @@
-"""The control plane's two ends: Listen (ROUTER, at the owner) and Dial (DEALER, at each of its peers).
+"""The two ends of a link: LinkServer (ROUTER, at the owner) and LinkClient (DEALER, at each of its peers).
 
-Both know hello, welcome, refuse, beat and bye; what else is said goes to the `on_message` they were given. A message
-that does not decode is counted and ignored. A peer that misses its beats is silent; a peer whose process ended is gone
-(a pidfd says so at once, and cannot be fooled by a reused pid).
+Both handle hello, welcome, refuse, beat and bye; every other message goes to the `on_message` they were given. Data
+that cannot be decoded is counted and ignored. A peer that misses its beats is silent. A peer whose process has ended is
+gone: a pidfd reports that at once, and cannot be fooled by a reused pid.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from peoplecounter.common.errors import Refused
+from peoplecounter.common.errors import AppError
 from peoplecounter.common.files import IPC_PATH_MAX, Lock
 from peoplecounter.common.ipc.loop import Loop
 from peoplecounter.common.ipc.messages import (
@@ -34,12 +34,12 @@ from peoplecounter.common.ipc.messages import (
 )
 
 MAX_PEERS = 64
-BURST = 500  # messages handled before the loop gets its turn: a flood on one socket must not starve the others
+BURST = 500  # messages handled before the loop continues: a flood on one socket must not starve the others
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How often each end beats, and after how long without a beat a peer counts as silent."""
+    """How often each end beats, and how long a peer may miss its beats before it counts as silent."""
 
     beat_ns: int = 250_000_000
     silent_ns: int = 2_000_000_000
@@ -51,7 +51,7 @@ class Timing:
 
 @dataclass
 class Peer:
-    """One consumer as its owner sees it."""
+    """One peer as the server sees it."""
 
     identity: bytes
     hello: Hello
@@ -60,7 +60,7 @@ class Peer:
     turn: int = 0  # grows with every offer: the smallest is the least recently used
     welcomed: bool = False
     silent: bool = False
-    left: bool = False  # it said bye
+    left: bool = False  # it sent Bye
 
 
 def _socket(loop: Loop, kind: int) -> zmq.Socket:
@@ -74,16 +74,16 @@ def _socket(loop: Loop, kind: int) -> zmq.Socket:
 
 def _endpoint(path: Path) -> str:
     if len(os.fsencode(path)) > IPC_PATH_MAX:
-        raise Refused(f"The socket path {path} is longer than {IPC_PATH_MAX} bytes: use a shorter run_dir.")
+        raise AppError(f"The socket path {path} is longer than {IPC_PATH_MAX} bytes: use a shorter run_dir.")
     return f"ipc://{path}"
 
 
-class Listen:
-    """Binds `<run_dir>/<name>.sock` as its only owner; keeps the list of peers that said a proper hello.
+class LinkServer:
+    """Binds `<run_dir>/<name>.sock` as its only owner, and keeps the peers that sent a valid hello.
 
-    `welcome(hello)` answers a Hello with Welcome, Refuse, or None for "not yet" (ask `invite()` later). `lock`: of the
-    name, when it is held already.
-    Raises Refused when another process owns the name.
+    `welcome(hello)` answers a Hello with Welcome, with Refuse, or with None for "not yet" (see invite()). `on_silent`
+    and `on_gone` report a peer's state. `lock`: the lock of the name, if the caller holds it already. Raises AppError
+    when another process owns the name.
     """
 
     def __init__(
@@ -103,20 +103,20 @@ class Listen:
         self._welcome, self._on_message, self._on_silent, self._on_gone = welcome, on_message, on_silent, on_gone
         self._lock = lock or Lock(run_dir / f"{name}.lock")
         self._path = run_dir / f"{name}.sock"
-        self._path.unlink(missing_ok=True)  # a second bind would steal it silently: the lock is what protects it
+        self._path.unlink(missing_ok=True)  # a second bind would steal it silently: the lock prevents that
         self._socket = _socket(loop, zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.bind(_endpoint(self._path))
-        self._beat_ns = 0
+        self._beat_due_ns = 0
         loop.watch(self._socket, self._receive)
-        loop.every_tick(self._keep_house)
+        loop.every_tick(self._on_tick)
 
     def send(self, peer: Peer, message: Message) -> bool:
-        """False when the peer cannot take it now; a peer that left is noticed by its pidfd."""
+        """False when the peer cannot take the message now. A peer that ended is noticed by its pidfd."""
         return self._send(peer.identity, message)
 
     def invite(self) -> None:
-        """Answers every peer that still waits for its Welcome, or (after a new epoch) gives all of them the new one."""
+        """Answers every peer that waits for its Welcome, and gives all others the Welcome of a new epoch."""
         for peer in list(self.peers.values()):
             self._answer(peer)
 
@@ -124,7 +124,7 @@ class Listen:
         for peer in list(self.peers.values()):
             self._drop(peer)
         self.loop.unwatch(self._socket)
-        self.loop.leave(self._keep_house)
+        self.loop.stop_calling(self._on_tick)
         self._socket.close()
         self._path.unlink(missing_ok=True)
         self._lock.close()
@@ -133,7 +133,7 @@ class Listen:
         try:
             self._socket.send_multipart([identity, encode(message)], zmq.NOBLOCK)
             return True
-        except zmq.ZMQError:  # EAGAIN: its queue is full; EHOSTUNREACH: it has gone
+        except zmq.ZMQError:  # EAGAIN: its queue is full; EHOSTUNREACH: it has disconnected
             return False
 
     def _receive(self) -> None:
@@ -167,28 +167,26 @@ class Listen:
 
     def _greet(self, identity: bytes, hello: Hello) -> None:
         if hello.schema != SCHEMA:
-            self.loop.counters["hellos_refused"] += 1
-            ours = f"schema {SCHEMA} is spoken here, {hello.service} speaks {hello.schema}"
-            self._send(identity, Refuse(f"{ours}: run the same version of peoplecounter everywhere."))
-            return
+            versions = f"this process uses message schema {SCHEMA}, {hello.service} uses {hello.schema}"
+            return self._reject(identity, f"{versions}: run the same version of peoplecounter in all services.")
         peer = self.peers.get(identity)
         if peer is None:
             if len(self.peers) >= MAX_PEERS:
-                self.loop.counters["hellos_refused"] += 1
-                self._send(identity, Refuse(f"{MAX_PEERS} consumers are connected already.", final=False))
-                return
+                return self._reject(identity, f"{MAX_PEERS} peers are connected already.", final=False)
             try:
                 if hello.namespaces[0] != namespaces()[0]:
                     raise ProcessLookupError
                 pidfd = os.pidfd_open(hello.pid)
             except OSError:
-                self.loop.counters["hellos_refused"] += 1
-                there = f"process {hello.pid} of {hello.service} is not visible here"
-                self._send(identity, Refuse(f"{there}: run all services in one PID namespace."))
-                return
+                hidden = f"process {hello.pid} of {hello.service} is not visible from here"
+                return self._reject(identity, f"{hidden}: run all services in one PID namespace.")
             peer = self.peers[identity] = Peer(identity, hello, pidfd, self.loop.now_ns())
             self.loop.watch(pidfd, lambda: self._drop(peer))
         self._answer(peer)
+
+    def _reject(self, identity: bytes, reason: str, final: bool = True) -> None:
+        self.loop.counters["hellos_refused"] += 1
+        self._send(identity, Refuse(reason, final))
 
     def _answer(self, peer: Peer) -> None:
         answer = self._welcome(peer.hello)
@@ -207,23 +205,23 @@ class Listen:
         os.close(peer.pidfd)
         self._on_gone(peer)
 
-    def _keep_house(self, now_ns: int) -> None:
-        if now_ns >= self._beat_ns:
-            self._beat_ns = now_ns + self.timing.beat_ns
+    def _on_tick(self, now_ns: int) -> None:
+        if now_ns >= self._beat_due_ns:
+            self._beat_due_ns = now_ns + self.timing.beat_ns
             for peer in self.peers.values():
                 if not peer.silent:
                     self._send(peer.identity, Beat())
         for peer in list(self.peers.values()):
-            heard = max(peer.heard_ns, self.loop.woke_ns)
-            if not peer.silent and now_ns - heard > self.timing.silent_ns:
+            heard_ns = max(peer.heard_ns, self.loop.woke_ns)
+            if not peer.silent and now_ns - heard_ns > self.timing.silent_ns:
                 peer.silent = True
                 self._on_silent(peer)
 
 
-class Dial:
-    """Connects to an owner's socket, says hello until it is welcome, and again whenever the owner has restarted.
+class LinkClient:
+    """Connects to an owner's socket and says hello until it is welcome, and again when the owner has restarted.
 
-    A final Refuse raises Refused out of Loop.tick().
+    A final Refuse raises AppError out of Loop.tick().
     """
 
     def __init__(
@@ -240,22 +238,22 @@ class Dial:
         self.welcome: Welcome | None = None
         self._on_welcome, self._on_message, self._on_lost = on_welcome, on_message, on_lost
         self._pidfd: int | None = None
-        self._next_ns = 0
+        self._send_due_ns = 0
         self._heard_ns = 0
         self._socket = _socket(loop, zmq.DEALER)
-        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # no queue towards an owner that is not there
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # no queue towards an owner that is not connected
         self._socket.setsockopt(zmq.ROUTING_ID, secrets.token_bytes(8).replace(b"\0", b"\1"))
         self._socket.connect(_endpoint(path))
         loop.watch(self._socket, self._receive)
-        loop.every_tick(self._keep_house)
+        loop.every_tick(self._on_tick)
 
     @property
     def owner_ended(self) -> bool:
-        """True when the process that gave the Welcome has ended, whether or not we have been told."""
+        """True when the process that sent the Welcome has ended, even if on_lost was not called yet."""
         return self._pidfd is None or bool(select.select([self._pidfd], [], [], 0)[0])
 
     def send(self, message: Message) -> bool:
-        """False when the owner is not there or takes nothing now."""
+        """False when the owner is not connected or cannot take the message now."""
         if self._socket.closed:
             return False
         try:
@@ -265,13 +263,13 @@ class Dial:
             return False
 
     def close(self, bye: bool = True) -> None:
-        """`bye=False`: the owner shall notice an end that nobody wanted."""
+        """`bye=False`: this process fails, and the owner should notice."""
         self._lose()
         if not self._socket.closed:
             if bye:
                 self.send(Bye())
             self.loop.unwatch(self._socket)
-            self.loop.leave(self._keep_house)
+            self.loop.stop_calling(self._on_tick)
             self._socket.close()
 
     def _receive(self) -> None:
@@ -291,7 +289,7 @@ class Dial:
     def _handle(self, message: Message) -> None:
         before_ns, self._heard_ns = self._heard_ns, self.loop.now_ns()
         if self.welcome is not None and self._heard_ns - before_ns > self.timing.silent_ns:
-            self._next_ns = 0  # it goes on after a silence, and shall hear from us before it takes us for silent
+            self._send_due_ns = 0  # the owner continues after a silence: beat before it takes us for silent
         if isinstance(message, Welcome):
             if self.welcome is None or self.welcome != message:
                 self._lose()
@@ -299,8 +297,8 @@ class Dial:
         elif isinstance(message, Refuse):
             self._lose()
             if message.final:
-                raise Refused(f"{self.path.stem} refused {self.hello.service}: {message.reason}")
-            self._next_ns = self.loop.now_ns() + self.timing.beat_ns // 10
+                raise AppError(f"{self.path.stem} refused {self.hello.service}: {message.reason}")
+            self._send_due_ns = self.loop.now_ns() + self.timing.beat_ns // 10
         elif not isinstance(message, Beat) and self.welcome is not None:
             self._on_message(message)
 
@@ -308,13 +306,13 @@ class Dial:
         try:
             self._pidfd = os.pidfd_open(welcome.pid)
         except ProcessLookupError:
-            return  # it ended meanwhile; its successor will answer the next hello
+            return  # the owner has ended meanwhile; its successor will answer the next hello
         self.loop.watch(self._pidfd, self._lose)
         self.welcome = welcome
         self._on_welcome(welcome)
 
     def _lose(self) -> None:
-        """The owner ended or has a new epoch: nothing of the old one is touched again."""
+        """The owner ended or has a new epoch: nothing of the old epoch is touched again."""
         if self._pidfd is not None:
             self.loop.unwatch(self._pidfd)
             with contextlib.suppress(OSError):
@@ -324,8 +322,9 @@ class Dial:
             self.welcome = None
             self._on_lost()
 
-    def _keep_house(self, now_ns: int) -> None:
-        if now_ns >= self._next_ns:
-            silent = self.welcome and now_ns - self._heard_ns > self.timing.silent_ns
-            self._next_ns = now_ns + self.timing.beat_ns * (10 if silent else 1)  # do not fill a frozen owner's queue
-            self.send(Beat() if self.welcome else self.hello)
+    def _on_tick(self, now_ns: int) -> None:
+        if now_ns >= self._send_due_ns:
+            silent = self.welcome is not None and now_ns - self._heard_ns > self.timing.silent_ns
+            interval_ns = self.timing.beat_ns * (10 if silent else 1)  # do not fill a frozen owner's queue
+            self._send_due_ns = now_ns + interval_ns
+            self.send(self.hello if self.welcome is None else Beat())

@@ -6,21 +6,21 @@ from collections.abc import Callable
 
 import zmq
 
-NAP_NS = 1_000_000_000  # a gap this long between ticks means that we slept, not that the others did
+SLEEP_NS = 1_000_000_000  # a gap this long between ticks: this process slept (frozen, suspended), not its peers
 
 
 class Loop:
-    """Calls a handler for each readable socket or descriptor, then every housekeeper with the time."""
+    """Calls a handler for each readable socket or descriptor, then every per-tick callback with the time."""
 
     def __init__(self, clock_ns: Callable[[], int] = time.monotonic_ns):
         self.now_ns = clock_ns
         self.counters: Counter[str] = Counter()
         self.context = zmq.Context()
-        self.woke_ns = clock_ns()
+        self.woke_ns = clock_ns()  # when this process last woke from a sleep: silence of peers counts from here
         self._last_ns = clock_ns()
         self._poller = zmq.Poller()
-        self._handlers: dict[object, Callable[[], None]] = {}
-        self._housekeepers: dict[Callable[[int], None], None] = {}  # in order, and found by hash
+        self._handlers: dict[zmq.Socket | int, Callable[[], None]] = {}
+        self._callbacks: dict[Callable[[int], None], None] = {}  # a dict keeps their order and finds them by hash
 
     def watch(self, readable: zmq.Socket | int, handler: Callable[[], None]) -> None:
         """Calls `handler()` in tick() whenever the socket or file descriptor is readable."""
@@ -28,33 +28,34 @@ class Loop:
         self._handlers[readable] = handler
 
     def unwatch(self, readable: zmq.Socket | int) -> None:
+        """Stops watching a socket or descriptor; does nothing for one that is not watched."""
         if self._handlers.pop(readable, None):
             self._poller.unregister(readable)
 
-    def every_tick(self, housekeeper: Callable[[int], None]) -> None:
-        """Calls `housekeeper(now_ns)` at the end of every tick."""
-        self._housekeepers[housekeeper] = None
+    def every_tick(self, callback: Callable[[int], None]) -> None:
+        """Calls `callback(now_ns)` at the end of every tick."""
+        self._callbacks[callback] = None
 
-    def leave(self, housekeeper: Callable[[int], None]) -> None:
-        """Stops calling a housekeeper."""
-        del self._housekeepers[housekeeper]
+    def stop_calling(self, callback: Callable[[int], None]) -> None:
+        """Undoes every_tick()."""
+        del self._callbacks[callback]
 
     def tick(self, timeout_ms: int = 50) -> None:
-        """Waits at most `timeout_ms` for something to read, handles it, and keeps house."""
+        """Waits at most `timeout_ms` for something to read, handles it, then calls the per-tick callbacks."""
         readables = self._poller.poll(timeout_ms)
-        now = self.now_ns()
-        if now - self._last_ns > NAP_NS + timeout_ms * 1_000_000:
-            self.woke_ns = now  # silence is judged from here on: see link.py
+        now_ns = self.now_ns()
+        if now_ns - self._last_ns > SLEEP_NS + timeout_ms * 1_000_000:
+            self.woke_ns = now_ns
         for readable, _ in readables:
             handler = self._handlers.get(readable)
             if handler:  # an earlier handler of this tick may have closed it
                 handler()
-        self._last_ns = now = self.now_ns()
-        for housekeeper in list(self._housekeepers):
-            if housekeeper in self._housekeepers:  # an earlier one may have sent it away
-                housekeeper(now)
+        self._last_ns = now_ns = self.now_ns()
+        for callback in list(self._callbacks):
+            if callback in self._callbacks:  # an earlier one may have removed it
+                callback(now_ns)
 
     def close(self) -> None:
         self._handlers.clear()
-        self._housekeepers.clear()
+        self._callbacks.clear()
         self.context.destroy(linger=200)

@@ -1,22 +1,22 @@
-"""Every message on the wire, one schema number, and how each is encoded.
+"""Every message between services, one schema number, and the encoding.
 
-Single-part MessagePack maps, decoded into typed structs: what does not fit is an error, never some other object.
-Between services only; what subscribers read is JSON, see services/fusion.
+Messages are single-part MessagePack maps, decoded into typed structs: data that does not fit is an error, never another
+object. What subscribers read is JSON, see services/fusion.
 
-Control plane, on the socket of a ring's owner (ROUTER) and its consumers (DEALER):
+Rings, on the socket of a ring's owner (ROUTER) and its consumers (DEALER):
 
     consumer                                owner
     Hello(schema, service, pid, …)   -->
                                      <--    Welcome(epoch, pid, ring) | Refuse(reason)
                                      <--    Offer(header, ref, part)
     Release(ref, part)               -->
-    Unmapped(epoch)                  -->    the memory of an epoch that has ended may be freed
+    Unmapped(epoch)                  -->    this consumer no longer maps an epoch that has ended
     Beat                            <-->    Beat
     Bye                              -->
 
 Results, on fusion's socket: Hello / Welcome / Beat / Bye as above, then Result(number, body) --> and <-- Ack(numbers).
 Control, on each process' socket: the same, then Describe --> <-- Described; Restart | Stop | SetLevel --> <-- Done.
-A swap, on those of the infer processes: Prepare --> <-- Prepared; when all are: Commit --> <-- Committed.
+Swap, on the control sockets of the infer processes: Prepare --> <-- Prepared; when all are: Commit --> <-- Committed.
 Models, on the socket of `engine serve`: Fetch --> and <-- Chunk | Refuse.
 """
 
@@ -29,6 +29,7 @@ import numpy as np
 from msgspec import Meta, Struct
 
 from peoplecounter.common.logs import Level
+from peoplecounter.common.topology import GLOBAL, TILES
 
 SCHEMA = 4
 ROW_BYTES = 7 * 4  # of one detection
@@ -46,42 +47,42 @@ SourceName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
 
 @cache
 def namespaces() -> tuple[int, int]:
-    """This process' PID and IPC namespaces: pids mean something, CUDA IPC works, only where they are the same."""
+    """This process' PID and IPC namespaces (inodes). Pids are valid in one PID namespace, CUDA IPC in one of each."""
     return Path("/proc/self/ns/pid").stat().st_ino, Path("/proc/self/ns/ipc").stat().st_ino
 
 
-class Header(Struct, frozen=True, kw_only=True):
-    """What is known of one frame, made by the decoder and carried by every message about it."""
+class FrameHeader(Struct, frozen=True, kw_only=True):
+    """One frame's identity and times, made by the decoder and carried by every message about the frame."""
 
     source: SourceName
     seq: Seq
     pts_s: float  # presentation time in the source, seconds
     captured_ns: Count  # CLOCK_MONOTONIC when the frame's packet arrived in the decoder
-    deadline_ns: Count  # CLOCK_MONOTONIC after which work on it is dropped; 0: none (lossless)
+    deadline_ns: Count  # CLOCK_MONOTONIC after which work on the frame is dropped; 0: no deadline (lossless)
     width: Small
     height: Small
-    early: bool = False  # offered before it was decoded: counts only when its decoder has confirmed it
-    traceparent: Annotated[str, Meta(max_length=64)] = ""  # W3C trace context; empty: this frame is not traced
+    early: bool = False  # offered before it was decoded: counted only when its decoder has confirmed it
+    traceparent: Annotated[str, Meta(max_length=64)] = ""  # W3C trace context; empty: the frame is not traced
     marks: dict[Name, tuple[Count, Count]] = {}  # stage -> CLOCK_MONOTONIC ns (begin, end)
 
 
 class Part(Struct, frozen=True):
     """A named region of a slot, offered on its own: `count` images from image `first` on."""
 
-    name: Name  # "frame" (surfaces), "global" or "tiles" (tensors)
-    index: Small = 0
+    name: Name  # one of topology's parts
+    index: Small = 0  # of the part among those of its name
     first: Small = 0
     count: Small = 1
-    of: Small = 1  # how many parts the frame has, all names together
+    of: Small = 1  # parts of the frame, all names together
 
     @property
     def key(self) -> tuple[str, int]:
         return self.name, self.index
 
     @property
-    def known(self) -> bool:
+    def is_of_tensors(self) -> bool:
         """True for a part that a tensor slot can have."""
-        return self.key == ("global", 0) or (self.name == "tiles" and self.index < self.of - 1)
+        return self.key == (GLOBAL, 0) or (self.name == TILES and self.index < self.of - 1)
 
 
 class SurfaceLayout(Struct, frozen=True, tag="surface"):
@@ -92,7 +93,7 @@ class SurfaceLayout(Struct, frozen=True, tag="surface"):
     pitch: Count
     matrix: Name  # "bt601" | "bt709" | "bt2020"
     full_range: bool
-    sample_bytes: Annotated[int, Meta(ge=1, le=2)] = 1  # 2: P016, the upper 8 of 16 bits are used
+    sample_bytes: Annotated[int, Meta(ge=1, le=2)] = 1  # 2: P016, of which the upper 8 bits are used
 
     @property
     def nbytes(self) -> int:
@@ -121,7 +122,7 @@ class TensorLayout(Struct, frozen=True, tag="tensor"):
 
 
 class RingSpec(Struct, frozen=True):
-    """All a consumer needs to map a ring: sent once, in Welcome."""
+    """Everything a consumer needs to map a ring. Sent once, in Welcome."""
 
     memory: Name  # "shm" | "cuda"
     handle: bytes  # shm: the file's name in the run directory; cuda: the GPU's uuid and the IPC handle
@@ -131,14 +132,14 @@ class RingSpec(Struct, frozen=True):
 
 
 class Input(Struct, frozen=True):
-    """What an engine wants to read; tensors of another kind are refused at Hello."""
+    """The tensors an engine reads. A ring with other tensors refuses its Hello."""
 
     size_px: Annotated[int, Meta(ge=32, le=4096)]
     dtype: Literal["float32", "float16"]
 
 
-class Ref(Struct, frozen=True):
-    """Names a slot's content for ever: never valid for another run of the owner or another use of the slot."""
+class SlotRef(Struct, frozen=True):
+    """Names one content of a slot. Never valid for another run of the owner or another use of the slot."""
 
     epoch: Name
     slot: Count
@@ -146,6 +147,8 @@ class Ref(Struct, frozen=True):
 
 
 class Hello(Struct, frozen=True, tag="hello"):
+    """Introduces a peer: its version, and what it wants to consume."""
+
     schema: int
     service: Name  # "infer_tiles.0"
     pid: Annotated[int, Meta(gt=0)]
@@ -156,54 +159,62 @@ class Hello(Struct, frozen=True, tag="hello"):
 
 
 class Welcome(Struct, frozen=True, tag="welcome"):
+    """Accepts a peer, and describes the ring it may map."""
+
     epoch: Name
     pid: Annotated[int, Meta(gt=0)]
-    ring: RingSpec | None = None  # None: this link carries results, not slots
+    ring: RingSpec | None = None  # None: this link carries no slots
 
 
 class Refuse(Struct, frozen=True, tag="refuse"):
+    """Rejects a peer."""
+
     reason: Text
-    final: bool = True  # False: say hello (again)
+    final: bool = True  # False: say hello again
 
 
 class Offer(Struct, frozen=True, tag="offer"):
-    header: Header
-    ref: Ref
+    """A part of a slot is leased to the receiver."""
+
+    header: FrameHeader
+    ref: SlotRef
     part: Part
 
 
 class Release(Struct, frozen=True, tag="release"):
-    ref: Ref
+    """Ends a lease."""
+
+    ref: SlotRef
     part: Name
     index: Count
 
 
 class Unmapped(Struct, frozen=True, tag="unmapped"):
-    """This consumer has let go of an epoch's memory."""
+    """This consumer no longer maps an epoch's memory, which may be freed."""
 
     epoch: Name
 
 
 class Beat(Struct, frozen=True, tag="beat"):
-    pass
+    """The sender is alive."""
 
 
 class Bye(Struct, frozen=True, tag="bye"):
-    pass
+    """The sender ends as intended."""
 
 
 class Detections(Struct, frozen=True, tag="detections"):
     """Persons found in one part of one frame."""
 
-    header: Header
+    header: FrameHeader
     part: Part
     boxes: bytes  # float32 [n, 7], little-endian: x1, y1, x2, y2 (frame px), score, cut edges (bits), tile (-1: global)
-    began_ns: Count  # CLOCK_MONOTONIC: inference was queued
-    ended_ns: Count  # its boxes were here
-    gpu_ns: Count = 0  # how long a GPU was busy with it in between; 0: there is none
+    began_ns: Count  # CLOCK_MONOTONIC when the inference was queued
+    ended_ns: Count  # CLOCK_MONOTONIC when its boxes had arrived
+    gpu_ns: Count = 0  # GPU time in between; 0: no GPU
 
     def rows(self) -> np.ndarray | None:
-        """The boxes as float32 [n, 7]; None when they are not that, or not finite."""
+        """The boxes as float32 [n, 7]; None when their size is wrong or a value is not finite."""
         if len(self.boxes) % ROW_BYTES or len(self.boxes) > MAX_BOXES * self.part.count * ROW_BYTES:
             return None
         rows = np.frombuffer(self.boxes, "<f4").reshape(-1, 7)
@@ -211,22 +222,22 @@ class Detections(Struct, frozen=True, tag="detections"):
 
 
 class Dropped(Struct, frozen=True, tag="dropped"):
-    """A frame (part is None) or one part of it that will not be answered, and why: one of DROP_REASONS."""
+    """A frame (part is None), or one part of it, that will not be answered. `reason` is one of DROP_REASONS."""
 
-    header: Header
+    header: FrameHeader
     reason: Name
     part: Part | None = None
 
 
 class Confirmed(Struct, frozen=True, tag="confirmed"):
-    """A frame that was offered early is decoded; its header, with the decoder's marks."""
+    """A frame that was offered early has been decoded; its header has the decoder's marks."""
 
-    header: Header
+    header: FrameHeader
     part: None = None
 
 
 class Status(Struct, frozen=True, tag="status"):
-    """State of a source as its decoder sees it. `ended`: no frame with a seq of `frames` or above will come."""
+    """State of a source as its decoder sees it. "ended": no frame with a seq of `frames` or above will come."""
 
     source: SourceName
     state: Name  # "online" | "reconnecting" | "ended"
@@ -235,7 +246,7 @@ class Status(Struct, frozen=True, tag="status"):
 
 
 class Report(Struct, frozen=True, tag="report"):
-    """A service's counters since its start, which frames its ring holds now, and what metrics say of it."""
+    """A process' counters since its start, the frames that its ring holds now, and its gauges for metrics."""
 
     service: Name
     pid: int
@@ -245,77 +256,81 @@ class Report(Struct, frozen=True, tag="report"):
 
 
 class Result(Struct, frozen=True, tag="result"):
-    number: Count  # 0: no acknowledgement wanted
+    """One result on its way to fusion, repeated until it is acknowledged."""
+
+    number: Count  # 0: not acknowledged
     body: Detections | Dropped | Confirmed | Status | Report
 
 
 class Ack(Struct, frozen=True, tag="ack"):
-    """These results are settled: their frame was published or dropped, and the ledger says so."""
+    """These results are settled: their frame was published or dropped, and the ledger is written."""
 
     numbers: list[Count]
 
 
 class Describe(Struct, frozen=True, tag="describe"):
-    """What are you doing?"""
+    """Asks a process for its state."""
 
 
 class Described(Struct, frozen=True, tag="described"):
+    """A process' state."""
+
     service: Name
     pid: int
-    supervisor: Name  # who starts it again, see common.control
-    starts: Count  # of processes of this name in this run directory
+    supervisor: Name  # what starts it again, see process/control.py
+    starts: Count  # processes of this name that were started in this run directory
     age_s: float
     ready: bool
     log_level: Name
     epoch: Name = ""  # of the ring it owns
     slots: dict[Name, int] = {}  # of that ring, by their state
     leases: Count = 0  # of other processes' rings
-    about: Text = ""  # a decoder: what it plays, without credentials
+    about: Text = ""  # a decoder's URL, without credentials
     counters: dict[Name, int] = {}
 
 
 class Restart(Struct, frozen=True, tag="restart"):
-    """End in order, so that your supervisor starts you again."""
+    """Asks a process to shut down cleanly, so that its supervisor starts it again."""
 
 
 class Stop(Struct, frozen=True, tag="stop"):
-    """End in order, for good."""
+    """Asks a process to shut down cleanly, for good."""
 
 
 class SetLevel(Struct, frozen=True, tag="set_level"):
-    """Log this and what is worse."""
+    """Sets the minimum level that a process logs."""
 
     level: Level
 
 
 class Done(Struct, frozen=True, tag="done"):
-    pass
+    """Answers Restart, Stop and SetLevel."""
 
 
 class Prepare(Struct, frozen=True, tag="prepare"):
-    """Load this model beside the one that runs, without using it yet."""
+    """Asks an infer process to load this model beside the current one, without using it yet."""
 
     model: Annotated[str, Meta(max_length=4096)]
     sha256: Hash
 
 
 class Prepared(Struct, frozen=True, tag="prepared"):
-    """It is loaded, or why not."""
+    """The model is loaded, or `refusal` says why it is not."""
 
     seconds: float
     refusal: Text = ""
 
 
 class Commit(Struct, frozen=True, tag="commit"):
-    """From the next frame on, use it."""
+    """Asks an infer process to use the prepared model from the next frame on."""
 
 
 class Committed(Struct, frozen=True, tag="committed"):
-    pass
+    """The prepared model is in use."""
 
 
 class Fetch(Struct, frozen=True, tag="fetch"):
-    """Asks for a piece of what is served, from byte `offset` on."""
+    """Asks for a piece of a served item, from byte `offset` on."""
 
     schema: int
     item: Literal["model", "weights"]
@@ -323,19 +338,19 @@ class Fetch(Struct, frozen=True, tag="fetch"):
 
 
 class Chunk(Struct, frozen=True, tag="chunk"):
-    """A piece of an item, and what the whole of it is."""
+    """A piece of an item, with the size and hash of the whole."""
 
     item: Name
-    total: Count  # bytes
+    total: Count  # bytes of the item
     sha256: Hash
     offset: Count
     data: bytes
-    sidecar: bytes = b""  # of a plan, JSON, with its first piece
+    sidecar: bytes = b""  # a plan's sidecar (JSON), with the first piece
 
 
-Link = Hello | Welcome | Refuse | Offer | Release | Unmapped | Beat | Bye | Result | Ack
-Control = Describe | Described | Restart | Stop | SetLevel | Done | Prepare | Prepared | Commit | Committed
-Message = Link | Control | Fetch | Chunk
+LinkMessage = Hello | Welcome | Refuse | Offer | Release | Unmapped | Beat | Bye | Result | Ack
+ControlMessage = Describe | Described | Restart | Stop | SetLevel | Done | Prepare | Prepared | Commit | Committed
+Message = LinkMessage | ControlMessage | Fetch | Chunk
 DROP_REASONS = ("no_slot", "no_credit", "deadline", "stale", "decode_error", "engine_error")
 
 _encoder = msgspec.msgpack.Encoder()
@@ -344,5 +359,5 @@ encode = _encoder.encode
 
 
 def decode(data: bytes) -> Message:
-    """The message in `data`; raises msgspec.MsgspecError when it is none of ours."""
+    """The message in `data`. Raises msgspec.MsgspecError for data that is not one of these messages."""
     return _decoder.decode(data)

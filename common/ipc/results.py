@@ -1,7 +1,7 @@
 """Results on their way to fusion: numbered, at most WINDOW unsettled at once, sent again when fusion restarts.
 
-Sender is the end of every other service, Receiver is fusion's. A result is settled when fusion's ledger says that its
-frame was published or dropped, so a fusion that dies loses nothing that its senders still have.
+Every process has a ResultSender, fusion has the ResultReceiver. A result is settled when fusion's ledger says that
+its frame was published or dropped, so a fusion that is killed loses nothing that its senders still hold.
 """
 
 import os
@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from peoplecounter.common.ipc.link import Dial, Listen, Peer, Timing
+from peoplecounter.common.ipc.link import LinkClient, LinkServer, Peer, Timing
 from peoplecounter.common.ipc.loop import Loop
 from peoplecounter.common.ipc.messages import (
     Ack,
@@ -23,15 +23,16 @@ from peoplecounter.common.ipc.messages import (
     Status,
     Welcome,
 )
+from peoplecounter.common.topology import RESULTS
 
-NAME = "results.fusion"
 WINDOW = 256  # results a sender may have unsettled
 BACKLOG = 1024  # results that may wait behind the window before the oldest is given up
 
 Body = Detections | Dropped | Confirmed | Status
+Receipt = tuple[Peer, int]  # the sender and the number of a result: what is needed to acknowledge it
 
 
-class Sender:
+class ResultSender:
     """Sends results to fusion without ever blocking; `full` says when to stop producing them."""
 
     def __init__(self, loop: Loop, run_dir: Path, hello: Hello, timing: Timing):
@@ -39,13 +40,13 @@ class Sender:
         self._waiting: deque[Body] = deque()
         self._unsettled: dict[int, Body] = {}
         self._number = 0
-        self._link = Dial(
-            loop, run_dir / f"{NAME}.sock", hello, timing, self._on_welcome, self._on_message, lambda: None
+        self._link = LinkClient(
+            loop, run_dir / f"{RESULTS}.sock", hello, timing, self._on_welcome, self._on_message, lambda: None
         )
 
     @property
     def full(self) -> bool:
-        """True while fusion is behind (or away) by a whole window."""
+        """True while fusion is behind, or away, by a whole window."""
         return len(self._waiting) + len(self._unsettled) >= WINDOW
 
     @property
@@ -54,7 +55,7 @@ class Sender:
         return not self._waiting and not self._unsettled
 
     def send(self, body: Body) -> None:
-        """Queues one result; when even the backlog is full, the oldest waiting one is given up and counted."""
+        """Queues one result. When the backlog is full, the oldest waiting result is given up and counted."""
         self._waiting.append(body)
         if len(self._waiting) > BACKLOG:
             self._waiting.popleft()
@@ -62,13 +63,13 @@ class Sender:
         self._flush()
 
     def report(self, holding: list[tuple[str, int]], gauges: dict[str, int]) -> None:
-        """Sends this process' counters and gauges, unnumbered: a lost one is replaced by the next."""
+        """Sends this process' counters and gauges, unnumbered: a lost report is replaced by the next one."""
         if self._link.welcome:
             report = Report(self._hello.service, os.getpid(), dict(self._loop.counters), holding, gauges)
             self._link.send(Result(0, report))
 
     def close(self, bye: bool = True) -> None:
-        """`bye=False`: this process fails, fusion shall say that it is down."""
+        """`bye=False`: this process fails, and fusion reports it as down."""
         self._link.close(bye)
 
     def _flush(self) -> None:
@@ -92,10 +93,10 @@ class Sender:
         self._flush()
 
 
-class Receiver:
+class ResultReceiver:
     """Fusion's end: hands every result to `on_result(body, receipt)`; `settle(receipts)` acknowledges them.
 
-    `on_change(service, state)`: a sender is "silent", "down" (its process has gone) or "ended" (it said bye).
+    `on_change(process, state)`: a sender is "silent", "down" (its process has ended) or "ended" (it sent Bye).
     """
 
     def __init__(
@@ -104,18 +105,16 @@ class Receiver:
         run_dir: Path,
         epoch: str,
         timing: Timing,
-        on_result: Callable[[Body | Report, object], None],
-        on_change: Callable[[str, str], None] = lambda service, state: None,
+        on_result: Callable[[Body | Report, Receipt], None],
+        on_change: Callable[[str, str], None] = lambda process, state: None,
     ):
         self._loop, self._epoch, self._on_result, self._on_change = loop, epoch, on_result, on_change
-        self._link = Listen(
-            loop, run_dir, NAME, timing, self._welcome, self._on_message,
-            lambda peer: self._on_change(peer.hello.service, "silent"),
-            lambda peer: self._on_change(peer.hello.service, "ended" if peer.left else "down"),
-        )  # fmt: skip
+        self._link = LinkServer(
+            loop, run_dir, RESULTS, timing, self._welcome, self._on_message, self._on_silent, self._on_gone
+        )
 
-    def settle(self, receipts: list[tuple[Peer, int]]) -> None:
-        """Tells the senders that these results will never be needed again."""
+    def settle(self, receipts: list[Receipt]) -> None:
+        """Tells the senders that these results are settled."""
         numbers: dict[bytes, list[int]] = {}
         peers = {}
         for peer, number in receipts:
@@ -125,11 +124,17 @@ class Receiver:
             self._link.send(peer, Ack(numbers[identity]))
 
     def close(self) -> None:
-        self._on_change = lambda service, state: None  # it is us who go
+        self._on_change = lambda process, state: None  # this process ends, not its peers
         self._link.close()
 
     def _welcome(self, hello: Hello) -> Welcome:
         return Welcome(self._epoch, os.getpid())
+
+    def _on_silent(self, peer: Peer) -> None:
+        self._on_change(peer.hello.service, "silent")
+
+    def _on_gone(self, peer: Peer) -> None:
+        self._on_change(peer.hello.service, "ended" if peer.left else "down")
 
     def _on_message(self, peer: Peer, message: Message) -> None:
         if isinstance(message, Result):

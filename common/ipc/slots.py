@@ -5,7 +5,7 @@
                          +--abandon--> FREE
 
 A part whose holder went silent is quarantined: it still blocks the slot, because the holder may still be reading,
-until the holder releases it after all or its process is known to be gone.
+until the holder releases it or its process is known to have ended.
 """
 
 from collections.abc import Hashable, Iterator
@@ -28,14 +28,16 @@ class _Slot:
 
     @property
     def shown(self) -> str:
-        return "quarantined" if self.quarantined else "leased" if self.leased else self.state
+        if self.quarantined:
+            return "quarantined"
+        return "leased" if self.leased else self.state
 
 
-class Ring:
-    """`slots` equal memory blocks, each reused only when every part of it was released or withdrawn."""
+class Slots:
+    """`count` equal memory blocks. Each is reused only when every part of it was released or withdrawn."""
 
-    def __init__(self, slots: int):
-        self._slots = [_Slot() for _ in range(slots)]
+    def __init__(self, count: int):
+        self._slots = [_Slot() for _ in range(count)]
         self._offered: list[int] = []  # slots in the order they were offered, oldest first
 
     def __len__(self) -> int:
@@ -48,7 +50,7 @@ class Ring:
 
     @property
     def drained(self) -> bool:
-        """True when nobody who is heard of still has to read anything: only quarantined parts are left, if any."""
+        """True when every slot is free, except for parts of silent holders."""
         return all(
             slot.state == FREE
             or (slot.state == OFFERED and not slot.waiting and slot.leased.keys() <= slot.quarantined)
@@ -56,7 +58,7 @@ class Ring:
         )
 
     def by_state(self) -> dict[str, int]:
-        """How many slots are free, being written, offered, leased (a part of them) or quarantined (the same)."""
+        """How many slots are in each state. A slot with a leased or quarantined part counts as that."""
         states = ("free", "writing", "offered", "leased", "quarantined")
         return {state: sum(slot.shown == state for slot in self._slots) for state in states}
 
@@ -64,7 +66,7 @@ class Ring:
         return self._slots[index].state == FREE
 
     def acquire(self) -> int | None:
-        """The index of a free slot, now being written in a new generation; None when there is none."""
+        """The index of a free slot, now being written in a new generation; None when no slot is free."""
         for index, slot in enumerate(self._slots):
             if slot.state == FREE:
                 slot.state = WRITING
@@ -73,7 +75,7 @@ class Ring:
         return None
 
     def abandon(self, index: int) -> None:
-        """Gives back a slot that was acquired but not offered."""
+        """Returns a slot that was acquired but not offered."""
         self._expect(index, WRITING)
         self._slots[index].state = FREE
 
@@ -86,7 +88,7 @@ class Ring:
         return slot.generation
 
     def waiting(self) -> Iterator[tuple[int, PartKey]]:
-        """(slot, part) nobody has leased yet, oldest slot first."""
+        """Each (slot, part) that is not leased yet, oldest slot first."""
         for index in list(self._offered):
             for part in list(self._slots[index].waiting):
                 yield index, part
@@ -95,14 +97,14 @@ class Ring:
         return self._slots[index].generation
 
     def lease(self, index: int, part: PartKey, holder: Holder) -> None:
-        """Hands one waiting part to a holder."""
+        """Gives one waiting part to a holder."""
         slot = self._slots[index]
         slot.waiting.remove(part)
         slot.leased[part] = holder
         slot.touched = True
 
     def release(self, index: int, generation: int, part: PartKey, holder: Holder) -> bool:
-        """Ends a lease; False (and no change) when this holder has no such lease in this generation."""
+        """Ends a lease; False, without a change, when this holder has no such lease in this generation."""
         if not 0 <= index < len(self._slots):
             return False
         slot = self._slots[index]
@@ -110,19 +112,19 @@ class Ring:
             return False
         del slot.leased[part]
         slot.quarantined.discard(part)
-        self._settle(index)
+        self._free_if_unused(index)
         return True
 
-    def take_back(self, index: int, part: PartKey) -> None:
-        """A lease that never reached its holder: the part waits again."""
+    def undo_lease(self, index: int, part: PartKey) -> None:
+        """The lease never reached its holder: the part waits again."""
         slot = self._slots[index]
         del slot.leased[part]
         slot.waiting.append(part)
 
     def withdraw(self, index: int, part: PartKey) -> None:
-        """Takes back a part that nobody has leased."""
+        """Takes back a part that is not leased."""
         self._slots[index].waiting.remove(part)
-        self._settle(index)
+        self._free_if_unused(index)
 
     def oldest_untouched(self) -> int | None:
         """The oldest offered slot of which no part was ever leased: the first to drop when a live source needs room."""
@@ -133,17 +135,17 @@ class Ring:
         return sum(h == holder for slot in self._slots for h in slot.leased.values())
 
     def quarantine(self, holder: Holder) -> list[tuple[int, PartKey]]:
-        """Marks a silent holder's leases; returns those not marked before."""
-        fresh = []
+        """Marks a silent holder's leases; returns those that were not marked before."""
+        marked = []
         for index, slot in enumerate(self._slots):
             for part, owner in slot.leased.items():
                 if owner == holder and part not in slot.quarantined:
                     slot.quarantined.add(part)
-                    fresh.append((index, part))
-        return fresh
+                    marked.append((index, part))
+        return marked
 
     def forget(self, holder: Holder) -> list[tuple[int, PartKey]]:
-        """The holder's process is gone: ends its leases; returns those that were not quarantined before."""
+        """The holder's process has ended: ends its leases; returns those that were not quarantined before."""
         lost = self.quarantine(holder)
         for index, slot in enumerate(self._slots):
             for part in [p for p, owner in slot.leased.items() if owner == holder]:
@@ -154,7 +156,7 @@ class Ring:
         if self._slots[index].state != state:
             raise ValueError(f"slot {index} is {self._slots[index].state}, not {state}")
 
-    def _settle(self, index: int) -> None:
+    def _free_if_unused(self, index: int) -> None:
         slot = self._slots[index]
         if slot.state == OFFERED and not slot.waiting and not slot.leased:
             slot.state = FREE

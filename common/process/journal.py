@@ -1,8 +1,8 @@
-"""A small record that outlives its process: what must not be forgotten when a service is killed and started again."""
+"""A small record that outlives its process: what a service must still know after it was killed and started again."""
 
 import os
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -10,7 +10,7 @@ Record = TypeVar("Record", bound=msgspec.Struct)
 SIZE = 4096  # bytes: one page, written by one system call, so a kill leaves the old record or the new one
 
 
-class Journal:
+class Journal(Generic[Record]):
     """One msgspec struct in a file of the run directory."""
 
     def __init__(self, path: Path, kind: type[Record]):
@@ -18,7 +18,7 @@ class Journal:
         self._kind = kind
 
     def read(self) -> Record | None:
-        """The last record written; None when there is none that can be read."""
+        """The record written last; None when the file holds none that can be read."""
         data = os.pread(self._fd, SIZE, 0)
         try:
             return msgspec.msgpack.decode(data[4 : 4 + int.from_bytes(data[:4], "little")], type=self._kind)
@@ -26,6 +26,7 @@ class Journal:
             return None
 
     def write(self, record: Record) -> None:
+        """Replaces the record."""
         body = msgspec.msgpack.encode(record)
         if len(body) > SIZE - 4:
             raise ValueError(f"a journal record of {len(body)} bytes is too long")

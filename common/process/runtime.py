@@ -1,98 +1,128 @@
-"""What every service process has: its loop, its signals, its link to fusion, readiness, watchdog and exit code."""
+"""What every service process has: its loop, signals, rings, link to fusion, control socket, and exit code."""
 
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from ctypes import CDLL
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from peoplecounter.common import backend, logs, sources
-from peoplecounter.common.errors import RESTART, SOFTWARE, GpuLost, Refused
+from peoplecounter.common.errors import RESTART, SOFTWARE, AppError, GpuLost
 from peoplecounter.common.files import Lock, make_private
-from peoplecounter.common.ipc import memory
+from peoplecounter.common.ipc.consumer import RingConsumer
 from peoplecounter.common.ipc.link import Peer, Timing
 from peoplecounter.common.ipc.loop import Loop
+from peoplecounter.common.ipc.memory import KINDS, WorkQueue, memory_kind
 from peoplecounter.common.ipc.messages import (
     SCHEMA,
     Describe,
     Described,
     Done,
     Dropped,
-    Header,
+    FrameHeader,
     Hello,
     Input,
     Part,
+    Refuse,
     Restart,
     SetLevel,
     Stop,
 )
-from peoplecounter.common.ipc.results import NAME as FUSION
-from peoplecounter.common.ipc.results import Sender
-from peoplecounter.common.process.control import Control, claim
+from peoplecounter.common.ipc.producer import RingProducer
+from peoplecounter.common.ipc.results import ResultSender
+from peoplecounter.common.process.control import ControlServer, claim_instance
+from peoplecounter.common.process.liveness import Liveness, notify, write_heartbeat
 from peoplecounter.common.process.telemetry import Tracer
-from peoplecounter.common.settings import Settings, load_settings, log_format
+from peoplecounter.common.process.usage import usage
+from peoplecounter.common.settings import Settings, load_settings, requested_log_format
+from peoplecounter.common.topology import BY_NAME
 
-SUPERVISOR_VARIABLE = "SUPERVISOR_PID_OF_PEOPLECOUNTER"  # set by `run`: the group ends with it, even if it is killed
-HEARTBEAT_NS = 1_000_000_000
+SUPERVISOR_PID = "SUPERVISOR_PID_OF_PEOPLECOUNTER"  # environment variable, set by `run`: services end with that process
 CLAIM_S = 0.25  # how often a decoder without a source looks for one
-REPORT_NS = 500_000_000  # also how fresh fusion's knowledge is of what the rings hold
+REPORT_NS = 500_000_000  # also how current fusion's knowledge is of what the rings hold
 LINGER_NS = 2_000_000_000
 PR_SET_PDEATHSIG = 1
 
 
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
+Resource = TypeVar("Resource", bound=Closable)
+
+
 class Runtime:
-    """One service process. `running` turns False on SIGTERM or SIGINT; the loop then ends and everything is closed."""
+    """One service process. `running` turns False on SIGTERM or SIGINT; then the loop ends and everything is closed."""
 
     def __init__(self, service: str, instance: str, settings: Settings, lock: Lock):
-        self.name, self.settings, self.running = f"{service}.{instance}", settings, True
-        self.service, self.instance = service, instance
+        self.row, self.instance, self.name = BY_NAME[service], instance, f"{service}.{instance}"
+        self.settings, self.running, self.exit_code = settings, True, 0
         self.loop = Loop()
-        self.count = self.loop.counters
+        self.counters = self.loop.counters
         self.log = logging.getLogger(self.name)
         self.timing = Timing.of_ms(settings.link.beat_ms, settings.link.silent_ms)
-        self.control = Control(self, lock)
+        self.control = ControlServer(self.loop, settings.run_dir, self.name, self.timing, lock)
         self.control.on(Describe, self._describe)
         self.control.on(Restart, lambda peer, message: self._leave(peer, RESTART))
         self.control.on(Stop, lambda peer, message: self._leave(peer, 0))
         self.control.on(SetLevel, self._set_level)
-        self.tracer = Tracer(self.name, settings, self.count)
-        self.results = (
-            None if f"results.{service}" == FUSION else Sender(self.loop, settings.run_dir, self.hello(), self.timing)
-        )
-        self.ring = None  # Downstream: the ring this process owns
-        self.rings = None  # Upstream: those it reads
-        self.about = ""  # what `ps` is to say of this process
-        self.exit_code = 0
+        self.tracer = Tracer(self.name, settings, self.counters)
+        self.results = ResultSender(self.loop, settings.run_dir, self.hello(), self.timing)
+        self.producer: RingProducer | None = None  # of the ring that topology.py says this service owns
+        self.consumer: RingConsumer | None = None  # of the rings that it reads
+        self.about = ""  # what `ps` shows of this process
+        self._liveness = Liveness(settings.heartbeat, self.loop.now_ns)
         self._ready = False
-        self._exit = ExitStack()  # everything that is closed, last opened first; what one close() raises skips no other
+        self._report_due_ns = 0
+        self._exit = ExitStack()  # closes last opened first; one close() that raises does not skip the others
         self._exit.callback(self.loop.close)
         self._exit.callback(self._close_tracer)
         self._exit.callback(lambda: self.control.close(orderly=self.exit_code == 0))
-        if self.results:
-            self._exit.callback(lambda: self.results.close(bye=self.exit_code == 0))
-        self._report_ns = 0
-        self._watchdog_ns = int(os.environ.get("WATCHDOG_USEC", 0)) * 1000 // 3
-        self._fed_ns = 0
-        self._heart_ns = 0
+        self._exit.callback(lambda: self.results.close(bye=self.exit_code == 0))
 
     @cached_property
-    def work(self):
-        """The queue of this process' work on slots, see common.memory; on a GPU it makes the context."""
-        kind = memory.kind(memory.KINDS[backend.resolve(self.settings)])
-        return self.closing(kind.Work(self.loop))
+    def work(self) -> WorkQueue:
+        """The queue of this process' work on slots; on a GPU its first use creates the CUDA context."""
+        kind = memory_kind(KINDS[backend.resolve(self.settings)])
+        return self.closing(kind.work_queue(self.loop))
+
+    def open_ring(
+        self,
+        slots: int,
+        on_lost: Callable[[FrameHeader, str, Part], None],
+        admit: Callable[[Hello], Refuse | None] = lambda hello: None,
+    ) -> RingProducer:
+        """The ring that this service owns, see topology.py and RingProducer."""
+        assert self.row.owns, f"{self.row.name} owns no ring"
+        self.producer = self.closing(
+            RingProducer(
+                self.loop, self.settings.run_dir, self.row.owns, self.instance, slots, self.timing,
+                on_lost, admit, self.work,
+            )
+        )  # fmt: skip
+        return self.producer
+
+    def open_inputs(self, credits: int, wants: Input | None = None) -> RingConsumer:
+        """The rings that this service reads, see topology.py. `wants`: the only input that it can read."""
+        assert self.row.reads and self.row.part, f"{self.row.name} reads no ring"
+        hello = self.hello(self.row.part, credits, wants)
+        self.consumer = self.closing(
+            RingConsumer(self.loop, self.settings.run_dir, self.row.reads, hello, self.timing, self.work)
+        )
+        return self.consumer
 
     def hello(self, part: str = "", credits: int = 0, wants: Input | None = None) -> Hello:
         """How this process introduces itself on a link."""
         return Hello(SCHEMA, self.name, os.getpid(), part, credits, wants)
 
-    def closing(self, resource):
-        """Registers something with close() to be closed, last first, when the service ends; returns it."""
+    def closing(self, resource: Resource) -> Resource:
+        """Registers a resource to be closed when the service ends, last first; returns it."""
         self._exit.callback(self._close, resource)
         return resource
 
@@ -103,60 +133,55 @@ class Runtime:
         self.log.info("ready")
 
     def tick(self, timeout_ms: int = 50) -> None:
-        """Waits (bounded), handles what came, feeds the watchdog: call it from the loop that makes progress."""
+        """Waits (bounded), handles what came, feeds the watchdog. Call it from the loop that makes progress."""
         self.loop.tick(timeout_ms)
-        now = self.loop.now_ns()
-        if self._watchdog_ns and now - self._fed_ns > self._watchdog_ns:
-            self._fed_ns = now
-            notify("WATCHDOG=1")
-        if self.settings.heartbeat and now >= self._heart_ns:
-            self._heart_ns = now + HEARTBEAT_NS
-            beat(self.settings)
-        if self.results and now >= self._report_ns:
-            self._report_ns = now + REPORT_NS
-            self.tracer.account()
-            gauges = self.gauges() if self.settings.telemetry.metrics else {}
-            self.results.report(self.ring.holding() if self.ring else [], gauges)
-
-    def gauges(self) -> dict[str, int]:
-        """What metrics say of this process now: see services/fusion/metrics.py for the names."""
-        found = {"restarts": self.control.starts - 1, **usage(os.getpid())}
-        if self.ring:
-            found |= {f"slots_{state}": slots for state, slots in self.ring.slots_by_state().items()}
-        if self.rings:
-            found |= {"leases": self.rings.leases, "credits": self.rings.credits}
-        if "work" in self.__dict__:
-            found |= self.work.gauges()
-        return found
+        self._liveness.beat()
+        now_ns = self.loop.now_ns()
+        if now_ns >= self._report_due_ns:
+            self._report_due_ns = now_ns + REPORT_NS
+            self.tracer.count_lost()
+            gauges = self._gauges() if self.settings.telemetry.metrics else {}
+            self.results.report(self.producer.holding() if self.producer else [], gauges)
 
     def linger(self, done: Callable[[], bool]) -> None:
-        """Asked to end: keeps ticking until what was offered has been read, for LINGER_NS at most."""
+        """Before the end: keeps ticking until what was offered has been read, for LINGER_NS at most."""
         end_ns = self.loop.now_ns() + LINGER_NS
         while not done() and self.loop.now_ns() < end_ns:
             self.tick()
 
-    def late(self, header: Header) -> bool:
+    def late(self, header: FrameHeader) -> bool:
         """True when the frame's deadline has passed."""
         return 0 < header.deadline_ns < self.loop.now_ns()
 
-    def drop(self, header: Header, reason: str, part: Part | None = None) -> None:
+    def drop(self, header: FrameHeader, reason: str, part: Part | None = None) -> None:
         """Tells fusion that a frame, or one part of it, will not be answered, and why."""
-        self.count[f"dropped_{reason}"] += 1
+        self.counters[f"dropped_{reason}"] += 1
         self.results.send(Dropped(header, reason, part))
 
-    def drop_part(self, header: Header, part: Part, reason: str) -> None:
-        """The same, in the order in which a Downstream reports what it lost."""
-        self.drop(header, reason, part)
-
     def close(self) -> None:
+        """Closes everything, last opened first."""
         notify("STOPPING=1")
         self._exit.close()
 
-    def _close(self, resource) -> None:
+    def _gauges(self) -> dict[str, int]:
+        """This process' values for metrics; services/fusion/metrics.py names them."""
+        gauges = {"restarts": self.control.starts - 1, **usage(os.getpid())}
+        if self.producer:
+            gauges |= {f"slots_{state}": slots for state, slots in self.producer.slots_by_state().items()}
+        if self.consumer:
+            gauges |= {"leases": self.consumer.leases, "credits": self.consumer.credits}
+        if "work" in self.__dict__:  # asking for it would create a CUDA context
+            gauges |= self.work.gauges()
+        return gauges
+
+    def _close(self, resource: Closable) -> None:
         try:
             resource.close()
-        except GpuLost as lost:  # closing the others would call into the GPU, and might never return
-            os._exit(self.exit_code or _end(self.name, lost))
+        except GpuLost as lost:  # closing the others would call into the GPU and might never return
+            os._exit(self.exit_code or _report(self.name, lost))
+        except Exception:
+            self.exit_code = self.exit_code or SOFTWARE  # now: links that close later must not say bye
+            raise
 
     def _close_tracer(self) -> None:
         lost = self.tracer.close()
@@ -164,22 +189,21 @@ class Runtime:
             self.log.warning("%d spans were not exported", lost)
 
     def _describe(self, peer: Peer, message: Describe) -> None:
-        control, ring = self.control, self.ring
         described = Described(
-            self.name,
-            os.getpid(),
-            control.supervisor,
-            control.starts,
-            time.monotonic() - control.began_s,
-            self._ready,
-            logging.getLevelName(logging.getLogger().level).lower(),
-            ring.epoch if ring else "",
-            ring.slots_by_state() if ring else {},
-            self.rings.leases if self.rings else 0,
-            self.about,
-            dict(self.count),
+            service=self.name,
+            pid=os.getpid(),
+            supervisor=self.control.supervisor,
+            starts=self.control.starts,
+            age_s=time.monotonic() - self.control.began_s,
+            ready=self._ready,
+            log_level=logging.getLevelName(logging.getLogger().level).lower(),
+            epoch=self.producer.epoch if self.producer else "",
+            slots=self.producer.slots_by_state() if self.producer else {},
+            leases=self.consumer.leases if self.consumer else 0,
+            about=self.about,
+            counters=dict(self.counters),
         )
-        control.send(peer, described)
+        self.control.send(peer, described)
 
     def _leave(self, peer: Peer, exit_code: int) -> None:
         self.running, self.exit_code = False, exit_code
@@ -190,57 +214,33 @@ class Runtime:
         self.control.send(peer, Done())
 
 
-def usage(pid: int) -> dict[str, int]:
-    """Resident memory, open descriptors and threads of a process of this user's."""
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return {
-        "memory_bytes": int(status["VmRSS"].split()[0]) << 10,
-        "descriptors": len(os.listdir(f"/proc/{pid}/fd")),  # noqa: PTH208, no objects for each
-        "threads": int(status["Threads"]),
-    }
-
-
-def notify(state: str) -> None:
-    """sd_notify: one datagram to the service manager, if there is one."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-            channel.sendto(state.encode(), "\0" + address[1:] if address[0] == "@" else address)
-
-
-def beat(settings: Settings) -> None:
-    """Writes this process' pid anew: the age of the file is how long nothing has gone on."""
-    with os.fdopen(os.open(settings.heartbeat, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(f"{os.getpid()}\n")
-
-
-def serve(service: str, loop: Callable[[Runtime], None]) -> None:
+def serve(service: str, run: Callable[[Runtime], None]) -> None:
     """Runs a service to its end: `python -m peoplecounter.services.<service> [INSTANCE]`.
 
-    Exits with 0 or a code of errors.py. Without an instance it is the first that is free, see control.claim; a decoder
-    waits for a source to be free.
+    Exits with 0 or a code of errors.py. Without an instance it claims a free one, see claim_instance(); a decoder waits
+    until a source needs one.
     """
     instance = sys.argv[1] if len(sys.argv) > 1 else None
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until there is something to end in order
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until a loop can shut down cleanly
     try:
         settings = load_settings()
         logs.configure(settings.log_format, settings.log_level)
         make_private(settings.run_dir)
-        sources.show(settings)
-        while (claimed := claim(settings, service, instance)) is None:
-            _idle(settings)
+        sources.link_sources_dir(settings)
+        while (claimed := claim_instance(settings, service, instance)) is None:
+            _wait_for_source(settings)
         runtime = Runtime(service, claimed[0], settings, claimed[1])
-    except Refused as refusal:
-        sys.exit(_end(f"{service}.{instance}" if instance else service, refusal))
-    signal.signal(signal.SIGTERM, lambda *_: setattr(runtime, "running", False))
-    signal.signal(signal.SIGINT, lambda *_: setattr(runtime, "running", False))
-    _follow_supervisor()
+    except AppError as error:
+        sys.exit(_report(f"{service}.{instance}" if instance else service, error))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, partial(_stop, runtime))
+    _end_with_supervisor()
     try:
-        loop(runtime)
-    except GpuLost as lost:  # cleaning up would call into it, and might never return
-        os._exit(_end(runtime.name, lost))
-    except Refused as refusal:
-        runtime.exit_code = _end(runtime.name, refusal)
+        run(runtime)
+    except GpuLost as lost:  # closing would call into the GPU and might never return
+        os._exit(_report(runtime.name, lost))
+    except AppError as error:
+        runtime.exit_code = _report(runtime.name, error)
     except Exception:
         runtime.log.exception("failed")
         runtime.exit_code = SOFTWARE
@@ -252,23 +252,29 @@ def serve(service: str, loop: Callable[[Runtime], None]) -> None:
     sys.exit(runtime.exit_code)
 
 
-def _idle(settings: Settings) -> None:
-    """A moment of a process that has nothing to be yet: it is alive, and says so."""
+def _stop(runtime: Runtime, *_: object) -> None:
+    runtime.running = False
+
+
+def _wait_for_source(settings: Settings) -> None:
+    """A decoder without a source is alive and says so to its supervisor."""
     notify("READY=1\nWATCHDOG=1\nSTATUS=waits for a source without a decoder")
     if settings.heartbeat:
-        beat(settings)
+        write_heartbeat(Path(settings.heartbeat))
     time.sleep(CLAIM_S)
 
 
-def _end(name: str, refusal: Refused) -> int:
-    print(logs.refusal_line(log_format(), name, str(refusal)), file=sys.stderr, flush=True)
-    notify(f"STATUS={refusal}")
-    return refusal.code
+def _report(name: str, error: AppError) -> int:
+    """Prints why a process ends; returns its exit code."""
+    print(logs.final_error_line(requested_log_format(), name, str(error)), file=sys.stderr, flush=True)
+    notify(f"STATUS={error}")
+    return error.code
 
 
-def _follow_supervisor() -> None:
-    supervisor = int(os.environ.get(SUPERVISOR_VARIABLE, 0))
+def _end_with_supervisor() -> None:
+    """Asks the kernel to end this process when `run` ends, even if `run` is killed."""
+    supervisor = int(os.environ.get(SUPERVISOR_PID, 0))
     if supervisor:
         CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
         if os.getppid() != supervisor:
-            raise SystemExit(0)  # it was gone before we could ask
+            raise SystemExit(0)  # it has ended before we could ask

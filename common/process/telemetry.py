@@ -1,7 +1,7 @@
 """OpenTelemetry: one trace a frame, begun by its decoder, with a span for each stage in each process.
 
-Whether a frame is traced is decided once, by the decoder; an untraced frame costs a comparison. Spans are exported by a
-thread of their own: a slow or dead collector delays nothing, and what it does not take is counted as `spans_lost`.
+The decoder decides once whether a frame is traced; an untraced frame costs one comparison. Spans are exported by a
+separate thread: a slow or dead collector delays nothing, and spans that it does not accept are counted as `spans_lost`.
 """
 
 import base64
@@ -9,17 +9,18 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from peoplecounter.common.errors import Refused
-from peoplecounter.common.ipc.messages import Header
+from peoplecounter.common.errors import AppError
+from peoplecounter.common.ipc.messages import FrameHeader
 from peoplecounter.common.settings import Settings
 
 QUEUE = 4096  # spans waiting for export
@@ -29,13 +30,13 @@ _CLOCK_OFFSET_NS = time.time_ns() - time.monotonic_ns()
 
 
 def identity(process: str) -> dict[str, str]:
-    """A process "infer_tiles.0" as OpenTelemetry names it."""
+    """OpenTelemetry's attributes for a process "infer_tiles.0"."""
     name, _, instance = process.partition(".")
     return {"service.name": f"peoplecounter.{name}", "service.instance.id": instance or "0"}
 
 
 def resource(process: str) -> Resource:
-    """Its resource, in which OTEL_RESOURCE_ATTRIBUTES has the last word."""
+    """The resource of a process; OTEL_RESOURCE_ATTRIBUTES takes precedence."""
     named = {**identity(process), "service.namespace": "peoplecounter"}
     return Resource.create(named).merge(OTELResourceDetector().detect())
 
@@ -51,8 +52,8 @@ class Tracer:
             return
         self._ratio = settings.telemetry.ratio
         self._provider = TracerProvider(resource=resource(service))
-        self._counting = _Counting(exporter, counters)
-        self._provider.add_span_processor(_Ended(counters))
+        self._counting = _CountingExporter(exporter, counters)
+        self._provider.add_span_processor(_EndedCounter(counters))
         self._provider.add_span_processor(
             BatchSpanProcessor(
                 self._counting, max_queue_size=QUEUE, schedule_delay_millis=500, export_timeout_millis=5000
@@ -64,17 +65,26 @@ class Tracer:
         """True when the next frame is to be traced."""
         return self._ratio > 0 and random.random() < self._ratio
 
-    def record(self, name: str, header: Header, begin_ns: int, end_ns: int, **attributes: str | int | bool) -> None:
-        """One finished stage of a traced frame, as a child of the frame's root span."""
+    def record(
+        self, name: str, header: FrameHeader, begin_ns: int, end_ns: int, **attributes: str | int | bool
+    ) -> None:
+        """Records one finished stage of a traced frame, as a child of the frame's root span."""
         if self._ratio and header.traceparent:
             parent = _propagator.extract({"traceparent": header.traceparent})
             self._start(name, parent, header, begin_ns, attributes).end(end_ns + _CLOCK_OFFSET_NS)
 
-    def open(self, name: str, header: Header, begin_ns: int) -> "Opened":
-        """Begins the first stage of a frame."""
-        return Opened(self._start(name, None, header, begin_ns, {}))
+    def open(self, name: str, header: FrameHeader, begin_ns: int) -> "FrameSpan":
+        """Begins the root span of a frame."""
+        return FrameSpan(self._start(name, None, header, begin_ns, {}))
 
-    def _start(self, name, parent, header, begin_ns, attributes) -> trace.Span:
+    def _start(
+        self,
+        name: str,
+        parent: Context | None,
+        header: FrameHeader,
+        begin_ns: int,
+        attributes: Mapping[str, str | int | bool],
+    ) -> trace.Span:
         return self._tracer.start_span(
             name,
             context=parent,
@@ -82,25 +92,26 @@ class Tracer:
             attributes={"source": header.source, "seq": header.seq, **attributes},
         )
 
-    def account(self) -> None:
-        """Counts as lost what ended, was not exported and cannot be waiting in the full queue any more."""
+    def count_lost(self) -> None:
+        """Counts spans as lost that ended, were not exported, and no longer fit into the queue."""
         waiting = self._counters["spans_ended"] - self._counters["spans_exported"] - self._counters["spans_lost"]
         if waiting > QUEUE:
             self._counters["spans_lost"] += waiting - QUEUE
 
     def close(self) -> int:
-        """Exports what is left, for at most a few seconds; returns how many spans were lost since the start."""
+        """Exports the remaining spans, for at most a few seconds; returns how many were lost since the start."""
         if not self._ratio:
             return 0
         self._provider.shutdown()
         return self._counters["spans_ended"] - self._counters["spans_exported"]
 
 
-class Opened:
-    """A frame's root span: its `traceparent` travels in the header, it ends when its stage does."""
+class FrameSpan:
+    """A frame's root span. Its `traceparent` travels in the header; end() ends it with its stage."""
 
     def __init__(self, span: trace.Span):
-        self._span, carrier = span, {}
+        self._span = span
+        carrier: dict[str, str] = {}
         _propagator.inject(carrier, trace.set_span_in_context(span))
         self.traceparent: str = carrier["traceparent"]
 
@@ -113,42 +124,44 @@ def _exporter(settings: Settings) -> SpanExporter | None:
     if telemetry.exporter == "none" or telemetry.ratio == 0:
         return None
     if telemetry.exporter == "file":
-        return JsonLines(Path(telemetry.file))
+        return OtlpJsonExporter(Path(telemetry.file))
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
     return OTLPSpanExporter(telemetry.endpoint, timeout=2)
 
 
-class JsonLines(SpanExporter):
-    """Appends OTLP/JSON to a file that several processes may share, a request a line, as a collector's own file has it.
+class OtlpJsonExporter(SpanExporter):
+    """Appends OTLP/JSON to a file that several processes may share, one request a line: a collector's file format.
 
-    Collectors read it with their otlpjsonfile receiver, people with `peoplecounter trace`.
+    Collectors read it with their otlpjsonfile receiver, people with `peoplecounter trace`. Raises AppError when the
+    file cannot be written.
     """
 
     def __init__(self, path: Path):
-        from google.protobuf.json_format import MessageToDict  # now: an import while frames pass holds them up
+        from google.protobuf.json_format import MessageToDict  # here: importing this later would delay frames
         from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 
         self._to_dict, self._encode = MessageToDict, encode_spans
         try:
             self._file = path.open("ab", buffering=0)
         except OSError as error:
-            raise Refused(f"The traces file {path} cannot be written: {error.strerror}; set telemetry.file.") from None
+            raise AppError(f"The traces file {path} cannot be written: {error.strerror}. Set telemetry.file.") from None
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         request = self._to_dict(self._encode(spans), use_integers_for_enums=True)
         for span in (s for r in request["resourceSpans"] for scope in r["scopeSpans"] for s in scope["spans"]):
             for key in IDS & span.keys():
-                span[key] = base64.b64decode(span[key]).hex()  # in OTLP/JSON, unlike in protobuf's own
-        self._file.write(json.dumps(request, separators=(",", ":")).encode() + b"\n")  # one O_APPEND write: never mixed
+                span[key] = base64.b64decode(span[key]).hex()  # OTLP/JSON has ids in hex, protobuf's JSON in base64
+        line = json.dumps(request, separators=(",", ":")).encode() + b"\n"
+        self._file.write(line)  # one O_APPEND write is never interleaved
         return SpanExportResult.SUCCESS
 
     def shutdown(self) -> None:
         self._file.close()
 
 
-class _Ended(SpanProcessor):
-    """Counts spans as they end, before the queue of the exporter may refuse them."""
+class _EndedCounter(SpanProcessor):
+    """Counts spans as they end, before the exporter's queue may drop them."""
 
     def __init__(self, counters: Counter[str]):
         self._counters = counters
@@ -157,8 +170,8 @@ class _Ended(SpanProcessor):
         self._counters["spans_ended"] += 1
 
 
-class _Counting(SpanExporter):
-    """Counts what the real exporter took and what it did not."""
+class _CountingExporter(SpanExporter):
+    """Counts the spans that an exporter accepted and those that it did not."""
 
     def __init__(self, exporter: SpanExporter, counters: Counter[str]):
         self._exporter, self._counters = exporter, counters

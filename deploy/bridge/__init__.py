@@ -1,6 +1,6 @@
-"""Counts leave the machine through a broker that is there already: what fusion publishes, handed on to MQTT or NATS.
+"""Forwards what fusion publishes to an existing broker, MQTT or NATS.
 
-Topics are peoplecounter/counts/SOURCE (MQTT) and peoplecounter.counts.SOURCE (NATS), bodies fusion's own JSON.
+Topics are peoplecounter/counts/SOURCE (MQTT) and peoplecounter.counts.SOURCE (NATS); bodies are fusion's own JSON.
 """
 
 import json
@@ -11,53 +11,55 @@ from importlib import import_module
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from peoplecounter.common.errors import Refused
+from peoplecounter.common.errors import AppError
 from peoplecounter.deploy.group.subscribe import messages
 
-BROKERS = {"mqtt": ("mqtt", "mqtts"), "nats": ("nats", "tls")}  # and the schemes of their URLs
+BROKERS = {"mqtt": ("mqtt", "mqtts"), "nats": ("nats", "tls")}  # kind -> schemes of its URLs
 KINDS = ("counts", "dropped", "status", "service")
-HELD = 10_000  # messages that wait for a broker that is away
-SAY_EVERY = 1000  # lost messages
-LAST_S = 3.0  # at most, for what still waits when it ends
+QUEUE_MAX = 10_000  # messages that wait while the broker is away
+REPORT_EVERY = 1000  # lost messages
+DRAIN_S = 3.0  # at most, for messages that still wait at the end
 
 
 class Broker(Protocol):
-    """A connection that comes back by itself."""
+    """A connection that reconnects by itself."""
 
     def send(self, levels: tuple[str, ...], body: bytes, keep: bool) -> bool:
-        """False when it can hold no more: the message is lost. `keep`: late subscribers get the last one."""
+        """Queues a message; False when the queue is full and the message is lost. `keep`: retained for late
+        subscribers."""
 
     def close(self) -> None:
-        """Hands over what still waits, for LAST_S at most."""
+        """Sends the waiting messages, for DRAIN_S at most."""
 
 
 def connect(kind: str, url: str, say: Callable[[str], None]) -> Broker:
-    """The broker behind a URL. Raises Refused for one of another kind, or when its library is not installed."""
+    """Connects to a broker. Raises AppError for an invalid URL, or when the library is not installed."""
     if kind not in BROKERS:
-        raise Refused(f"{kind!r} is no broker: choose {' or '.join(BROKERS)}.")
+        raise AppError(f"Unknown broker {kind!r}: use {' or '.join(BROKERS)}.")
     if url.partition("://")[0] not in BROKERS[kind]:
-        raise Refused(f"The URL of a broker of {kind} begins with {'://, '.join(BROKERS[kind])}://.")
+        raise AppError(f"Invalid broker URL: the URL of {kind} starts with {':// or '.join(BROKERS[kind])}://.")
     if not _names_host(url):
-        raise Refused("The URL of a broker names a host, and a port where it is not the usual one: mqtt://HOST:PORT.")
+        raise AppError(f"Invalid broker URL: use {BROKERS[kind][0]}://HOST or {BROKERS[kind][0]}://HOST:PORT.")
     try:
         module = import_module(f"peoplecounter.deploy.bridge.{kind}")
     except ModuleNotFoundError as error:
-        raise Refused(f"{error.name} is not installed: pip install 'peoplecounter[{kind}]'.") from None
+        raise AppError(f"{error.name} is not installed: pip install 'peoplecounter[{kind}]'.") from None
     return module.connect(url, say)
 
 
 def bridge(endpoint: str, kind: str, url: str, stop: threading.Event, detections: bool = False) -> None:
-    """Hands everything on until `stop`; what was lost is said."""
+    """Forwards messages until `stop`, and reports lost ones."""
     broker, lost = connect(kind, url, say), 0
     try:
         for message in messages(endpoint, (*KINDS, "detections") if detections else KINDS, stop):
             if message is None:
                 continue
-            of, name, content = message
-            if not broker.send(("peoplecounter", of, name), json.dumps(content).encode(), of in ("status", "service")):
+            topic, name, content = message
+            keep = topic in ("status", "service")
+            if not broker.send(("peoplecounter", topic, name), json.dumps(content).encode(), keep):
                 lost += 1
-                if lost % SAY_EVERY == 1:
-                    say(f"the broker takes nothing: {lost} messages are lost so far")
+                if lost % REPORT_EVERY == 1:
+                    say(f"the broker does not accept messages: {lost} are lost so far")
     finally:
         broker.close()
         if lost:
@@ -68,9 +70,9 @@ def _names_host(url: str) -> bool:
     try:
         parts = urlsplit(url)
         return bool(parts.hostname) and parts.port != 0
-    except ValueError:  # its port, or its address, is none
+    except ValueError:  # an invalid port or address
         return False
 
 
-def say(sentence: str) -> None:
-    print(f"bridge: {sentence}", file=sys.stderr, flush=True)
+def say(line: str) -> None:
+    print(f"bridge: {line}", file=sys.stderr, flush=True)

@@ -13,33 +13,34 @@ PORTS = {"mqtt": 1883, "mqtts": 8883}
 
 
 class Mqtt:
-    """A client with a thread of its own that connects again whenever it has to."""
+    """A client with a thread of its own that reconnects when needed."""
 
     def __init__(self, url: str, say: Callable[[str], None]):
         parts = urlsplit(url)
+        host = parts.hostname or ""  # connect() in __init__.py checked it
         self.client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
-        self.client.max_queued_messages_set(bridge.HELD)
+        self.client.max_queued_messages_set(bridge.QUEUE_MAX)
         self.client.reconnect_delay_set(1, 30)
         if parts.username:
             self.client.username_pw_set(unquote(parts.username), unquote(parts.password or ""))
         if parts.scheme == "mqtts":
             self.client.tls_set(cert_reqs=ssl.CERT_REQUIRED)
         port = parts.port or PORTS[parts.scheme]
-        where = f"{parts.hostname}:{port}"
+        where = f"{host}:{port}"
         self.client.on_connect = lambda c, d, flags, reason, p: say(
-            f"{where} refused: {reason}" if reason.is_failure else f"connected to {where}"
+            f"{where} refused the connection: {reason}" if reason.is_failure else f"connected to {where}"
         )
-        self.client.on_connect_fail = lambda c, d: say(f"{where} does not answer: it is tried again")
-        self.client.on_disconnect = lambda c, d, flags, reason, p: say(f"{where} is gone: {reason}")
-        self.client.connect_async(parts.hostname, port)
+        self.client.on_connect_fail = lambda c, d: say(f"{where} does not answer: retrying")
+        self.client.on_disconnect = lambda c, d, flags, reason, p: say(f"disconnected from {where}: {reason}")
+        self.client.connect_async(host, port)
         self.client.loop_start()
 
     def send(self, levels: tuple[str, ...], body: bytes, keep: bool) -> bool:
         sent = self.client.publish("/".join(levels), body, qos=1, retain=keep)
-        return sent.rc in (mqtt.MQTT_ERR_SUCCESS, mqtt.MQTT_ERR_NO_CONN)  # without a connection it is held
+        return sent.rc in (mqtt.MQTT_ERR_SUCCESS, mqtt.MQTT_ERR_NO_CONN)  # without a connection it is queued
 
     def close(self) -> None:
-        until_s = time.monotonic() + bridge.LAST_S
+        until_s = time.monotonic() + bridge.DRAIN_S
         while self.client.is_connected() and self.client.want_write() and time.monotonic() < until_s:
             time.sleep(0.02)
         self.client.disconnect()

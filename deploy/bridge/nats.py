@@ -1,4 +1,4 @@
-"""NATS by nats-py: at most once, as NATS has it; with JetStream on its side, streams may keep the subjects."""
+"""NATS by nats-py: at most once, as usual for NATS; JetStream streams on the server may keep the subjects."""
 
 import asyncio
 import threading
@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import nats
 from nats.errors import OutboundBufferLimitError
 
-from peoplecounter.common.errors import Refused
+from peoplecounter.common.errors import AppError
 from peoplecounter.deploy import bridge
 
 
@@ -24,25 +24,25 @@ class Nats:
 
     async def _connect(self, url: str) -> None:
         async def failed(error: Exception) -> None:
-            self.say(f"{self.where}: {_words(error)}")
+            self.say(f"{self.where}: {_describe(error)}")
 
-        async def gone() -> None:
-            self.say(f"{self.where} is gone: it is tried again")
+        async def disconnected() -> None:
+            self.say(f"disconnected from {self.where}: retrying")
 
-        async def back() -> None:
+        async def reconnected() -> None:
             self.say(f"connected to {self.where} again")
 
         await self.client.connect(
-            url, max_reconnect_attempts=-1, reconnect_time_wait=1, pending_size=bridge.HELD * 1024,
-            error_cb=failed, disconnected_cb=gone, reconnected_cb=back,
+            url, max_reconnect_attempts=-1, reconnect_time_wait=1, pending_size=bridge.QUEUE_MAX * 1024,
+            error_cb=failed, disconnected_cb=disconnected, reconnected_cb=reconnected,
         )  # fmt: skip
         self.say(f"connected to {self.where}")
 
     def send(self, levels: tuple[str, ...], body: bytes, keep: bool) -> bool:
         if not self.connecting.done():
             return False
-        if hopeless := self.connecting.exception():
-            raise Refused(f"{self.where}: {_words(hopeless)}")
+        if error := self.connecting.exception():
+            raise AppError(f"{self.where}: {_describe(error)}")
         try:
             asyncio.run_coroutine_threadsafe(self.client.publish(".".join(levels), body), self.loop).result(5)
         except (OutboundBufferLimitError, TimeoutError):
@@ -55,13 +55,13 @@ class Nats:
                 await self.client.drain()
 
         self.connecting.cancel()
-        ended = asyncio.run_coroutine_threadsafe(asyncio.wait_for(end(), bridge.LAST_S), self.loop)
-        ended.exception(bridge.LAST_S + 1)
+        ended = asyncio.run_coroutine_threadsafe(asyncio.wait_for(end(), bridge.DRAIN_S), self.loop)
+        ended.exception(bridge.DRAIN_S + 1)
         self.loop.call_soon_threadsafe(self.loop.stop)
 
 
-def _words(error: BaseException) -> str:
-    """What it says; some say nothing."""
+def _describe(error: BaseException) -> str:
+    """The error's text, or its type if it has no text."""
     return str(error) or type(error).__name__
 
 

@@ -3,6 +3,6 @@
 
 def main() -> None:
     """Runs one command and exits with its code."""
-    from peoplecounter.deploy.cli.commands import run_command  # late: services that share this room need no typer
+    from peoplecounter.deploy.cli.commands import run_command  # here: other users of this package do not need typer
 
     run_command()

@@ -17,43 +17,44 @@ RATE_S = 5.0
 
 class Display(Protocol):
     def show(self, kind: str, name: str, content: dict) -> None:
-        """One message of a running group."""
+        """Shows one message of a running group."""
 
-    def say(self, sentence: str) -> None:
-        """One sentence about the group itself."""
+    def say(self, line: str) -> None:
+        """Shows one line about the group itself."""
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Ends the display."""
 
 
 def display(as_json: bool) -> Display:
+    """JSON lines, a live table on a terminal, or plain lines."""
     if as_json:
         return JsonLines()
     return LiveTable() if sys.stdout.isatty() else PlainLines()
 
 
 class JsonLines:
-    """Every counted frame as it was published, one object a line; sentences go to stderr."""
+    """Every counted frame as it was published, one object a line; lines for people go to stderr."""
 
     def show(self, kind: str, name: str, content: dict) -> None:
         if kind == "counts":
             print(json.dumps(content, separators=(",", ":")), flush=True)
 
-    def say(self, sentence: str) -> None:
-        print(sentence, file=sys.stderr, flush=True)
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         pass
 
 
-class Services:
-    """Which processes are not up."""
+class ProcessStates:
+    """The last published state of each process."""
 
     def __init__(self) -> None:
         self._states: dict[str, str] = {}
 
     def change(self, name: str, state: str) -> str:
-        """A sentence when a process has gone, is frozen, or is back; else nothing."""
+        """A line when a process has gone, is frozen, or is back; otherwise empty."""
         before, self._states[name] = self._states.get(name, "up"), state
         if state == before or state == "ended":
             return ""
@@ -61,13 +62,13 @@ class Services:
 
 
 def budget_words(name: str, state: dict) -> str:
-    """What became of a budget: its name, p95, what it may be."""
+    """A budget in words: its name, its p95, its limit."""
     over = f", {state['over_ms']:.1f} over" if state["over_ms"] else ""
     return f"{name} {state['p95_ms']:.1f} of {state['budget_ms']:g} ms{over}"
 
 
 class Rows:
-    """The latest of each source, and the frames counted per second over the last RATE_S at least."""
+    """The latest values of each source, with the frames counted per second over at least the last RATE_S."""
 
     def __init__(self) -> None:
         self.rows: dict[str, dict[str, Any]] = {}
@@ -85,7 +86,7 @@ class Rows:
         return row
 
     def _rate(self, name: str, counted: int) -> float:
-        """A pause is part of it: the oldest count that is kept came before."""
+        """Frames counted per second. Pauses are included, because the oldest count that is kept precedes them."""
         now, seen = time.monotonic(), self._counted.setdefault(name, deque())
         seen.append((now, counted))
         while len(seen) > 2 and now - seen[1][0] > RATE_S:
@@ -99,7 +100,7 @@ def dropped(totals: dict) -> str:
 
 
 class PlainLines:
-    """One line a source every two seconds, and on every change of its state."""
+    """One line per source every two seconds, and on every change of its state."""
 
     def __init__(self) -> None:
         self._rows = Rows()
@@ -122,22 +123,22 @@ class PlainLines:
             self.say(f"{name}: {row['state']}")
 
     def _show_budgets(self, states: dict[str, dict]) -> None:
-        """Says when a budget is exceeded, or kept again."""
+        """Prints a line when a budget is exceeded, or kept again."""
         before, self._over = self._over, {name for name, state in states.items() if state["over_ms"]}
         for name in sorted(before ^ self._over):
             if name in states:
-                how = "over budget" if name in self._over else "in budget again"
+                how = "over budget" if name in self._over else "within budget again"
                 self.say(f"{how}: {budget_words(name, states[name])}")
 
-    def say(self, sentence: str) -> None:
-        print(sentence, flush=True)
+    def say(self, line: str) -> None:
+        print(line, flush=True)
 
     def close(self) -> None:
         pass
 
 
 class LiveTable:
-    """A table that is drawn again a few times a second."""
+    """A table that is redrawn a few times a second."""
 
     def __init__(self) -> None:
         self._rows = Rows()
@@ -152,19 +153,16 @@ class LiveTable:
             self._rows.update(kind, name, content)
         self._live.update(self._table())
 
-    def say(self, sentence: str) -> None:
-        self._live.console.print(sentence, highlight=False)
+    def say(self, line: str) -> None:
+        self._live.console.print(line, highlight=False)
 
     def close(self) -> None:
         self._live.stop()
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False, caption=self._caption(), caption_justify="left")
-        for title, justify in (
-            ("source", "left"), ("people", "right"), ("frame", "right"), ("frames/s", "right"),
-            ("ms behind", "right"), ("dropped", "left"), ("state", "left"),
-        ):  # fmt: skip
-            table.add_column(title, justify=justify)
+        for title in ("source", "people", "frame", "frames/s", "ms behind", "dropped", "state"):
+            table.add_column(title, justify="left" if title in ("source", "dropped", "state") else "right")
         for name, row in sorted(self._rows.rows.items()):
             table.add_row(
                 name, f"[bold]{row['count']}[/]{row.get('incomplete', '')}", str(row["seq"]), f"{row['fps']:.1f}",
@@ -173,10 +171,10 @@ class LiveTable:
         return table
 
     def _caption(self) -> str:
-        """The budgets, those that are exceeded in red."""
+        """The budgets; exceeded ones in red."""
         words = [(budget_words(name, state), state["over_ms"]) for name, state in self._budgets.items()]
         shown = " · ".join(f"[bold red]{text}[/]" if over else text for text, over in words)
-        return f"\np95 of 10 s: {shown}" if words else ""
+        return f"\np95 of the last 10 s: {shown}" if words else ""
 
 
 def summary_lines(summary: dict) -> list[str]:
@@ -201,19 +199,19 @@ def summary_lines(summary: dict) -> list[str]:
 
 
 def source_lines(rows: list[dict]) -> list[str]:
-    """`source list` for people."""
+    """The lines of `source list`."""
     lines = [f"{'source':<20}{'state':<14}{'s since frame':>14}{'counted':>10}  dropped, url"]
     for row in rows:
         lines.append(
             f"{row['source']:<20}{row['state']:<14}{row['seconds_since_frame'] or 0:>14.1f}"
-            f"{row['totals']['counted']:>10}  {dropped(row['totals'])}, {row['url'] or 'nobody decodes it'}"
+            f"{row['totals']['counted']:>10}  {dropped(row['totals'])}, {row['url'] or 'no decoder'}"
             + (f" ({row['detail']})" if row["detail"] else "")
         )
     return lines
 
 
 def process_lines(rows: list[dict]) -> list[str]:
-    """`ps` for people."""
+    """The lines of `ps`."""
     lines = [f"{'service':<20}{'state':<10}{'pid':>8}{'up s':>9}{'restarts':>9}{'MB':>6}{'leases':>7}  ring, dropped"]
     for row in rows:
         head = f"{row['service']:<20}{row['state']:<10}{row['pid']:>8}"

@@ -1,4 +1,4 @@
-"""What this machine can run, and what is missing for the rest."""
+"""What this machine can run, and what is missing for the other backend."""
 
 import importlib.metadata
 import json
@@ -10,14 +10,14 @@ from pathlib import Path
 
 from peoplecounter.common import backend
 from peoplecounter.common.engine.onnxruntime import DEMO_MODEL
-from peoplecounter.common.errors import CONFIG
+from peoplecounter.common.errors import CONFIG, AppError
 from peoplecounter.common.settings import default_run_dir, load_settings
 
 NEEDED_MB = 700  # shared memory of one 4K source at the default settings
 
 
 def checks() -> list[tuple[str, str, bool, str]]:
-    """(backend, what, is it fine, detail) of everything looked at."""
+    """(backend, what, fine or not, detail) of every check."""
     run_dir = Path(default_run_dir())
     base = next(p for p in (run_dir, *run_dir.parents) if p.exists())
     free_mb = shutil.disk_usage(base).free >> 20
@@ -41,7 +41,7 @@ def checks() -> list[tuple[str, str, bool, str]]:
     if all(fine for _, fine, _ in backend.cuda_checks()):
         triton = backend.importable("triton")
         rows += [
-            ("cuda", "Triton", True, "installed" if triton else "missing: torch does its work, several times slower"),
+            ("cuda", "Triton", True, "installed" if triton else "not installed: torch is many times slower"),
             ("cuda", "plans can be built", True, _builder()),
             ("cuda", "NVDEC decodes", *_nvdec()),
             ("cuda", "MPS", True, _mps()),
@@ -50,7 +50,7 @@ def checks() -> list[tuple[str, str, bool, str]]:
 
 
 def report(as_json: bool) -> int:
-    """Prints the checks; 0 when the CPU backend can run, else the configuration code."""
+    """Prints the checks; returns 0 when the CPU backend can run, else CONFIG."""
     rows = checks()
     able = {backend: all(fine for b, _, fine, _ in rows if b == backend) for backend in ("cpu", "cuda")}
     if as_json:
@@ -60,17 +60,15 @@ def report(as_json: bool) -> int:
         for backend, what, fine, detail in rows:
             print(f"{backend:<5} {'ok     ' if fine else 'not ok '} {what:<24} {detail}")
         names = ", ".join(b for b, fine in able.items() if fine)
-        print(f"\nThis machine can run: {names}." if names else "\nMend what is missing first.")
+        print(f"\nThis machine can run: {names}." if names else "\nNo backend can run here: fix what is 'not ok'.")
     return 0 if able["cpu"] else CONFIG
 
 
 def _settings() -> tuple[bool, str]:
-    from peoplecounter.common.errors import Refused
-
     try:
         load_settings()
-    except Refused as refusal:
-        return False, str(refusal)
+    except AppError as error:
+        return False, str(error)
     return True, "valid"
 
 
@@ -82,7 +80,7 @@ def _decoders() -> tuple[bool, str]:
 
 
 def _nvdec() -> tuple[bool, str]:
-    """What the GPU decodes: "h264 8 bit up to 4096x4096 …"; false when not even H.264."""
+    """What the GPU decodes, e.g. "h264 8/10 bit to 4096x4096"; False when it does not decode H.264."""
     from peoplecounter.services.decoder import nvdec
 
     able, engines = [], 0
@@ -96,18 +94,20 @@ def _nvdec() -> tuple[bool, str]:
 
 
 def _builder() -> str:
-    return "yes" if backend.importable("tensorrt") else "no: that takes the full TensorRT package"
+    return "yes" if backend.importable("tensorrt") else "no: only the full TensorRT package can build"
 
 
 def _mps() -> str:
-    """Processes on one GPU overlap only under MPS."""
+    """Processes use one GPU at the same time only under MPS."""
     if pipe := backend.mps_pipe():
         return f"a daemon runs in {pipe}"
-    return "'run' starts a private one" if backend.mps_binary() else f"no {backend.MPS_CONTROL}: processes take turns"
+    return (
+        "'run' starts a private one" if backend.mps_binary() else f"no {backend.MPS_CONTROL}: processes are time-sliced"
+    )
 
 
 def _filesystem(path: Path) -> str:
-    """The type of the file system a path is on, from /proc/mounts."""
+    """The type of a path's file system, from /proc/mounts."""
     mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
     holding = [(len(point), kind) for point, kind in mounts if path.is_relative_to(point)]
     return max(holding, default=(0, "unknown"))[1]

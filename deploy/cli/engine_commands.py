@@ -1,4 +1,4 @@
-"""`peoplecounter engine …`: build, look at, convert, serve, swap and measure engines."""
+"""`peoplecounter engine …`: build, show, convert, serve, swap and measure engines."""
 
 import json
 import platform
@@ -14,41 +14,47 @@ from rich.text import Text
 
 from peoplecounter.common import backend
 from peoplecounter.common.engine.sidecar import check_bytes, read_sidecar, sidecar_path
-from peoplecounter.common.errors import NO_INPUT, Refused
+from peoplecounter.common.errors import NO_INPUT, AppError
 from peoplecounter.common.files import sha256, write_file
 from peoplecounter.common.keys import key_pair
 from peoplecounter.common.settings import load_settings
 from peoplecounter.deploy.engine import build as builder
-from peoplecounter.deploy.engine.build import Options, Progress
+from peoplecounter.deploy.engine.build import BuildOptions, BuildProgress
 from peoplecounter.deploy.engine.timing import default_folder
-from peoplecounter.deploy.group.client import group
+from peoplecounter.deploy.group.client import find_group
 
-app = typer.Typer(no_args_is_help=True, help="Engines: from an ONNX file to a plan, and into a running group.")
+app = typer.Typer(
+    no_args_is_help=True, help="Build engines from ONNX files, measure them, and swap them into a running group."
+)
 Onnx = Annotated[Path, typer.Argument(help="Detector in an ONNX file.")]
-Footage = Annotated[Path, typer.Option(help="Your own video: what the engine will see.")]
+Footage = Annotated[Path, typer.Option(help="A video of your own scene.")]
 Batches = Annotated[
-    list[str] | None, typer.Option("--batch", help="LEAST/USUAL/MOST images, or one fixed number; a profile each.")
+    list[str] | None, typer.Option("--batch", help="MIN/OPT/MAX images, or one number. Repeat for more profiles.")
 ]
-MUCH = 0.05  # change of the counts by a precision, from where it is called useless
-TimingCacheOption = Annotated[str, typer.Option(help="Folder of the timing caches; auto: the user's cache; off: none.")]
+CHANGE_MAX = 0.05  # of the counts by a lower precision; with more there is a warning
+TimingCacheOption = Annotated[
+    str, typer.Option(help="Folder of the timing caches; auto: in the user's cache; off: none.")
+]
 
 
 @app.command()
 def build(
     onnx: Onnx,
-    plan: Annotated[Path, typer.Argument(help="File to write; PLAN.json beside it says what it is.")],
+    plan: Annotated[Path, typer.Argument(help="File to write, with a description in PLAN.json.")],
     batch: Batches = None,
     level: Annotated[int, typer.Option(help="Optimization level, 0 (quick) to 5.")] = 3,
-    workspace_mb: Annotated[int, typer.Option(help="Scratch memory kernels may use, MB.")] = 4096,
-    version_compatible: Annotated[bool, typer.Option("--version-compatible", help="Runs in later TensorRTs.")] = False,
+    workspace_mb: Annotated[int, typer.Option(help="Scratch memory for kernels, MB.")] = 4096,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Runs in later TensorRT versions.")
+    ] = False,
     hardware_compatible: Annotated[
-        bool, typer.Option("--hardware-compatible", help="Runs on Ampere and later.")
+        bool, typer.Option("--hardware-compatible", help="Runs on Ampere and later GPUs.")
     ] = False,
     strip: Annotated[bool, typer.Option("--strip", help="Leave the weights in the ONNX file.")] = False,
-    refit: Annotated[bool, typer.Option("--refit", help="Take other weights later, see swap.")] = False,
+    refit: Annotated[bool, typer.Option("--refit", help="Allow other weights later, see swap.")] = False,
     timing_cache: TimingCacheOption = "auto",
 ) -> None:
-    """Build a TensorRT plan for this GPU; Ctrl-C cancels and leaves nothing half-written."""
+    """Build a TensorRT plan for this GPU. Ctrl-C cancels and leaves no partial file."""
     options = _options(batch, level, workspace_mb, version_compatible, hardware_compatible, strip, refit, timing_cache)
     sidecar, ratio = _watched(lambda progress: builder.build_file(onnx, plan, options, progress), f"building {plan}")
     print(_built(sidecar, ratio, str(plan)))
@@ -59,29 +65,34 @@ def show(
     plan: Annotated[Path, typer.Argument(help="A plan with its sidecar.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the sidecar.")] = False,
 ) -> None:
-    """Say what a plan is and where it comes from, and check that it is whole."""
+    """Show what a plan is and where it comes from, and check that it is intact."""
     if not backend.is_plan(plan):
-        raise Refused(f"{plan} is no TensorRT plan, or does not exist.", NO_INPUT)
+        raise AppError(f"{plan} does not exist or is not a TensorRT plan.", NO_INPUT)
     sidecar = read_sidecar(plan)
     if sidecar is None:
-        raise Refused(f"{plan} has no sidecar {sidecar_path(plan).name}: nothing more is known of it.", NO_INPUT)
+        raise AppError(
+            f"{plan} has no sidecar {sidecar_path(plan).name}, so nothing else is known: build it again.",
+            NO_INPUT,
+        )
     check_bytes(sidecar, plan.read_bytes(), str(plan))
     if as_json:
         print(sidecar.encode().decode(), end="")
         return
     rows = {
-        "plan": f"{plan}, {sidecar.plan_bytes / 1e6:.1f} MB, whole",
-        "from": f"{sidecar.onnx}{_found(plan, sidecar)}",
+        "plan": f"{plan}, {sidecar.plan_bytes / 1e6:.1f} MB, intact",
+        "from": f"{sidecar.onnx}{_onnx_state(plan, sidecar)}",
         "built": f"{sidecar.built} by TensorRT {sidecar.tensorrt} on {sidecar.gpu} ({sidecar.compute_capability})",
         "took": f"{sidecar.build_s:.1f} s at level {sidecar.level}, timing cache {sidecar.timing_cache}",
         "batches": ", ".join("/".join(map(str, sizes)) for sizes in sidecar.batches),
         "reads": _tensors(sidecar.inputs),
         "gives": _tensors(sidecar.outputs),
-        "runs in": "later TensorRTs too" if sidecar.version_compatible else f"TensorRT {sidecar.tensorrt} only",
-        "runs on": "Ampere and later"
+        "runs in": "this and later TensorRT versions"
+        if sidecar.version_compatible
+        else f"TensorRT {sidecar.tensorrt} only",
+        "runs on": "Ampere and later GPUs"
         if sidecar.hardware_compatible
         else f"compute capability {sidecar.compute_capability}",
-        "weights": {"no": "its own", "identical": "from the ONNX file", "any": "its own or others, see engine swap"}[
+        "weights": {"no": "its own", "identical": "from the ONNX file", "any": "its own or others, see 'engine swap'"}[
             sidecar.refit
         ]
         + (", stripped" if sidecar.stripped else ""),
@@ -96,31 +107,35 @@ def precision(
     out: Annotated[Path, typer.Argument(help="ONNX file to write.")],
     to: Annotated[str, typer.Option(help="fp16, int8 or fp8.")],
     footage: Footage,
-    python: Annotated[Path | None, typer.Option(help="A Python that has ModelOpt; default: one is set up.")] = None,
+    python: Annotated[
+        Path | None, typer.Option(help="Python with ModelOpt. Default: an environment that is installed on first use.")
+    ] = None,
 ) -> None:
-    """Convert an ONNX file to a lower precision with NVIDIA ModelOpt, calibrated on your own footage."""
+    """Convert an ONNX file to a lower precision with NVIDIA ModelOpt, calibrated on your own video."""
     from peoplecounter.deploy.engine.precision import convert
 
     before, after = convert(onnx, out, to, footage, python)
     change = (after - before) / max(1.0, before)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {onnx.name} has {onnx.stat().st_size / 1e6:.1f}")
     print(f"people a frame of {footage.name}: {after:.2f}, by {onnx.name} {before:.2f} ({change:+.1%})")
-    if abs(change) > MUCH:
-        print(f"peoplecounter: {to} changes this detector's counts too much to be used.", file=sys.stderr)
+    if abs(change) > CHANGE_MAX:
+        print(f"peoplecounter: {to} changes the counts of this model by more than {CHANGE_MAX:.0%}.", file=sys.stderr)
 
 
 @app.command()
 def serve(
     model: Annotated[Path, typer.Argument(help="Plan or ONNX file.")],
     bind: Annotated[str, typer.Option(help="Endpoint; beyond loopback it needs --key.")] = "tcp://127.0.0.1:5580",
-    key: Annotated[Path | None, typer.Option(help="File with the server's secret key; made if it is new.")] = None,
-    build: Annotated[bool, typer.Option("--build", help="Build a plan of the ONNX file first, in memory.")] = False,
+    key: Annotated[
+        Path | None, typer.Option(help="File with the server's secret key; created if it does not exist.")
+    ] = None,
+    build: Annotated[bool, typer.Option("--build", help="Build a plan from the ONNX file first, in memory.")] = False,
     batch: Batches = None,
-    level: Annotated[int, typer.Option(help="Of --build: optimization level.")] = 3,
+    level: Annotated[int, typer.Option(help="Optimization level of --build.")] = 3,
     timing_cache: TimingCacheOption = "auto",
 ) -> None:
-    """Serve a model to infer services with engine.model = "tcp://…", until Ctrl-C."""
-    from peoplecounter.common.engine import model as models
+    """Serve a model to infer services with engine.model = "tcp://…" until Ctrl-C."""
+    from peoplecounter.common.engine.model import read_model, read_weights
     from peoplecounter.deploy.engine import serve as server_module
 
     public, secret = key_pair(key, make=True) if key else (None, None)
@@ -133,10 +148,10 @@ def serve(
         print(_built(sidecar, ratio, "a plan in memory"))
     else:
         wanted = settings.engine.model_copy(update={"model": str(model), "sha256": ""})
-        found = models.read(wanted)
-        data, sidecar = found.data, found.sidecar
+        loaded = read_model(wanted)
+        data, sidecar = loaded.data, loaded.sidecar
         if sidecar and sidecar.stripped:
-            weights = models.read_weights(wanted, sidecar)
+            weights = read_weights(wanted, sidecar)
     server = server_module.Server(bind, server_module.items(data, sidecar, weights), secret)
     print(f"{model.name}, {len(data) / 1e6:.1f} MB, SHA-256 {sha256(data)}")
     print(
@@ -153,33 +168,32 @@ def swap(
     run_dir: Annotated[Path | None, typer.Option(help="The group's private directory.")] = None,
 ) -> None:
     """Change the model of a running group between two frames, in all infer services or in none."""
+    from peoplecounter.deploy.engine.swap_coordinator import swap_model
 
-    from peoplecounter.deploy.engine.swap_coordinator import swap as change
-
-    there = group(config, run_dir)
-    for name, seconds in change(there.run_dir, model, there.timing).items():
-        print(f"{name:<16} loaded {model.name} in {seconds:.2f} s beside the old model, then changed")
+    group = find_group(config, run_dir)
+    for name, seconds in swap_model(group.run_dir, model, group.timing).items():
+        print(f"{name:<16} loaded {model.name} in {seconds:.2f} s beside the old model, then changed to it")
 
 
 @app.command()
 def bench(
-    models: Annotated[list[Path], typer.Argument(help="Engines, the one to compare with first.")],
+    models: Annotated[list[Path], typer.Argument(help="Models; the others are compared with the first.")],
     footage: Footage,
-    frames: Annotated[int, typer.Option(min=1, help="Frames of the footage to count.")] = 24,
-    truth: Annotated[Path | None, typer.Option(help="CSV with one row a person and a `frame` column.")] = None,
+    frames: Annotated[int, typer.Option(min=1, help="Frames of the video that are counted.")] = 24,
+    truth: Annotated[Path | None, typer.Option(help="CSV with one row per person and a `frame` column.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each batch.")] = 60,
     out: Annotated[Path, typer.Option(help="OUT.json, OUT.md and OUT.html are written.")] = Path(".bench/engines"),
 ) -> None:
-    """Measure engines side by side: milliseconds at batches of 1, 8, 16 and 32, size, and what they count."""
+    """Measure engines side by side: milliseconds at batches of 1, 8, 16 and 32, size, and counts."""
     from peoplecounter.deploy.engine import bench as benches
     from peoplecounter.deploy.engine import calibration
     from peoplecounter.deploy.report import evaluate
 
     true = evaluate.read_truth(truth) if truth else None
     loaded = load_settings(engine={"model": str(models[0])})
-    measure, surfaces = benches.Bench(loaded), list(islice(calibration.frames(footage), frames))
+    measure, surfaces = benches.EngineBench(loaded), list(islice(calibration.frames(footage), frames))
     if true is not None and len(surfaces) > len(true):
-        raise Refused(f"{truth} knows {len(true)} frames, {len(surfaces)} are to be counted: ask for fewer --frames.")
+        raise AppError(f"{truth} has {len(true)} frames, {len(surfaces)} would be counted: use fewer --frames.")
     rows = []
     for model in models:
         rows.append(measure.measure(model, surfaces, rounds))
@@ -204,10 +218,10 @@ def bench(
 
 def _options(
     batch, level, workspace_mb, version_compatible, hardware_compatible, strip, refit, timing_cache
-) -> Options:
+) -> BuildOptions:
     batches = tuple(_sizes(text) for text in batch or ["1/16/32"])
     folder = {"off": None, "auto": default_folder()}.get(timing_cache, Path(timing_cache))
-    options = Options(batches, workspace_mb, level, version_compatible, hardware_compatible, strip, refit, folder)
+    options = BuildOptions(batches, workspace_mb, level, version_compatible, hardware_compatible, strip, refit, folder)
     options.check()
     return options
 
@@ -215,13 +229,14 @@ def _options(
 def _sizes(text: str) -> tuple[int, int, int]:
     parts = text.split("/")
     if len(parts) not in (1, 3) or not all(part.isascii() and part.isdigit() for part in parts):
-        raise Refused(f"--batch {text} is none: write LEAST/USUAL/MOST, 1/16/32, or one number.")
-    return tuple(int(part) for part in (parts * 3 if len(parts) == 1 else parts))
+        raise AppError(f"Invalid --batch {text!r}: use MIN/OPT/MAX or one number.")
+    smallest, optimal, largest = map(int, parts * 3 if len(parts) == 1 else parts)
+    return smallest, optimal, largest
 
 
 def _watched(work, what: str):
-    """Runs a build, showing TensorRT's phases where a person looks."""
-    progress = Progress()
+    """Runs a build; on a terminal, TensorRT's phases are shown."""
+    progress = BuildProgress()
     console = Console(stderr=True)
     if not console.is_terminal:
         return builder.watched(lambda: work(progress), progress)
@@ -230,7 +245,7 @@ def _watched(work, what: str):
         return builder.watched(lambda: work(progress), progress, show)
 
 
-def _phases(what: str, progress: Progress) -> Text:
+def _phases(what: str, progress: BuildProgress) -> Text:
     lines = [what + (", cancelling at the next step" if progress.cancelled.is_set() else "")]
     for depth, (name, (done, of)) in enumerate(list(progress.phases.items()), 1):
         filled = 24 * done // max(1, of)
@@ -239,17 +254,17 @@ def _phases(what: str, progress: Progress) -> Text:
 
 
 def _built(sidecar, ratio: float | None, where: str) -> str:
-    again = f", {ratio:.2f} of the first time" if ratio is not None else ""
+    again = f", {ratio:.2f} of the first build" if ratio is not None else ""
     return (
         f"{where}: {sidecar.plan_bytes / 1e6:.1f} MB, built in {sidecar.build_s:.1f} s{again} "
         f"(timing cache {sidecar.timing_cache}) by TensorRT {sidecar.tensorrt} for {sidecar.gpu}"
     )
 
 
-def _found(plan: Path, sidecar) -> str:
+def _onnx_state(plan: Path, sidecar) -> str:
     path = plan.parent / sidecar.onnx
     if not path.is_file():
-        return ", which is not there"
+        return ", which does not exist"
     return "" if sha256(path.read_bytes()) == sidecar.onnx_sha256 else ", which has changed since"
 
 

@@ -1,4 +1,4 @@
-"""The crowd of the plaza and its exact truth: who walks where, what the camera sees of whom.
+"""The crowd of the plaza and its exact truth: where people walk, and which of them the camera sees.
 
 The rule of truth: a person is in the truth of a frame when at least 30 % of the pixels of its whole silhouette are
 visible, that is inside the picture and hidden by no nearer person or thing. Its box encloses the whole silhouette,
@@ -167,7 +167,8 @@ class Plaza:
         figures = sorted(self._figures(t_seconds), key=lambda figure: -figure.z_m)
         picture = self.empty.copy()
         for figure in figures:
-            _cast_shadow(self.camera, picture, *figure.shadow, figure.z_m, self.sun_m)
+            x_m, height_m = figure.shadow
+            _cast_shadow(self.camera, picture, x_m, height_m, figure.z_m, self.sun_m)
         owner = np.zeros(picture.shape[:2], np.uint16)  # 0: nobody, k: figure k - 1
         waiting = list(self.things)
         for number, figure in enumerate(figures, start=1):
@@ -188,7 +189,7 @@ class Plaza:
 
     @staticmethod
     def _stand(thing, picture, owner):
-        """Draw a thing again over people it hides; where nobody is behind it, it is in the background already."""
+        """Draws a thing again over the people it hides; otherwise it is in the background already."""
         window = thing.canvas.clipped(picture.shape)
         if window and owner[window[0]].any():
             thing.canvas.over(picture)
@@ -246,7 +247,8 @@ def _visible_share(owner, canvas, number):
     window = canvas.clipped(owner.shape)
     if window is None:
         return 0.0
-    return np.count_nonzero(owner[window[0]] == number) / max(1, np.count_nonzero(canvas.planes[3] > 0.5))
+    seen, drawn = owner[window[0]] == number, canvas.planes[3] > 0.5
+    return float(seen.sum()) / max(1.0, float(drawn.sum()))
 
 
 def _cast_shadow(camera, picture, x_m, height_m, z_m, sun_m):

@@ -101,7 +101,7 @@ def _pose(look: Look, phase_rad: float, speed_m_s: float) -> dict:
     """Joints in body axes, metres: name -> (forward, sideways, up); sides are -1 and +1."""
     tall = look.height_m
     swing = _swing_rad(speed_m_s) if speed_m_s > 0 else 0.03
-    joints = {}
+    joints: dict = {}
     for side in (-1, 1):
         phase = phase_rad + (0 if side < 0 else np.pi)
         thigh = swing * np.sin(phase) + 0.04

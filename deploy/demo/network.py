@@ -17,7 +17,7 @@ def conv(inputs, outputs, size=1, stride=1, groups=1, act=True):
     return nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if act else []))
 
 
-class Block(nn.Module):
+class ConvBlock(nn.Module):
     """Depthwise then pointwise convolution; added to its input where the shape stays."""
 
     def __init__(self, inputs, outputs, size, stride=1):
@@ -35,13 +35,15 @@ class Detector(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 32, 6, 4, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True))
-        self.at4 = Block(32, 32, 3)
-        self.at8 = nn.Sequential(Block(32, 64, 5, 2), Block(64, 64, 5))
-        self.at16 = nn.Sequential(Block(64, 96, 5, 2), Block(96, 96, 5), Block(96, 96, 5))
-        self.at32 = nn.Sequential(Block(96, 160, 5, 2), Block(160, 160, 5), Block(160, 160, 5), Block(160, 160, 5))
-        self.down32, self.mix16 = conv(160, 96), Block(96, 96, 5)
-        self.down16, self.mix8 = conv(96, 64), Block(64, 64, 5)
-        self.down8, self.mix4 = conv(64, 32), Block(32, 32, 3)
+        self.at4 = ConvBlock(32, 32, 3)
+        self.at8 = nn.Sequential(ConvBlock(32, 64, 5, 2), ConvBlock(64, 64, 5))
+        self.at16 = nn.Sequential(ConvBlock(64, 96, 5, 2), ConvBlock(96, 96, 5), ConvBlock(96, 96, 5))
+        self.at32 = nn.Sequential(
+            ConvBlock(96, 160, 5, 2), ConvBlock(160, 160, 5), ConvBlock(160, 160, 5), ConvBlock(160, 160, 5)
+        )
+        self.down32, self.mix16 = conv(160, 96), ConvBlock(96, 96, 5)
+        self.down16, self.mix8 = conv(96, 64), ConvBlock(64, 64, 5)
+        self.down8, self.mix4 = conv(64, 32), ConvBlock(32, 32, 3)
         self.head = nn.Conv2d(32, 5, 1)
         nn.init.constant_(self.head.bias, -4.0)
         nn.init.constant_(self.head.bias[1:], 0.0)

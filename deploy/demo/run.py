@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from peoplecounter.common.errors import Refused
+from peoplecounter.common.errors import AppError
 from peoplecounter.common.settings import PREFIX, default_run_dir
 from peoplecounter.deploy.cli.display import summary_lines
 from peoplecounter.deploy.demo.plaza import render_clip
@@ -11,13 +11,13 @@ from peoplecounter.deploy.group.foreground import configure, run_group
 from peoplecounter.deploy.report.evaluate import read_truth
 
 SIZES = {"1080p": (1920, 1080, 240), "4k": (3840, 2160, 48)}  # width, height, frames
-SEED = 1  # held out: the model was trained on seeds from 1000 on
+SEED = 1  # not in the training set: the model was trained on seeds from 1000 on
 
 
 def run_demo(size: str, folder: Path, as_json: bool) -> int:
     """Renders (once), runs the group, prints and writes the summary; returns the exit code."""
     if size not in SIZES:
-        raise Refused(f"The size {size!r} is unknown: choose {' or '.join(SIZES)}.")
+        raise AppError(f"Unknown size {size!r}: choose {' or '.join(SIZES)}.")
     width, height, frames = SIZES[size]
     folder.mkdir(parents=True, exist_ok=True)
     clip, truth = folder / f"plaza_{size}.mp4", folder / f"plaza_{size}.csv"
@@ -40,5 +40,5 @@ def run_demo(size: str, folder: Path, as_json: bool) -> int:
 
 
 def _run_dir() -> Path:
-    """One of its own, so that the demo disturbs no group that runs."""
+    """A run directory of its own, so that the demo does not disturb a running group."""
     return Path(default_run_dir() + "-demo")

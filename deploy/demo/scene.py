@@ -180,7 +180,7 @@ def _litter(camera, rng, picture):
 def furniture(camera: Camera, rng: np.random.Generator) -> list[Thing]:
     """Things on the plaza, at least 2 m apart, with their ground shadow drawn in."""
     kinds = ["planter"] * 3 + ["bench"] * 3 + ["lamp"] * 3 + ["bin"] * 2 + ["bollard"] * 5 + ["tree"] * 2
-    things = []
+    things: list[Thing] = []
     for kind in kinds:
         for _ in range(30):
             z_m = 10.5 * (38 / 10.5) ** rng.random()

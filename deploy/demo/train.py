@@ -7,10 +7,10 @@ The committed common/engine/plaza.onnx was made on one NVIDIA H100 with 16 CPU c
     $TRAIN second.onnx --start first.onnx.pt --seed 50000 --scenes 280 --minutes 1.25
     $TRAIN common/engine/plaza.onnx --start second.onnx.pt --seed 60000 --scenes 1200 --minutes 5.5
 
-The first ran when couples still walked abreast and so hid each other more; the third took 578 s, 225 s of them to draw
-the scenes. Training for a given time does not repeat to the bit. Seeds start at 1000 and the last scenes are kept for
-choosing the threshold; seeds below 1000 are never trained on and belong to the demo and the evaluation. Needs torch and
-onnx, which nothing needs at run time.
+The first ran when couples still walked side by side and so hid each other more. The third took 578 s, 225 s of which
+were for drawing the scenes. Training for a given time is not reproducible to the bit. Seeds start at 1000, and the last
+scenes are used to choose the threshold; seeds below 1000 are reserved for the demo and the evaluation. Training needs
+torch and onnx, which are not needed at run time.
 """
 
 import argparse

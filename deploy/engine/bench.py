@@ -1,4 +1,4 @@
-"""What an engine costs and what it counts: a table of speed, size and people, in JSON, Markdown and HTML."""
+"""Measures engines: speed, size and counts, as a table in JSON, Markdown and HTML."""
 
 import html
 import importlib.metadata
@@ -8,29 +8,29 @@ from pathlib import Path
 import numpy as np
 
 from peoplecounter.common import backend
-from peoplecounter.common.engine import Engine, load_engine
+from peoplecounter.common.engine.base import Engine
+from peoplecounter.common.engine.loading import load_engine
 from peoplecounter.common.engine.sidecar import read_sidecar
 from peoplecounter.common.inference.mapping import letterbox_to_frame, tiles_to_frame
 from peoplecounter.common.ipc.loop import Loop
-from peoplecounter.common.ipc.messages import Header, Part, TensorLayout
+from peoplecounter.common.ipc.memory import KINDS, Block, memory_kind
+from peoplecounter.common.ipc.messages import FrameHeader, Part, TensorLayout
 from peoplecounter.common.settings import Settings
 from peoplecounter.deploy.engine import calibration
-from peoplecounter.services.fusion.merge import believe, merge
+from peoplecounter.services.fusion.merge import hysteresis, merge
 
 BATCHES = (1, 8, 16, 32)
 ROUNDS, WARM_UP = 60, 10
-# trtexec, batch 8, median GPU ms / engine MB, yolo26n-seg on an RTX 5060 Ti: what the pipeline rebuilt here had
+# trtexec, batch 8, median GPU ms / engine MB, yolo26n-seg on an RTX 5060 Ti: figures of the original pipeline
 ROADMAP = {"FP32": (5.17, 7.8), "FP16": (4.89, 7.9), "FP8 Q/DQ": (5.10, 6.5), "weight-stripped": (5.17, 4.1)}
 
 
-class Bench:
-    """The engines of one backend, over the same images."""
+class EngineBench:
+    """Measures the engines of one backend on the same images."""
 
     def __init__(self, settings: Settings):
-        from peoplecounter.common.ipc import memory
-
-        self.settings, self.kind = settings, memory.KINDS[backend.resolve(settings)]
-        self._work = memory.kind(self.kind).Work(Loop())
+        self.settings, self.kind = settings, KINDS[backend.resolve(settings)]
+        self._work = memory_kind(self.kind).work_queue(Loop())
 
     def measure(self, model: Path, surfaces: list, rounds: int = ROUNDS) -> dict:
         """One engine's row: load_s, megabytes, ms {batch: {"p50", "p99"}} with and without graphs, counts."""
@@ -60,27 +60,27 @@ class Bench:
         return row
 
     def counts(self, engine: Engine, surfaces: list) -> list[int]:
-        """People in each of these frames, by our merge, as fusion would count them."""
+        """The people in each of these frames, merged as fusion does."""
         fusion, overlap = self.settings.fusion, self.settings.preprocess.overlap
-        before, found = np.zeros((0, 5), np.float32), []
+        persons, counts = np.zeros((0, 5), np.float32), []
         for layout, surface in surfaces:
             images = calibration.tensor(surface, layout, engine.input.size_px, overlap, engine.input.dtype)
             tensor = TensorLayout(len(images), engine.input.size_px, engine.input.dtype, overlap)
-            header = Header(
+            header = FrameHeader(
                 source="bench", seq=0, pts_s=0, captured_ns=0, deadline_ns=0, width=layout.width, height=layout.height
             )
             with self._slot(images) as slot:
                 parts = [(0, 1), (1, len(images) - 1)]
-                persons = [self._persons(engine, slot, tensor, first, count) for first, count in parts]
+                answers = [self._persons(engine, slot, tensor, first, count) for first, count in parts]
             rows = np.vstack(
                 [
-                    letterbox_to_frame(tensor, header, Part("global"), persons[0], fusion.edge_px),
-                    tiles_to_frame(tensor, header, Part("tiles", 0, *parts[1]), persons[1], fusion.edge_px),
+                    letterbox_to_frame(tensor, header, Part("global"), answers[0], fusion.edge_px),
+                    tiles_to_frame(tensor, header, Part("tiles", 0, *parts[1]), answers[1], fusion.edge_px),
                 ]
             ).astype(np.float32)
-            before = believe(merge(rows, fusion.same_iou, fusion.same_ios), before, fusion.new_score)
-            found.append(len(before))
-        return found
+            persons = hysteresis(merge(rows, fusion.same_iou, fusion.same_ios), persons, fusion.new_score)
+            counts.append(len(persons))
+        return counts
 
     def _persons(self, engine: Engine, slot, tensor: TensorLayout, first: int, count: int) -> np.ndarray:
         parts, done = [], 0
@@ -94,7 +94,7 @@ class Bench:
         return np.vstack(parts)
 
     def _times(self, engine: Engine, rounds: int) -> dict[str, dict[str, float]]:
-        """Milliseconds of each batch that the engine has: on the GPU where there is one, else on the clock."""
+        """Milliseconds of each batch that the engine takes: GPU time on a GPU, otherwise wall time."""
         size, dtype = engine.input.size_px, engine.input.dtype
         images = np.random.default_rng(0).random((max(BATCHES), 3, size, size), np.float32).astype(dtype)
         tensor, times = TensorLayout(len(images), size, dtype, 0.2), {}
@@ -114,11 +114,11 @@ class Bench:
         return times
 
     def _slot(self, images: np.ndarray):
-        return _OnGpu(images) if self.kind == "cuda" else _InMemory(images)
+        return _GpuImages(images) if self.kind == "cuda" else _HostImages(images)
 
 
-class _InMemory:
-    """Images where the CPU engine reads them."""
+class _HostImages:
+    """Images in memory, as a slot for the CPU engine."""
 
     def __init__(self, images: np.ndarray):
         self._bytes = np.ascontiguousarray(images).reshape(-1).view(np.uint8)
@@ -130,15 +130,14 @@ class _InMemory:
         pass
 
 
-class _OnGpu:
-    """Images in GPU memory of our own."""
+class _GpuImages:
+    """Images in GPU memory, as a slot for TensorRT."""
 
     def __init__(self, images: np.ndarray):
         self._images = np.ascontiguousarray(images)
 
     def __enter__(self):
         from peoplecounter.common.cuda import check, cudart
-        from peoplecounter.common.ipc.memory.cuda_ipc import Block
 
         self._address = int(check(cudart.cudaMalloc(self._images.nbytes)))
         kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
@@ -152,7 +151,7 @@ class _OnGpu:
 
 
 def machine(kind: str) -> str:
-    """What was measured on, for the table's title."""
+    """The machine and runtime, for the table's title."""
     if kind == "cuda":
         from peoplecounter.common.cuda import device
         from peoplecounter.common.engine.tensorrt import runtime_module
@@ -162,9 +161,9 @@ def machine(kind: str) -> str:
 
 
 def compare(rows: list[dict], truth: dict[int, int] | None = None) -> list[dict]:
-    """Adds what each row counts against the first: mean, mean absolute difference of a frame, share of the mean.
+    """Adds to each row its mean count, and its difference from the first row: mean absolute, and in % of the mean.
 
-    With a truth (frame -> people) also `mae`, the mean absolute error against it.
+    With a truth (frame -> people) also `mae`, the mean absolute error.
     """
     first = np.array(rows[0]["counts"], float)
     for row in rows:
@@ -179,7 +178,7 @@ def compare(rows: list[dict], truth: dict[int, int] | None = None) -> list[dict]
 
 
 def tables(rows: list[dict], machine: str) -> list[tuple[str, list[list[str]]]]:
-    """(title, cells with their header) of ours and of the roadmap's; columns that nobody has are left out."""
+    """(title, cells with a header row) of these engines and of the roadmap's; empty columns are left out."""
     header = ["engine", "MB"]
     columns = [[row["model"] for row in rows], [f"{row['megabytes']:.1f}" for row in rows]]
     for key, what in (("ms", ""), ("ms_without_graphs", " without graphs")):
@@ -197,7 +196,7 @@ def tables(rows: list[dict], machine: str) -> list[tuple[str, list[list[str]]]]:
     roadmap = [["engine", "MB", "batch 8, ms p50"], *([k, f"{mb:.1f}", f"{ms:.2f}"] for k, (ms, mb) in ROADMAP.items())]
     return [
         (machine, [header, *map(list, zip(*columns))]),
-        ("the pipeline rebuilt here: yolo26n-seg on an RTX 5060 Ti, trtexec", roadmap),
+        ("the original pipeline: yolo26n-seg on an RTX 5060 Ti, trtexec", roadmap),
     ]
 
 
@@ -221,6 +220,6 @@ def page(rows: list[dict], machine: str) -> str:
         "td,th{padding:.3rem .8rem;border-bottom:1px solid #ccc;text-align:right}"
         "td:first-child,th:first-child{text-align:left}"
     )
-    body = "\n".join(parts)
+    content = "\n".join(parts)
     head = f'<meta charset="utf-8"><title>Engines</title><style>{style}</style>'
-    return f'<!doctype html>\n<html lang="en">{head}\n{body}\n</html>\n'
+    return f'<!doctype html>\n<html lang="en">{head}\n{content}\n</html>\n'

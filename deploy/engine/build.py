@@ -1,7 +1,7 @@
-"""ONNX -> plan with TensorRT's builder, 10.15 to 11.x; 8.6 too, whose networks are weakly typed.
+"""ONNX -> plan with TensorRT's builder, 10.15 to 11.x, and 8.6, whose networks are weakly typed.
 
-Precision comes from the ONNX file (strongly typed): see `engine precision`. TensorRT is imported where it is used, and
-nothing else but the standard library and CUDA's bindings, so this module also runs in a builder's own Python.
+The precision is that of the ONNX file (strongly typed), see `engine precision`. Only the standard library, CUDA's
+bindings and TensorRT are imported, so this module also runs in a builder's own Python.
 """
 
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from peoplecounter.common.engine.sidecar import Sidecar, sidecar_path
 from peoplecounter.common.engine.tensorrt_log import logger
-from peoplecounter.common.errors import NO_INPUT, SOFTWARE, Refused
+from peoplecounter.common.errors import NO_INPUT, SOFTWARE, AppError
 from peoplecounter.common.files import Replacement, sha256, write_file
 from peoplecounter.deploy.engine.timing import TimingCache, key
 
@@ -22,32 +22,35 @@ POLL_S = 0.1
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a build may be told."""
+class BuildOptions:
+    """Options of a build."""
 
-    batches: tuple[tuple[int, int, int], ...] = ((1, 16, 32),)  # least, usual, most images: a profile each
+    batches: tuple[tuple[int, int, int], ...] = ((1, 16, 32),)  # (min, opt, max) images, one profile each
     workspace_mb: int = 4096
     level: int = 3  # optimization level 0 … 5
     version_compatible: bool = False
     hardware_compatible: bool = False
-    strip: bool = False  # leave the weights out, they come from the ONNX file at load
-    refit: bool = False  # take other weights later, see `engine swap`
+    strip: bool = False  # leave the weights out; they come from the ONNX file when the plan is loaded
+    refit: bool = False  # allow other weights later, see `engine swap`
     timing_cache: Path | None = None  # its folder; None: off
 
     def check(self) -> None:
-        for least, usual, most in self.batches:
-            if not 1 <= least <= usual <= most <= 1024:
-                raise Refused(f"The batch {least}/{usual}/{most} is none: 1 <= least <= usual <= most <= 1024.")
-        if all(least > 1 for least, _, _ in self.batches):
-            raise Refused("No batch takes a single image, which infer_global needs: add --batch 1.")
+        """Raises AppError for options that contradict each other or are out of bounds."""
+        for smallest, optimal, largest in self.batches:
+            if not 1 <= smallest <= optimal <= largest <= 1024:
+                raise AppError(
+                    f"Invalid batch {smallest}/{optimal}/{largest}: 1 <= MIN <= OPT <= MAX <= 1024 must hold."
+                )
+        if all(smallest > 1 for smallest, _, _ in self.batches):
+            raise AppError("No batch takes a single image, which infer_global needs: add --batch 1.")
         if not 0 <= self.level <= 5:
-            raise Refused(f"The optimization level {self.level} does not exist: there are 0 to 5.")
+            raise AppError(f"Invalid optimization level {self.level}: use 0 to 5.")
         if self.version_compatible and (self.strip or self.refit):
-            raise Refused("A version-compatible plan takes no weights later: leave --strip and --refit out.")
+            raise AppError("A version-compatible plan cannot be refitted: omit --strip and --refit.")
 
 
-class Progress:
-    """How far a build is, for whoever watches it from another thread; `cancel()` ends it."""
+class BuildProgress:
+    """The progress of a build, read by another thread; cancel() ends the build."""
 
     def __init__(self):
         self.phases: dict[str, tuple[int, int]] = {}  # name -> (steps done, of), outermost first
@@ -60,14 +63,15 @@ class Progress:
 def build(
     onnx: Path,
     write: Callable[[bytes], None],
-    options: Options,
-    progress: Progress,
+    options: BuildOptions,
+    progress: BuildProgress,
     trt=None,
 ) -> tuple[Sidecar, float | None]:
-    """Builds and hands the plan to `write`, piece by piece; returns (its sidecar, seconds over the first such build).
+    """Builds a plan and passes it to `write`, piece by piece; returns (its sidecar, seconds relative to the first
+    build).
 
-    The sidecar's hash and size are left to the caller, who sees the bytes. Raises Refused, in words, for an ONNX file
-    that is missing or that TensorRT does not take, for a builder or GPU that is missing, and when cancelled.
+    The caller adds the hash and size of the bytes to the sidecar. Raises AppError for an ONNX file that is missing
+    or not accepted by TensorRT, for a missing builder or GPU, and when cancelled.
     """
     options.check()
     trt = trt or _tensorrt()
@@ -79,7 +83,7 @@ def build(
     parser = trt.OnnxParser(network, log)
     if not parser.parse(data, str(onnx)):
         why = parser.get_error(0).desc() if parser.num_errors else log.first_error
-        raise Refused(f"TensorRT does not take {onnx}: {why.strip().rstrip('.')}.")
+        raise AppError(f"TensorRT does not accept {onnx}: {why.strip().rstrip('.')}.")
     batches = _profiles(trt, builder, config, network, options, onnx)
     _configure(trt, config, options)
     cache = None
@@ -93,12 +97,12 @@ def build(
     failure = _serialize(trt, builder, network, config, write)
     seconds = time.monotonic() - began_s
     if progress.cancelled.is_set():
-        raise Refused("The build was cancelled: nothing was written.", SOFTWARE)
+        raise AppError("The build was cancelled: nothing was written.", SOFTWARE)
     if failure is not None:
-        raise Refused(f"TensorRT did not build {onnx}: {failure or log.first_error or 'no reason given'}.", SOFTWARE)
+        raise AppError(f"TensorRT cannot build {onnx}: {failure or log.first_error or 'no reason given'}.", SOFTWARE)
     ratio = None
     if cache:
-        cache.add(lambda there: _merged(config, there))
+        cache.add(lambda measured: _merged(config, measured))
         description = {**asdict(options), "timing_cache": None, "onnx": sha256(data)}
         ratio = cache.ratio(sha256(repr(sorted(description.items())).encode()), seconds)
     sidecar = Sidecar(
@@ -125,8 +129,10 @@ def build(
     return sidecar, ratio
 
 
-def build_file(onnx: Path, plan: Path, options: Options, progress: Progress, trt=None) -> tuple[Sidecar, float | None]:
-    """The same into a file and its sidecar, which appear when they are whole."""
+def build_file(
+    onnx: Path, plan: Path, options: BuildOptions, progress: BuildProgress, trt=None
+) -> tuple[Sidecar, float | None]:
+    """Builds a plan into a file and its sidecar. Both appear only when they are complete."""
     with Replacement(plan) as file:
         sidecar, ratio = build(onnx, file.write, options, progress, trt)
         sidecar = Sidecar(
@@ -137,16 +143,18 @@ def build_file(onnx: Path, plan: Path, options: Options, progress: Progress, trt
                 "onnx": os.path.relpath(onnx.absolute(), plan.absolute().parent),
             }
         )
-        try:  # between this and its sidecar an old one may lie there: its hash is another, so nobody believes it
+        try:  # until its sidecar follows, an old sidecar may lie beside it; its hash differs, so the loader rejects it
             file.commit()
         except OSError as error:
-            raise Refused(f"{plan} cannot be written: {error.strerror}.", SOFTWARE) from None
+            raise AppError(f"{plan} cannot be written: {error.strerror}.", SOFTWARE) from None
     write_file(sidecar_path(plan), sidecar.encode())
     return sidecar, ratio
 
 
-def build_memory(onnx: Path, options: Options, progress: Progress, trt=None) -> tuple[bytes, Sidecar, float | None]:
-    """The same without a disk."""
+def build_memory(
+    onnx: Path, options: BuildOptions, progress: BuildProgress, trt=None
+) -> tuple[bytes, Sidecar, float | None]:
+    """Builds a plan in memory; returns (plan, sidecar, seconds relative to the first build)."""
     pieces: list[bytes] = []
     sidecar, ratio = build(onnx, lambda data: pieces.append(bytes(data)), options, progress, trt)
     plan = b"".join(pieces)
@@ -154,11 +162,8 @@ def build_memory(onnx: Path, options: Options, progress: Progress, trt=None) -> 
     return plan, Sidecar(**described), ratio
 
 
-def watched(work: Callable[[], object], progress: Progress, show: Callable[[], None] = lambda: None):
-    """Runs `work` in a thread, calling `show` meanwhile: Ctrl-C is heard, and cancels at the builder's next step.
-
-    A second Ctrl-C does not wait for that.
-    """
+def watched(work: Callable[[], object], progress: BuildProgress, show: Callable[[], None] = lambda: None):
+    """Runs `work` in a thread and calls `show` meanwhile. Ctrl-C cancels at the builder's next step, twice: at once."""
     outcome: list = []
 
     def run() -> None:
@@ -188,17 +193,20 @@ def watched(work: Callable[[], object], progress: Progress, show: Callable[[], N
 
 
 def read_onnx(path: Path) -> bytes:
+    """The bytes of an ONNX file. Raises AppError when it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
-        raise Refused(f"The ONNX file {path} cannot be read: {error.strerror}.", NO_INPUT) from None
+        raise AppError(f"The ONNX file {path} cannot be read: {error.strerror}.", NO_INPUT) from None
 
 
 def _tensorrt():
     try:
         import tensorrt
     except ImportError:
-        raise Refused("Plans are built by the full TensorRT package, which is not installed: extra 'gpu'.") from None
+        raise AppError(
+            "Plans are built by the full TensorRT package, which is not installed: it is in the extra 'gpu'."
+        ) from None
     return tensorrt
 
 
@@ -207,7 +215,7 @@ def _machine() -> tuple[str, str, int]:
     try:
         from peoplecounter.common import cuda
     except ImportError:
-        raise Refused("Plans are built on a GPU: cuda-python is not installed, extra 'gpu'.") from None
+        raise AppError("Plans are built on a GPU, which needs cuda-python: it is in the extra 'gpu'.") from None
     cuda.start()
     properties = cuda.device()
     version = cuda.check(cuda.cudart.cudaRuntimeGetVersion())
@@ -215,20 +223,22 @@ def _machine() -> tuple[str, str, int]:
 
 
 def _network(trt, builder):
-    """A strongly typed network; TensorRT 8.6 has none, there a network is told that its batch is explicit."""
+    """A strongly typed network; TensorRT 8.6 has none and needs an explicit batch instead."""
     flags = trt.NetworkDefinitionCreationFlag
     kind = flags.STRONGLY_TYPED if hasattr(flags, "STRONGLY_TYPED") else flags.EXPLICIT_BATCH
     return builder.create_network(1 << int(kind))
 
 
-def _profiles(trt, builder, config, network, options: Options, onnx: Path) -> list[list[int]]:
-    """Adds a profile for each batch; a network of one fixed batch has none. Returns the batches that it can run."""
+def _profiles(trt, builder, config, network, options: BuildOptions, onnx: Path) -> list[list[int]]:
+    """Adds a profile for each batch; a network with a fixed batch has none. Returns the batches that it can run."""
     if network.num_inputs != 1:
-        raise Refused(f"{onnx} reads {network.num_inputs} tensors: expected one image tensor.")
+        raise AppError(f"{onnx} has {network.num_inputs} inputs: expected one image tensor.")
     image = network.get_input(0)
     batch, *rest = tuple(image.shape)
     if len(rest) != 3 or -1 in rest:
-        raise Refused(f"{onnx} reads {image.name} {[batch, *rest]}: expected [B, 3, S, S] where only B is free.")
+        raise AppError(
+            f"The input {image.name} of {onnx} is {[batch, *rest]}: expected [B, 3, S, S] where only B is free."
+        )
     if batch != -1:
         return [[batch] * 3]
     for sizes in options.batches:
@@ -238,11 +248,11 @@ def _profiles(trt, builder, config, network, options: Options, onnx: Path) -> li
     return [list(sizes) for sizes in options.batches]
 
 
-def _configure(trt, config, options: Options) -> None:
+def _configure(trt, config, options: BuildOptions) -> None:
     flags = trt.BuilderFlag
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
     config.builder_optimization_level = options.level
-    config.max_aux_streams = 0  # a linear graph; our processes overlap each other instead
+    config.max_aux_streams = 0  # a linear graph; processes overlap instead
     if options.version_compatible:
         config.set_flag(flags.VERSION_COMPATIBLE)
     if options.hardware_compatible:
@@ -254,13 +264,13 @@ def _configure(trt, config, options: Options) -> None:
     elif options.strip:
         config.set_flag(flags.REFIT_IDENTICAL)
     if not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):  # 8.6
-        config.set_flag(flags.FP16)  # it is the builder who chooses where
-        sources = trt.TacticSource  # those of later versions too: no cuBLAS, no cuDNN
+        config.set_flag(flags.FP16)  # the builder chooses where
+        sources = trt.TacticSource  # without cuBLAS and cuDNN, as in later versions
         config.set_tactic_sources(1 << int(sources.EDGE_MASK_CONVOLUTIONS) | 1 << int(sources.JIT_CONVOLUTIONS))
 
 
 def _attach(trt, config, cache: TimingCache | None) -> bool:
-    """Gives the builder what was measured before; True when there was something."""
+    """Gives the builder the earlier measurements; True when there are any."""
     if cache is None:
         config.set_flag(trt.BuilderFlag.DISABLE_TIMING_CACHE)
         return False
@@ -271,16 +281,16 @@ def _attach(trt, config, cache: TimingCache | None) -> bool:
     return False
 
 
-def _merged(config, there: bytes) -> bytes:
-    """What this build measured and what is there."""
+def _merged(config, measured: bytes) -> bytes:
+    """The measurements of this build, combined with earlier ones."""
     mine = config.get_timing_cache()
-    if there:
-        mine.combine(config.create_timing_cache(there), False)
+    if measured:
+        mine.combine(config.create_timing_cache(measured), False)
     return bytes(memoryview(mine.serialize()))
 
 
 def _serialize(trt, builder, network, config, write: Callable[[bytes], None]) -> str | None:
-    """Builds and writes; None when all went well, else why not, or an empty string."""
+    """Builds and writes; returns None on success, otherwise the reason, which may be empty."""
     if not hasattr(trt, "IStreamWriter"):  # 8.6
         plan = builder.build_serialized_network(network, config)
         return _written(write, memoryview(plan)) if plan is not None else ""
@@ -292,7 +302,7 @@ def _serialize(trt, builder, network, config, write: Callable[[bytes], None]) ->
             trt.IStreamWriter.__init__(self)
 
         def write(self, data) -> int:
-            """Takes all, or nothing: an exception must not cross TensorRT."""
+            """Accepts all bytes or none: an exception must not pass through TensorRT."""
             self.failure = self.failure or _written(write, data)
             return 0 if self.failure else len(data)
 
@@ -309,8 +319,8 @@ def _written(write: Callable[[bytes], None], data) -> str | None:
     return None
 
 
-def _monitor(trt, progress: Progress):
-    """TensorRT's view of a Progress; its threads call it."""
+def _monitor(trt, progress: BuildProgress):
+    """An IProgressMonitor that updates a BuildProgress; TensorRT's threads call it."""
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self):

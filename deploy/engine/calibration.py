@@ -1,4 +1,4 @@
-"""Images to calibrate with: the user's own footage as the engine will see it, letterboxed and in tiles, never noise."""
+"""Calibration images: the user's own footage as the engine sees it, letterboxed and in tiles."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,13 +7,13 @@ import numpy as np
 
 from peoplecounter.common.geometry import TileGrid
 from peoplecounter.common.ipc.messages import SurfaceLayout, TensorLayout
-from peoplecounter.common.settings import Decoder, Source
+from peoplecounter.common.settings import DecoderSettings, SourceSettings
 from peoplecounter.services.decoder.playback import Picture, play
 from peoplecounter.services.preprocess.kernels import fused
 
 
 def frames(clip: Path, every: int = 1) -> Iterator[tuple[SurfaceLayout, np.ndarray]]:
-    """(layout, uint8 surface) of every n-th frame of a file. Raises SourceError for a file that is no video."""
+    """(layout, uint8 surface) of every n-th frame of a file. Raises SourceError for a file that is not a video."""
     for number, picture in enumerate(_pictures(clip)):
         if number % every == 0:
             layout = picture.surface.layout
@@ -23,7 +23,7 @@ def frames(clip: Path, every: int = 1) -> Iterator[tuple[SurfaceLayout, np.ndarr
 
 
 def tensor(surface: np.ndarray, layout: SurfaceLayout, size_px: int, overlap: float, dtype: str) -> np.ndarray:
-    """[1 + tiles, 3, S, S]: what preprocess makes of a frame."""
+    """The tensors [1 + tiles, 3, S, S] that preprocess makes from a frame."""
     images = 1 + len(TileGrid(layout.width, layout.height, size_px, overlap))
     wanted = TensorLayout(images, size_px, dtype, overlap)
     out = np.empty(wanted.shape, dtype)
@@ -32,7 +32,7 @@ def tensor(surface: np.ndarray, layout: SurfaceLayout, size_px: int, overlap: fl
 
 
 def images(clip: Path, count: int, size_px: int, overlap: float) -> np.ndarray:
-    """float32 [<= count, 3, S, S], spread over the footage: letterboxed frames, and as many tiles as there is room."""
+    """float32 [<= count, 3, S, S], spread over the footage: letterboxed frames and tiles."""
     total = sum(1 for _ in _pictures(clip))
     every = max(1, total // min(total, max(4, count // 8)))
     picked = [tensor(surface, layout, size_px, overlap, "float32") for layout, surface in frames(clip, every)]
@@ -42,5 +42,5 @@ def images(clip: Path, count: int, size_px: int, overlap: float) -> np.ndarray:
 
 
 def _pictures(clip: Path) -> Iterator[Picture]:
-    events = play(Source(url=str(clip)), Decoder(), None, lambda seconds: False)
+    events = play(SourceSettings(url=str(clip)), DecoderSettings(), None, lambda seconds: False)
     return (event for event in events if isinstance(event, Picture))

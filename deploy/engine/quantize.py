@@ -1,8 +1,8 @@
 """Runs in ModelOpt's own environment: `python quantize.py fp16|int8|fp8 IN.onnx OUT.onnx IMAGES.npy`, see precision.py.
 
-FP16 by AutoCast: operators whose values leave FP16's comfort on the calibration images stay FP32, box arithmetic in
-pixels among them. INT8 and FP8 as Q/DQ pairs with ranges from the calibration images. The last convolutions and what
-follows them are scores and pixels, which 8 bits cannot tell apart: they stay FP32, as does all that is not quantized.
+FP16 uses AutoCast: operators whose values on the calibration images do not suit FP16 stay FP32, such as box arithmetic
+in pixels. INT8 and FP8 are Q/DQ pairs with ranges from the calibration images. The last convolutions and everything
+after them compute scores and pixels, which need more than 8 bits: they stay FP32, as does all that is not quantized.
 """
 
 import re
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-DATA_MAX = 512.0  # pixels beyond this have half a pixel of rounding in FP16
+DATA_MAX = 512.0  # larger pixel coordinates are rounded to half a pixel in FP16
 
 
 def main(precision: str, source: str, target: str, images: str) -> None:
@@ -23,10 +23,10 @@ def main(precision: str, source: str, target: str, images: str) -> None:
         from modelopt.onnx.autocast import convert_to_mixed_precision
 
         with tempfile.TemporaryDirectory() as folder:
-            one = Path(folder) / "images.npz"
-            np.savez(one, **{name: data[:1]})
+            image = Path(folder) / "images.npz"
+            np.savez(image, **{name: data[:1]})
             model = convert_to_mixed_precision(
-                source, low_precision_type="fp16", data_max=DATA_MAX, keep_io_types=True, calibration_data=str(one)
+                source, low_precision_type="fp16", data_max=DATA_MAX, keep_io_types=True, calibration_data=str(image)
             )
         onnx.save(read_fp16(model), target)
     else:
@@ -40,21 +40,21 @@ def main(precision: str, source: str, target: str, images: str) -> None:
 
 
 def head_nodes(graph: onnx.GraphProto) -> list[str]:
-    """Names of the nodes that no convolution follows."""
+    """Names of the nodes that are not followed by a convolution."""
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    followed: set[str] = set()  # outputs that lead to a convolution
+    followed: set[str] = set()  # outputs that are followed by a convolution
     for node in reversed(graph.node):  # ONNX lists nodes in order
         behind = [reader for name in node.output for reader in readers.get(name, [])]
-        if any(one.op_type == "Conv" or followed & set(one.output) for one in behind):
+        if any(reader.op_type == "Conv" or followed & set(reader.output) for reader in behind):
             followed |= set(node.output)
     return [node.name for node in graph.node if node.name and not followed & set(node.output)]
 
 
 def read_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Makes an input that is only cast to FP16 an FP16 input: preprocess then writes half the bytes."""
+    """Turns an input that is only cast to FP16 into an FP16 input: preprocess then writes half the bytes."""
     graph = model.graph
     image = graph.input[0]
     readers = [node for node in graph.node if image.name in node.input]

@@ -1,6 +1,6 @@
-"""Serves one model to infer services on other machines, from memory: they may start with no engine on their disk.
+"""Serves one model from memory to infer services, which then need no model on their disk.
 
-Beyond loopback the server proves with a CURVE key that it is the one its clients trust; what it serves is no secret.
+Beyond loopback the server proves its identity with a CURVE key. The model itself is not kept secret.
 """
 
 import re
@@ -12,12 +12,12 @@ import msgspec
 import zmq
 
 from peoplecounter.common.engine.sidecar import Sidecar
-from peoplecounter.common.errors import Refused
+from peoplecounter.common.errors import AppError
 from peoplecounter.common.files import sha256
 from peoplecounter.common.ipc.messages import SCHEMA, Chunk, Fetch, Refuse, decode, encode
 from peoplecounter.common.settings import LOOPBACK
 
-PIECE = 512 << 10  # bytes of a chunk, half of what a message may have
+PIECE_BYTES = 512 << 10  # of a chunk, half of the maximum of a message
 POLL_MS = 200
 REQUEST_BYTES_MAX = 1024
 
@@ -32,7 +32,7 @@ class Item:
 
 
 def items(model: bytes, sidecar: Sidecar | None, weights: bytes | None) -> dict[str, Item]:
-    """What `Fetch` may ask for."""
+    """The items that `Fetch` can request, by name."""
     served = {"model": Item(model, sha256(model), sidecar.encode() if sidecar else b"")}
     if weights is not None:
         served["weights"] = Item(weights, sha256(weights))
@@ -40,17 +40,17 @@ def items(model: bytes, sidecar: Sidecar | None, weights: bytes | None) -> dict[
 
 
 class Server:
-    """A bound socket that answers Fetch. What is malformed is counted and ignored."""
+    """A bound socket that answers Fetch. Malformed requests are counted and ignored."""
 
     def __init__(self, endpoint: str, served: dict[str, Item], secret: bytes | None):
         if secret is None and not re.match(LOOPBACK, endpoint):
-            raise Refused(f"{endpoint} is not on loopback: name a --key file, so that clients know who serves.")
+            raise AppError(f"{endpoint} is not on loopback: use --key FILE, so that clients can verify this server.")
         self._served, self.answered, self.malformed, self.running = served, 0, 0, True
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, REQUEST_BYTES_MAX)
-        self._socket.setsockopt(zmq.SNDHWM, 4)  # pieces for one client that does not read them; more are dropped
+        self._socket.setsockopt(zmq.SNDHWM, 4)  # pieces queued for a client that does not read them; more are dropped
         self._socket.setsockopt(zmq.IPV6, "[" in endpoint)
         if secret is not None:
             self._socket.curve_server, self._socket.curve_secretkey = True, secret
@@ -58,16 +58,16 @@ class Server:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
-            raise Refused(f"{endpoint} cannot be bound: {error.strerror}.") from None
+            raise AppError(f"{endpoint} cannot be bound: {error.strerror}.") from None
 
     @property
     def endpoint(self) -> str:
-        """Where clients find it: with the port that was picked for :*, and this host's name for all its addresses."""
+        """The endpoint for clients: with the port chosen for :*, and this host's name instead of 0.0.0.0."""
         bound = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         return re.sub(r"//(0\.0\.0\.0|\[::\]):", f"//{socket.gethostname()}:", bound)
 
     def run(self) -> None:
-        """Answers until `running` is False."""
+        """Answers requests until `running` is False."""
         while self.running:
             if self._socket.poll(POLL_MS):
                 self._answer()
@@ -78,7 +78,7 @@ class Server:
             identity, data = self._socket.recv_multipart(zmq.NOBLOCK)
             wanted = decode(data)
             if not isinstance(wanted, Fetch):
-                raise ValueError("no request")
+                raise ValueError("not a request")
         except zmq.Again:
             return
         except (ValueError, msgspec.MsgspecError):
@@ -89,11 +89,11 @@ class Server:
 
     def _reply(self, wanted: Fetch) -> Chunk | Refuse:
         if wanted.schema != SCHEMA:
-            return Refuse(f"schema {SCHEMA} is spoken here, not {wanted.schema}: run the same version everywhere.")
+            return Refuse(f"it uses message schema {SCHEMA}, not {wanted.schema}: run the same version on both sides.")
         item = self._served.get(wanted.item)
         if item is None:
-            return Refuse("there is none.")
-        piece = item.data[wanted.offset : wanted.offset + PIECE]
+            return Refuse("it serves no such item.")
+        piece = item.data[wanted.offset : wanted.offset + PIECE_BYTES]
         described = item.sidecar if wanted.offset == 0 else b""
         return Chunk(wanted.item, len(item.data), item.sha256, wanted.offset, piece, described)
 

@@ -1,14 +1,14 @@
-"""Gives a running group another model, all infer processes at once or none. Their end of it: common/swap.py."""
+"""Swaps the model of a running group, in all infer processes or in none. Their side is common/inference/swap.py."""
 
 import os
 import time
 from pathlib import Path
 
-from peoplecounter.common.engine import Swapped
-from peoplecounter.common.errors import CONFIG, SOFTWARE, Refused
+from peoplecounter.common.engine.model import SwappedModel
+from peoplecounter.common.errors import CONFIG, SOFTWARE, AppError
 from peoplecounter.common.files import sha256
 from peoplecounter.common.inference.swap import write_record
-from peoplecounter.common.ipc.link import Dial, Timing
+from peoplecounter.common.ipc.link import LinkClient, Timing
 from peoplecounter.common.ipc.loop import Loop
 from peoplecounter.common.ipc.messages import SCHEMA, Commit, Committed, Hello, Message, Prepare, Prepared, Welcome
 from peoplecounter.common.process.control import PREFIX
@@ -20,14 +20,14 @@ COMMIT_S = 10.0
 
 
 class _Process:
-    """One infer process, as it is told to change."""
+    """One infer process."""
 
     def __init__(self, loop: Loop, path: Path, timing: Timing):
         self.name = path.stem.removeprefix(PREFIX)
         self.reached, self.lost, self.committed = False, False, False
         self.prepared: Prepared | None = None
         hello = Hello(SCHEMA, "engine swap", os.getpid())
-        self.link = Dial(loop, path, hello, timing, self._on_welcome, self._on_message, self._on_lost)
+        self.link = LinkClient(loop, path, hello, timing, self._on_welcome, self._on_message, self._on_lost)
 
     def _on_welcome(self, welcome: Welcome) -> None:
         self.reached = True
@@ -41,56 +41,60 @@ class _Process:
         self.lost = True
 
 
-def swap(run_dir: Path, model: Path, timing: Timing) -> dict[str, float]:
-    """Seconds that each process took to load the model beside the old one.
+def swap_model(run_dir: Path, model: Path, timing: Timing) -> dict[str, float]:
+    """Swaps a group to another model; returns the seconds that each process took to load it.
 
-    Raises Refused, in one sentence that says whether anybody changed.
+    Raises AppError, which says whether processes changed.
     """
     paths = _infer_processes(run_dir)
     if not paths:
-        raise Refused(f"No infer service runs in {run_dir}: name the group's --config or --run-dir.", CONFIG)
+        raise AppError(f"No infer service runs in {run_dir}: use --config or --run-dir.", CONFIG)
     digest = sha256(_read(model))
     loop = Loop()
     processes = [_Process(loop, path, timing) for path in paths]
     try:
         _prepare(loop, processes, Prepare(str(model.absolute()), digest))
         if _infer_processes(run_dir) != paths:
-            raise Refused("Infer services came or went meanwhile, all keep the old model: try again.", SOFTWARE)
-        write_record(run_dir, Swapped(str(model.absolute()), digest))  # from here on who is restarted loads it
-        for one in processes:
-            one.link.send(Commit())
+            raise AppError(
+                "Infer processes started or ended meanwhile, so all keep the old model: try again.", SOFTWARE
+            )
+        write_record(run_dir, SwappedModel(str(model.absolute()), digest))  # from now on a restarted process loads it
+        for process in processes:
+            process.link.send(Commit())
         late = _wait(loop, COMMIT_S, lambda: [p for p in processes if not p.committed and not p.lost])
         if late:
-            raise Refused(f"{late[0].name} has not changed yet: restart it, it will load the new model.", SOFTWARE)
-        return {p.name: p.prepared.seconds for p in processes}
+            raise AppError(f"{late[0].name} has not changed yet: restart it to load the new model.", SOFTWARE)
+        return {p.name: p.prepared.seconds for p in processes if p.prepared}
     finally:
-        for one in processes:
-            one.link.close()
+        for process in processes:
+            process.link.close()
         loop.close()
 
 
 def _prepare(loop: Loop, processes: list[_Process], prepare: Prepare) -> None:
-    """Every process has the new model beside the old one, or all keep the old one."""
+    """Makes every process load the new model. Raises AppError when one cannot: then all keep the old model."""
     late = _wait(loop, REACH_S, lambda: [p for p in processes if not p.reached])
     if late:
-        raise Refused(f"{late[0].name} does not answer: all keep the old model.", SOFTWARE)
-    for one in processes:
-        one.link.send(prepare)
+        raise AppError(f"{late[0].name} does not answer, so all keep the old model.", SOFTWARE)
+    for process in processes:
+        process.link.send(prepare)
     late = _wait(
         loop, PREPARE_S, lambda: [p for p in processes if not p.prepared and not any(q.lost for q in processes)]
     )
     gone = next((p for p in processes if p.lost), None)
     if gone:
-        raise Refused(f"{gone.name} ended meanwhile, all keep the old model: try again.", SOFTWARE)
+        raise AppError(f"{gone.name} ended meanwhile, so all keep the old model: try again.", SOFTWARE)
     if late:
-        raise Refused(f"{late[0].name} did not load it within {PREPARE_S:.0f} s: all keep the old model.", SOFTWARE)
-    refusal = next((p for p in processes if p.prepared.refusal), None)
-    if refusal:
-        raise Refused(f"{refusal.name} refused the model, all keep the old one: {refusal.prepared.refusal}")
+        raise AppError(
+            f"{late[0].name} did not load the model within {PREPARE_S:.0f} s, so all keep the old model.", SOFTWARE
+        )
+    for process in processes:
+        if process.prepared and process.prepared.refusal:
+            raise AppError(f"{process.name} refused the model, so all keep the old one: {process.prepared.refusal}")
 
 
 def _wait(loop: Loop, seconds: float, missing) -> list[_Process]:
-    """Ticks until nobody is missing, for a bounded time; returns who still is."""
+    """Ticks until no process is missing, for a bounded time; returns the missing ones."""
     end_s = time.monotonic() + seconds
     while (left := missing()) and time.monotonic() < end_s:
         loop.tick()
@@ -98,9 +102,9 @@ def _wait(loop: Loop, seconds: float, missing) -> list[_Process]:
 
 
 def _infer_processes(run_dir: Path) -> list[Path]:
-    """Sockets of the infer processes that live: a killed one leaves its socket behind."""
-    there = client.owners(run_dir)
-    names = (name for name, pid in there.items() if name.startswith("infer_") and client.lives(pid))
+    """Control sockets of the running infer processes: a killed process leaves its socket behind."""
+    pids = client.owners(run_dir)
+    names = (name for name, pid in pids.items() if name.startswith("infer_") and client.is_running(pid))
     return [run_dir / f"{PREFIX}{name}.sock" for name in names]
 
 
@@ -109,6 +113,6 @@ def _read(model: Path) -> bytes:
         str(model).encode()
         return model.read_bytes()
     except (OSError, UnicodeEncodeError) as error:
-        raise Refused(
-            f"The model {str(model)!r} cannot be read: {getattr(error, 'strerror', 'its name is no text')}."
+        raise AppError(
+            f"The model {str(model)!r} cannot be read: {getattr(error, 'strerror', 'its name is not valid text')}."
         ) from None

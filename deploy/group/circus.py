@@ -1,4 +1,4 @@
-"""A group of services in the foreground, supervised by circus: started, restarted when they die, ended with us."""
+"""A group in the foreground, supervised by circus: processes are started, restarted when they die, and end with us."""
 
 import contextlib
 import logging
@@ -11,43 +11,43 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from peoplecounter.common import sources
 from peoplecounter.common.errors import FINAL, RESTART, SOFTWARE
 from peoplecounter.common.files import Lock, make_private
 from peoplecounter.common.process.control import SUPERVISOR, sources_to_decode
-from peoplecounter.common.process.runtime import SUPERVISOR_VARIABLE
+from peoplecounter.common.process.runtime import SUPERVISOR_PID
 from peoplecounter.common.settings import Settings
-from peoplecounter.common.topology import SERVICES, Service
+from peoplecounter.common.sources import forget_changes
+from peoplecounter.common.topology import SERVICES, ServiceRow
 from peoplecounter.deploy.group import mps
 from peoplecounter.deploy.group.client import owners
 
 LEFTOVERS = ("*.sock", "*.shm", "*.journal", "*.lock")
-RESTARTS, WITHIN_S = 10, 60.0  # more than this and the group gives up
+RESTARTS_MAX, WITHIN_S = 10, 60.0  # with more restarts within that time the group gives up
 CHECK_S = 0.25  # how often circus looks for dead processes
 STOP_S = 5.0  # then SIGKILL
 
 
 def watchers(settings: Settings, environment: dict[str, str]) -> list[dict]:
-    """circus' description of every service; which source or worker a process is, it claims for itself."""
+    """circus' description of every service. Each process claims its own source or number."""
     return [
         {
-            "name": service.name,
-            "cmd": shlex.join([sys.executable, "-m", f"peoplecounter.services.{service.name}"]),
-            "numprocesses": number(service, settings),
+            "name": row.name,
+            "cmd": shlex.join([sys.executable, "-m", f"peoplecounter.services.{row.name}"]),
+            "numprocesses": process_count(row, settings),
             "env": environment,
             "copy_env": True,
             "graceful_timeout": STOP_S,
             "max_retry": -1,
         }
-        for service in SERVICES
+        for row in SERVICES
     ]
 
 
-def number(service: Service, settings: Settings) -> int:
-    """How many processes of a service a group begins with."""
-    if service.each == "source":
+def process_count(row: ServiceRow, settings: Settings) -> int:
+    """How many processes of a service a group starts with."""
+    if row.each == "source":
         return len(list(sources_to_decode(settings)))
-    return getattr(settings.workers, service.name, 1)
+    return getattr(settings.workers, row.name, 1)
 
 
 def circus_endpoint(run_dir: Path) -> str:
@@ -55,15 +55,18 @@ def circus_endpoint(run_dir: Path) -> str:
     return f"ipc://{run_dir}/circus.sock"
 
 
-class Group:
-    """The processes of one run directory. `run()` blocks until `stop()`, a signal, or a service that cannot go on."""
+class GroupSupervisor:
+    """The processes of one run directory. run() blocks until stop(), a signal, or a service that cannot go on.
+
+    `say(line)` shows a line to the user. `on_ended()` is called when a source has ended.
+    """
 
     def __init__(
         self,
         settings: Settings,
         environment: dict[str, str],
         say: Callable[[str], None],
-        on_ended: Callable[[], None] = lambda: None,  # called when a source has ended
+        on_ended: Callable[[], None] = lambda: None,
     ):
         make_private(settings.run_dir)
         self._settings, self._run_dir, self._say, self._on_ended = settings, settings.run_dir, say, on_ended
@@ -71,18 +74,18 @@ class Group:
         self._sweep()
         self.restarts: dict[str, int] = {}
         self.exit_code = 0
-        self._recent: deque[float] = deque(maxlen=RESTARTS)
+        self._restart_times_s: deque[float] = deque(maxlen=RESTARTS_MAX)
         self._stopping = False
-        self._mps = contextlib.ExitStack()  # ours alone: we hold the lock
-        found = self._mps.enter_context(mps.daemon(settings))
-        self._arbiter = self._build(settings, {**environment, **found})
+        self._mps = contextlib.ExitStack()
+        variables = self._mps.enter_context(mps.daemon(settings))
+        self._arbiter = self._build(settings, {**environment, **variables})
 
     def _build(self, settings: Settings, environment: dict[str, str]):
         from circus import get_arbiter  # imports tornado: only `run` needs it
 
-        for chatty in ("circus", "tornado.application"):  # they log their own conflicts, see _stop
-            logging.getLogger(chatty).setLevel(logging.CRITICAL)
-        environment = {**environment, SUPERVISOR_VARIABLE: str(os.getpid()), SUPERVISOR: "run"}
+        for name in ("circus", "tornado.application"):  # they log their own conflicts, see _stop
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        environment = {**environment, SUPERVISOR_PID: str(os.getpid()), SUPERVISOR: "run"}
         rows = watchers(settings, environment)
         for row in rows:
             row["hooks"] = {"after_reap": (self._after_reap, True)}
@@ -102,7 +105,7 @@ class Group:
             self._lock.close()
 
     def stop(self) -> None:
-        """Ends every process; may be called from any thread."""
+        """Ends every process. May be called from any thread."""
         self._stopping = True
         self._arbiter.loop.add_callback(self._stop)
 
@@ -111,7 +114,7 @@ class Group:
 
         try:
             self._arbiter.stop()
-        except ConflictError:  # circus is in the middle of looking after its processes
+        except ConflictError:  # circus is checking its processes right now
             self._arbiter.loop.call_later(0.05, self._stop)
 
     def _after_reap(self, watcher, process_pid: int, exit_code: int, **_) -> bool:
@@ -120,46 +123,49 @@ class Group:
         if watcher.name == "decoder" and exit_code == 0:  # its source has ended
             watcher.numprocesses = len(list(sources_to_decode(self._settings)))
             self._on_ended()
-        if len(watcher.processes) >= watcher.numprocesses:  # there are to be fewer of it
+        if len(watcher.processes) >= watcher.numprocesses:  # the service was scaled down
             return True
-        if exit_code in FINAL:  # it said why on stderr, and a restart would not help
+        if exit_code in FINAL:  # the process printed why; a restart would end in the same way
             self.exit_code = exit_code
             self.stop()
             return True
-        name = next((name for name, pid in owners(self._run_dir).items() if pid == process_pid), watcher.name)
-        if exit_code == RESTART:  # somebody asked for it
-            self._say(f"{name} restarts, as it was asked to")
-            return True
+        pids = owners(self._run_dir)
+        name = next((name for name, pid in pids.items() if pid == process_pid), watcher.name)
+        if exit_code == RESTART:
+            self._say(f"{name} restarts as requested")
+        else:
+            self._count_restart(name, exit_code)
+        return True
+
+    def _count_restart(self, name: str, exit_code: int) -> None:
         how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
         self.restarts[name] = self.restarts.get(name, 0) + 1
-        now = time.monotonic()
-        if len(self._recent) == RESTARTS and now - self._recent[0] < WITHIN_S:
-            self._say(f"{name} ended with {how}, the {RESTARTS}th such end in {WITHIN_S:.0f} s: giving up.")
+        now_s, times_s = time.monotonic(), self._restart_times_s
+        if len(times_s) == RESTARTS_MAX and now_s - times_s[0] < WITHIN_S:
+            self._say(f"{name} ended with {how}. More than {RESTARTS_MAX} restarts in {WITHIN_S:.0f} s: giving up.")
             self.exit_code = SOFTWARE
             self.stop()
         else:
             self._say(f"{name} ended with {how}: restarted")
-            self._recent.append(now)
-        return True
+            times_s.append(now_s)
 
     def _sweep(self) -> None:
-        """Removes what this group, or a killed one before it, left: we hold the lock, so nobody uses it."""
+        """Removes the files of this group, or of a killed one before it. The lock proves that no process uses them."""
         for pattern in LEFTOVERS:
             for path in self._run_dir.glob(pattern):
                 if path.name != "group.lock":
                     path.unlink(missing_ok=True)
-        sources.forget(self._run_dir)
+        forget_changes(self._run_dir)
 
     def _remove(self) -> None:
-        """Leaves nothing behind."""
         self._sweep()
         (self._run_dir / "group.lock").unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # somebody keeps other files there
+        with contextlib.suppress(OSError):  # it contains files of others
             self._run_dir.rmdir()
 
 
 def source_name(url: str, taken: set[str]) -> str:
-    """A source name from a URL: letters, digits, - and _; unique among those taken."""
+    """A source name made from a URL, with letters, digits, - and _ only; different from the taken ones."""
     stem = Path(url.split("?")[0].rstrip("/")).stem or "source"
     name = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in stem).strip("-_")[:48] or "source"
     candidates = [name, *(f"{name}-{i}" for i in range(2, 1000))]

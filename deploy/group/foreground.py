@@ -6,14 +6,21 @@ import os
 from pathlib import Path
 from typing import TextIO
 
-from peoplecounter.common import sources as sources_module
 from peoplecounter.common.backend import is_endpoint
-from peoplecounter.common.engine import check_model
-from peoplecounter.common.errors import NO_INPUT, SOFTWARE, Refused
+from peoplecounter.common.engine.loading import check_model
+from peoplecounter.common.errors import NO_INPUT, SOFTWARE, AppError
 from peoplecounter.common.process.control import sources_to_decode
-from peoplecounter.common.settings import CONFIG_VARIABLE, PREFIX, Settings, Source, Workers, load_settings
+from peoplecounter.common.settings import (
+    CONFIG_VARIABLE,
+    PREFIX,
+    Settings,
+    SourceSettings,
+    WorkerSettings,
+    load_settings,
+)
+from peoplecounter.common.sources import known_sources
 from peoplecounter.deploy.cli.display import DISPLAYED, JsonLines, display
-from peoplecounter.deploy.group.circus import Group, source_name
+from peoplecounter.deploy.group.circus import GroupSupervisor, source_name
 from peoplecounter.deploy.group.subscribe import Follower, Tally
 
 
@@ -26,7 +33,7 @@ def overrides(
     loop: bool,
     run_dir: Path | None,
 ) -> dict[str, str]:
-    """The command's options as environment variables, the way every service reads them."""
+    """The command's options as environment variables, which every service reads."""
     changes: dict[str, str] = {}
     named: dict[str, dict] = {}
     for argument in sources:
@@ -46,29 +53,31 @@ def overrides(
         changes["RUN_DIR"] = str(run_dir.absolute())
     for pair in workers:
         service, _, count = pair.partition("=")
-        if service not in Workers.model_fields or not count.isdigit():
-            raise Refused(f"--workers {pair} is not SERVICE=N with a SERVICE of {', '.join(Workers.model_fields)}.")
+        if service not in WorkerSettings.model_fields or not count.isdigit():
+            services = ", ".join(WorkerSettings.model_fields)
+            raise AppError(f"Invalid --workers {pair!r}: use SERVICE=N, where SERVICE is one of {services}.")
         changes[f"WORKERS__{service.upper()}"] = count
     return {PREFIX + key: value for key, value in changes.items()}
 
 
 def configure(config: Path | None, changes: dict[str, str]) -> tuple[Settings, dict[str, str]]:
-    """(validated settings, environment for the services); a --config file and options win over the environment."""
+    """(validated settings, environment for the services). A --config file and options override the environment."""
     if config:
         changes = {CONFIG_VARIABLE: str(config.absolute()), **changes}
     os.environ.update(changes)
     settings = load_settings()
     if not settings.sources:
-        raise Refused("There is no source: name files or URLs, or a --config with a [sources.NAME] table.")
+        raise AppError("No source is given: pass files or URLs, or use --config with a [sources.NAME] table.")
     for name, source in settings.sources.items():
         check_source(name, source)
-    check_model(settings)  # so that a wrong model is said once, before anything is started
+    check_model(settings)  # so that a wrong model is reported once, before anything is started
     return settings, dict(os.environ)
 
 
-def check_source(name: str, source: Source) -> None:
+def check_source(name: str, source: SourceSettings) -> None:
+    """Raises AppError for a file that does not exist."""
     if "://" not in source.url and not Path(source.url).exists():
-        raise Refused(f"The source {name!r} is {source.url}, which does not exist.", NO_INPUT)
+        raise AppError(f"The file {source.url} of the source {name!r} does not exist.", NO_INPUT)
 
 
 def run_group(
@@ -78,19 +87,20 @@ def run_group(
     out: Path | None,
     truth: dict[int, int] | None = None,
 ) -> tuple[dict, int]:
-    """Runs a group to its end, showing it; returns (summary, exit code)."""
-    screen, tally, live = display(as_json), Tally(), set()
+    """Runs a group to its end and shows its counts; returns (summary, exit code)."""
+    screen, tally = display(as_json), Tally()
+    live: set[str] = set()  # names of live sources
     if not isinstance(screen, JsonLines):
         environment = {PREFIX + "LOG_LEVEL": "warning", **environment}
     lines = _open(out) if out else None
 
     def stop_if_ended() -> None:
-        """When every source has ended, and all that was counted of them is here; where none is there, one may come."""
-        there = sources_module.known(settings)
-        if there and tally.ended >= there.keys() and not any(sources_to_decode(settings)):
+        """Stops when every source has ended and its last count was received; without a source, one may be added."""
+        sources = known_sources(settings)
+        if sources and tally.ended >= sources.keys() and not any(sources_to_decode(settings)):
             group.stop()
 
-    group = Group(settings, environment, screen.say, stop_if_ended)
+    group = GroupSupervisor(settings, environment, screen.say, stop_if_ended)
     also = f" and {settings.fusion.publish}" if settings.fusion.publish else ""
     screen.say(f"counts on {settings.publish}{also}")
 
@@ -101,8 +111,9 @@ def run_group(
             lines.write(json.dumps(content, separators=(",", ":")) + "\n")
             lines.flush()
         if kind == "status":
-            with contextlib.suppress(Refused):  # a file that is none of ours, fusion says so
-                live.update(name for name, change in sources_module.known(settings).items() if change.source.live)
+            with contextlib.suppress(AppError):  # an invalid source file, which fusion reports
+                sources = known_sources(settings).items()
+                live.update(name for name, change in sources if change.source and change.source.live)
             if content["state"] == "ended":
                 stop_if_ended()
 
@@ -112,10 +123,10 @@ def run_group(
     finally:
         follower.close()
         screen.close()
-    if isinstance(follower.error, BrokenPipeError):  # `run … | head`: nobody reads us any more
+    if isinstance(follower.error, BrokenPipeError):  # `run … | head`: the reader has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     elif isinstance(follower.error, OSError):
-        raise Refused(f"Counts cannot be written to {out}: {follower.error.strerror}.", SOFTWARE)
+        raise AppError(f"Counts cannot be written to {out}: {follower.error.strerror}.", SOFTWARE)
     elif follower.error:
         raise follower.error
     summary = tally.summary(truth)
@@ -128,4 +139,4 @@ def _open(out: Path) -> TextIO:
     try:
         return out.open("w")
     except OSError as error:
-        raise Refused(f"Counts cannot be written to {out}: {error.strerror}.", NO_INPUT) from None
+        raise AppError(f"Counts cannot be written to {out}: {error.strerror}.", NO_INPUT) from None

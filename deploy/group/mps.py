@@ -1,6 +1,6 @@
-"""A private MPS daemon for one group: its processes then share the GPU at the same time instead of in time slices.
+"""A private MPS daemon for one group: its processes use the GPU at the same time instead of being time-sliced.
 
-Its pipes lie in the run directory, so it touches nobody else's programs and no setting of the GPU.
+Its pipes lie in the run directory, so it affects no other program and no setting of the GPU.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ START_S = 5.0
 
 @contextlib.contextmanager
 def daemon(settings: Settings) -> Iterator[dict[str, str]]:
-    """Runs the daemon where a group needs one and none runs yet; yields the environment that leads to it."""
+    """Runs the daemon if the group needs one and none runs yet; yields the environment variables that lead to it."""
     binary = backend.mps_binary()
     wanted = settings.mps == "auto" and backend.resolve(settings) == "cuda"
     if not wanted or binary is None or backend.mps_pipe():
@@ -27,7 +27,7 @@ def daemon(settings: Settings) -> Iterator[dict[str, str]]:
         return
     folder = settings.run_dir / "mps"
     environment = {"CUDA_MPS_PIPE_DIRECTORY": str(folder), "CUDA_MPS_LOG_DIRECTORY": str(folder)}
-    if (folder / "control").exists():  # of a group that was killed
+    if (folder / "control").exists():  # left by a group that was killed
         quit_daemon(binary, environment)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
@@ -35,7 +35,7 @@ def daemon(settings: Settings) -> Iterator[dict[str, str]]:
         [binary, "-f"], env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        yield environment if _answers(folder, process) else {}
+        yield environment if _started(folder, process) else {}
     finally:
         quit_daemon(binary, environment)
         try:
@@ -47,17 +47,17 @@ def daemon(settings: Settings) -> Iterator[dict[str, str]]:
 
 
 def quit_daemon(binary: str, environment: dict[str, str]) -> None:
-    """Asks the daemon to end, its clients having one second to go first."""
+    """Asks the daemon to end; its clients have one second to end first."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         subprocess.run(
             [binary], input=b"quit -t 1\n", env={**os.environ, **environment}, capture_output=True, timeout=START_S
         )
 
 
-def _answers(folder: Path, process: subprocess.Popen) -> bool:
-    until = time.monotonic() + START_S
+def _started(folder: Path, process: subprocess.Popen) -> bool:
+    until_s = time.monotonic() + START_S
     while not (folder / "control").exists():
-        if process.poll() is not None or time.monotonic() > until:
+        if process.poll() is not None or time.monotonic() > until_s:
             return False
         time.sleep(0.02)
     return True

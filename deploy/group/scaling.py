@@ -1,4 +1,4 @@
-"""More or fewer processes of a running group. Its supervisor starts and ends them: `run`, systemd or compose."""
+"""Changes the number of processes of a running group; its supervisor (run, systemd, compose) starts and ends them."""
 
 import os
 import shutil
@@ -6,72 +6,77 @@ import signal
 import subprocess
 from collections.abc import Callable
 
-from peoplecounter.common.errors import SOFTWARE, Refused
-from peoplecounter.common.settings import Workers
+from peoplecounter.common.errors import SOFTWARE, AppError
+from peoplecounter.common.settings import WorkerSettings
 from peoplecounter.deploy.group import client
 from peoplecounter.deploy.group.circus import circus_endpoint
-from peoplecounter.deploy.group.client import Group
+from peoplecounter.deploy.group.client import RunningGroup
 from peoplecounter.deploy.group.shell import COMMAND_S, call
 
 SETTLED_S = 5.0
-COMPOSE = "com.docker.compose"  # what begins the labels of its containers
+COMPOSE = "com.docker.compose"  # the prefix of the labels of its containers
 
 
-def scale(group: Group, service: str, number: int) -> str:
-    """Makes `number` processes of a service run, and says so when they are ready. Raises Refused if that cannot be."""
-    if service not in Workers.model_fields:
-        raise Refused(f"{service!r} cannot be scaled: there is {', '.join(Workers.model_fields)}.")
-    (limit,) = (rule.le for rule in Workers.model_fields[service].metadata if hasattr(rule, "le"))
+def scale(group: RunningGroup, service: str, number: int) -> str:
+    """Makes a service run with `number` processes; returns a line for the user when they are ready.
+
+    Raises AppError for an unknown service, a number out of bounds, or processes that do not get ready.
+    """
+    if service not in WorkerSettings.model_fields:
+        raise AppError(f"{service!r} cannot be scaled: choose {', '.join(WorkerSettings.model_fields)}.")
+    (limit,) = (rule.le for rule in WorkerSettings.model_fields[service].metadata if hasattr(rule, "le"))
     if not 1 <= number <= limit:
-        raise Refused(f"{service} {number}: there can be 1 to {limit} processes of it.")
+        raise AppError(f"{service} cannot have {number} processes: choose 1 to {limit}.")
     before = running(group, service)
-    ensure(group, service, [str(i) for i in range(number)])
+    set_instances(group, service, [str(i) for i in range(number)])
     client.wait_until(
         lambda: ready(group, service) == number and len(running(group, service)) == number,
-        client.BACK_S,
-        f"There are not {number} processes of {service} after {client.BACK_S:.0f} s: look at their supervisor's log.",
+        client.READY_S,
+        f"{service} does not have {number} ready processes after {client.READY_S:.0f} s: see its supervisor's log.",
     )
-    return f"{service}: {number} ready, there were {len(before)}"
+    return f"{service}: {number} ready, before: {len(before)}"
 
 
-def ready(group: Group, service: str) -> int:
-    """How many processes of a service say that they are ready."""
-    return sum(row["service"].startswith(service + ".") and row["state"] == "ready" for row in client.table(group))
+def ready(group: RunningGroup, service: str) -> int:
+    """How many processes of a service are ready."""
+    rows = client.process_rows(group)
+    return sum(row["service"].startswith(service + ".") and row["state"] == "ready" for row in rows)
 
 
-def running(group: Group, service: str) -> list[str]:
+def running(group: RunningGroup, service: str) -> list[str]:
     """Instances of a service that run."""
-    named = [(*name.split(".", 1), pid) for name, pid in client.owners(group.run_dir).items()]
-    return [instance for of, instance, pid in named if of == service and client.lives(pid)]
+    pids = client.owners(group.run_dir)
+    instances = {name.split(".", 1)[1]: pid for name, pid in pids.items() if name.split(".", 1)[0] == service}
+    return [instance for instance, pid in instances.items() if client.is_running(pid)]
 
 
-def ensure(group: Group, service: str, instances: list[str]) -> None:
-    """Has the supervisor run these instances of a service and no others."""
-    kind, _, name = check(group).partition(":")
+def set_instances(group: RunningGroup, service: str, instances: list[str]) -> None:
+    """Makes the supervisor run exactly these instances of a service."""
+    kind, _, name = check_supervisor(group).partition(":")
     SUPERVISORS[kind](group, name, service, instances)
 
 
-def check(group: Group) -> str:
-    """The group's supervisor; raises Refused when it has none that could start a process."""
+def check_supervisor(group: RunningGroup) -> str:
+    """The group's supervisor. Raises AppError when there is none that can start a process."""
     supervisor = client.supervisor(group)
     if not supervisor:
-        raise Refused("This group was started by hand: nobody would start a process.")
+        raise AppError("This group was started by hand, without a supervisor: start and stop its processes by hand.")
     if supervisor.partition(":")[0] not in SUPERVISORS:
-        raise Refused(f"{supervisor} starts this group's processes: change what it was given, see deploy/SCALING.md.")
+        raise AppError(f"This group is supervised by {supervisor}: change its manifests, see deploy/SCALING.md.")
     return supervisor
 
 
-def _run(group: Group, name: str, service: str, instances: list[str]) -> None:
-    """Our own `run`: circus has a private socket. It ends the oldest processes first, so that none may be too many."""
+def _run(group: RunningGroup, name: str, service: str, instances: list[str]) -> None:
+    """`peoplecounter run`: orders to circus. Idle decoders are ended here: circus would end the oldest ones."""
     from circus.client import CircusClient
     from circus.exc import CallError
 
-    client = CircusClient(endpoint=circus_endpoint(group.run_dir), timeout=COMMAND_S)
+    circus = CircusClient(endpoint=circus_endpoint(group.run_dir), timeout=COMMAND_S)
 
     def settled() -> bool:
-        """False while circus does not know that one has died, or one that found no source has to go."""
-        pids = client.send_message("list", name=service)["pids"]
-        alive = [pid for pid in pids if client.lives(pid)]
+        """False while circus has not noticed that a process died, or a decoder without a source still has to end."""
+        pids = circus.send_message("list", name=service)["pids"]
+        alive = [pid for pid in pids if client.is_running(pid)]
         idle = [pid for pid in alive if pid not in client.owners(group.run_dir).values()]
         surplus = idle[: max(0, len(alive) - len(instances))] if service == "decoder" else []
         for pid in surplus:
@@ -79,18 +84,20 @@ def _run(group: Group, name: str, service: str, instances: list[str]) -> None:
         return len(alive) == len(pids) and not surplus
 
     try:
-        client.wait_until(settled, SETTLED_S, f"The 'peoplecounter run' of this group does not end a {service}.")
-        answer = client.send_message("set", name=service, options={"numprocesses": len(instances)})
+        client.wait_until(
+            settled, SETTLED_S, f"The 'peoplecounter run' of this group has not ended a {service} yet: try again."
+        )
+        answer = circus.send_message("set", name=service, options={"numprocesses": len(instances)})
     except CallError as error:
-        raise Refused(f"The 'peoplecounter run' of this group does not answer: {error}.", SOFTWARE) from None
+        raise AppError(f"The 'peoplecounter run' of this group does not answer: {error}.", SOFTWARE) from None
     finally:
-        client.stop()
+        circus.stop()
     if answer.get("status") != "ok":
-        raise Refused(f"The 'peoplecounter run' of this group refused: {answer.get('reason')}.", SOFTWARE)
+        raise AppError(f"The 'peoplecounter run' of this group refused: {answer.get('reason')}.", SOFTWARE)
 
 
-def _systemd(group: Group, name: str, service: str, instances: list[str]) -> None:
-    """Template units, kept over a reboot."""
+def _systemd(group: RunningGroup, name: str, service: str, instances: list[str]) -> None:
+    """Template units, which stay enabled over a reboot."""
     unit = f"{name}-{service.replace('_', '-')}@"
     for instance in running(group, service):
         if instance not in instances:
@@ -99,29 +106,28 @@ def _systemd(group: Group, name: str, service: str, instances: list[str]) -> Non
         call("systemctl", "enable", "--now", f"{unit}{instance}.service")
 
 
-def _compose(group: Group, name: str, service: str, instances: list[str]) -> None:
-    """The project that the group's processes belong to: its containers share the host's pids with us."""
+def _compose(group: RunningGroup, name: str, service: str, instances: list[str]) -> None:
+    """The compose project of the group's processes: its containers share the host's PID namespace."""
     argument = f"{service}={len(instances)}"
     if not shutil.which("docker"):
-        raise Refused(
-            f"compose supervises this group: on its host, docker-compose up -d --no-recreate --scale {argument}"
+        raise AppError(
+            f"compose supervises this group. Run on its host: docker-compose up -d --no-recreate --scale {argument}"
         )
     pids = {str(pid) for pid in client.owners(group.run_dir).values()}
     wanted = ["project", "project.working_dir", "project.config_files"]
     fields = "\n".join(f'{{{{index .Config.Labels "{COMPOSE}.{label}"}}}}' for label in wanted)
     for container in call("docker", "ps", "-q", "--filter", f"label={COMPOSE}.project").split():
-        pid, project, folder, files = call("docker", "inspect", "-f", "{{.State.Pid}}\n" + fields, container).split(
-            "\n"
-        )[:4]
+        lines = call("docker", "inspect", "-f", "{{.State.Pid}}\n" + fields, container).split("\n")
+        pid, project, folder, files = lines[:4]
         if pid in pids:
             arguments = [part for file in files.split(",") for part in ("-f", file)]
             command = [*_compose_command(), "-p", project, "--project-directory", folder, *arguments]
             call(*command, "up", "-d", "--no-recreate", "--no-deps", "--scale", argument, service, cwd=folder)
             return
-    raise Refused("No container of docker runs a process of this group.", SOFTWARE)
+    raise AppError("No Docker container here runs this group: scale on the host of its containers.", SOFTWARE)
 
 
-SUPERVISORS: dict[str, Callable[[Group, str, str, list[str]], None]] = {
+SUPERVISORS: dict[str, Callable[[RunningGroup, str, str, list[str]], None]] = {
     "run": _run,
     "systemd": _systemd,
     "compose": _compose,

@@ -1,7 +1,7 @@
-"""Cameras of many groups: each group takes its share of one list, by a rule that needs nobody to decide it.
+"""Shares one list of cameras between many groups. Each group computes its own share, without a coordinator.
 
-A camera belongs to the group, of those that are there, whose hash with the camera's name is highest (rendezvous
-hashing): when a group comes or goes, only cameras that it takes, or had, move. `group = N` in its table pins one there.
+A camera belongs to the running group whose hash with the camera's name is highest (rendezvous hashing): when a group
+comes or goes, only its own cameras move. `group = N` in a camera's table pins it to a group.
 """
 
 import hashlib
@@ -15,94 +15,98 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from peoplecounter.common import sources
-from peoplecounter.common.errors import NO_INPUT, Refused
+from peoplecounter.common.errors import NO_INPUT, AppError
 from peoplecounter.common.ipc.messages import Stop
-from peoplecounter.common.settings import Source, check_name
+from peoplecounter.common.settings import SourceSettings, check_name
+from peoplecounter.common.sources import known_sources, write_change
 from peoplecounter.deploy.group import client
-from peoplecounter.deploy.group.client import Group
+from peoplecounter.deploy.group.client import RunningGroup
 
-LOOK_S = 10.0
-GONE_S = 60.0  # a group that is started again, or moved, keeps its cameras for so long
+INTERVAL_S = 10.0
+GONE_S = 60.0  # a group that is restarted or moved keeps its cameras for this long
 
 
-class Camera(Source):
-    """A source of the list."""
+class SharedCamera(SourceSettings):
+    """A camera of the list."""
 
     group: int | None = None
-    """Pinned there"""
+    """Number of the group that it is pinned to"""
 
 
-class Members:
-    """Numbers of the groups that are there: those whose host has an address, or had one GONE_S ago."""
+class GroupDirectory:
+    """Numbers of the running groups: those whose host name resolves, or did so less than GONE_S ago."""
 
-    def __init__(self, host: str, own: int, most: int, resolve: Callable[[str], object], now: Callable[[], float]):
-        self.host, self.own, self.most, self.resolve, self.now = host, own, most, resolve, now
+    def __init__(
+        self, host: str, own: int, groups_max: int, resolve: Callable[[str], object], now_s: Callable[[], float]
+    ):
+        self.host, self.own, self.groups_max, self.resolve, self.now_s = host, own, groups_max, resolve, now_s
         self.seen_s: dict[int, float] = {}
 
-    def look(self) -> set[int]:
-        for number in range(self.most):
+    def find(self) -> set[int]:
+        """Resolves all host names; returns the numbers."""
+        for number in range(self.groups_max):
             try:
                 self.resolve(self.host.format(number))
-                self.seen_s[number] = self.now()
+                self.seen_s[number] = self.now_s()
             except OSError:
                 pass
-        return {self.own} | {n for n, at_s in self.seen_s.items() if self.now() - at_s <= GONE_S}
+        return {self.own} | {n for n, at_s in self.seen_s.items() if self.now_s() - at_s <= GONE_S}
 
 
-def owner(name: str, camera: Camera, members: set[int]) -> int:
-    """The group that counts a camera: its pin, whether or not that is there; else the highest hash."""
+def owner(name: str, camera: SharedCamera, members: set[int]) -> int:
+    """The group that counts a camera: the one it is pinned to, running or not; otherwise the highest hash."""
     if camera.group is not None:
         return camera.group
     return max(members, key=lambda number: hashlib.sha256(f"{number}/{name}".encode()).digest())
 
 
-def read(file: Path) -> dict[str, Camera]:
-    """[NAME] tables of a TOML file. Raises Refused for anything else."""
+def read_cameras(file: Path) -> dict[str, SharedCamera]:
+    """The cameras in the [NAME] tables of a TOML file. Raises AppError for an invalid file."""
     try:
         tables = tomllib.loads(file.read_text())
-        cameras = {name: Camera.model_validate(table) for name, table in tables.items()}
+        cameras = {name: SharedCamera.model_validate(table) for name, table in tables.items()}
     except OSError as error:
-        raise Refused(f"The list of cameras {file} cannot be read: {error.strerror}.", NO_INPUT) from None
+        raise AppError(f"The list of cameras {file} cannot be read: {error.strerror}.", NO_INPUT) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Refused(f"The list of cameras {file} is not valid TOML: {error}.") from None
-    except ValidationError as error:  # its own text would show the URL
+        raise AppError(f"The list of cameras {file} is not valid TOML: {error}.") from None
+    except ValidationError as error:  # pydantic's text would show the URL
         place = ".".join(str(part) for part in error.errors()[0]["loc"]) or "a table"
-        raise Refused(f"The list of cameras {file} is wrong at {place}: {error.errors()[0]['msg']}.") from None
+        raise AppError(f"The list of cameras {file} is invalid at {place}: {error.errors()[0]['msg']}.") from None
     for name in cameras:
-        check_name(name, "a camera")
+        check_name(name, "camera")
     return cameras
 
 
-def apply(group: Group, cameras: dict[str, Camera], members: set[int], own: int) -> list[str]:
-    """Makes the group's sources those that are its own; says what changed, and ends decoders of the others."""
+def apply(group: RunningGroup, cameras: dict[str, SharedCamera], members: set[int], own: int) -> list[str]:
+    """Makes the group count its own cameras and no others; returns a line for each change."""
     wanted = {name: _source(c) for name, c in cameras.items() if owner(name, c, members) == own}
-    have = {name: change.source for name, change in sources.known(group.settings).items()}
-    said = []
-    for name in sorted(have.keys() | wanted.keys()):
-        if have.get(name) == wanted.get(name):
+    current = {name: change.source for name, change in known_sources(group.settings).items()}
+    lines = []
+    for name in sorted(current.keys() | wanted.keys()):
+        if current.get(name) == wanted.get(name):
             continue
-        sources.write(group.settings, name, wanted.get(name))
-        if name in have and f"decoder.{name}" in client.owners(group.run_dir):
+        write_change(group.settings, name, wanted.get(name))
+        if name in current and f"decoder.{name}" in client.owners(group.run_dir):
             client.ask(group, [f"decoder.{name}"], Stop())
-        said.append(f"{name}: {'counted here' if name in wanted else 'no longer counted here'}")
-    return said
+        lines.append(f"{name}: {'counted by this group' if name in wanted else 'no longer counted by this group'}")
+    return lines
 
 
-def share(group: Group, file: Path, host: str, own: int, most: int, stop: threading.Event) -> None:
-    """Looks at the list and at who is there every LOOK_S, until `stop`; a list that is wrong changes nothing."""
-    members, complained = Members(host, own, most, lambda name: socket.getaddrinfo(name, None), time.monotonic), ""
+def share(group: RunningGroup, file: Path, host: str, own: int, groups_max: int, stop: threading.Event) -> None:
+    """Applies the list and the running groups every INTERVAL_S, until `stop`; an invalid list changes nothing."""
+    groups = GroupDirectory(host, own, groups_max, lambda name: socket.getaddrinfo(name, None), time.monotonic)
+    reported = ""  # the last error
     while not stop.is_set():
         try:
-            for sentence in apply(group, read(file), members.look(), own):
-                print(f"share: {sentence}", flush=True)
-            complained = ""
-        except Refused as refusal:
-            if str(refusal) != complained:
-                complained = str(refusal)
-                print(f"share: {complained}", file=sys.stderr, flush=True)
-        stop.wait(LOOK_S)
+            for line in apply(group, read_cameras(file), groups.find(), own):
+                print(f"share: {line}", flush=True)
+            reported = ""
+        except AppError as error:
+            if str(error) != reported:
+                reported = str(error)
+                print(f"share: {reported}", file=sys.stderr, flush=True)
+        stop.wait(INTERVAL_S)
 
 
-def _source(camera: Camera) -> Source:
-    return Source.model_validate(camera.model_dump(exclude={"group"}))
+def _source(camera: SharedCamera) -> SourceSettings:
+    return SourceSettings.model_validate(camera.model_dump(exclude={"group"}))

@@ -1,4 +1,4 @@
-"""Reading what a group publishes, and adding it up."""
+"""Reads what a group publishes, and sums it up."""
 
 import json
 import threading
@@ -8,21 +8,21 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import zmq
 
-from peoplecounter.common.budgets import state
+from peoplecounter.common.budgets import budget_state
 
 POLL_S = 0.1
 WAIT = "fusion_wait"  # the one hop that has a budget
-KEEP = 100_000  # frames whose times are kept for percentiles
+FRAMES_KEPT = 100_000  # whose times are kept for percentiles
 
-Message = tuple[str, str, dict]  # kind, source (or service), content
+PublishedMessage = tuple[str, str, dict]  # kind, name of the source or process, content
 
 
 def messages(
     endpoint: str, kinds: tuple[str, ...], stop: threading.Event, keys: tuple[bytes, bytes, bytes] | None = None
-) -> Iterator[Message | None]:
-    """Everything published until `stop`; None whenever nothing came for POLL_S.
+) -> Iterator[PublishedMessage | None]:
+    """Every message of these kinds until `stop` is set; None whenever none came for POLL_S.
 
-    `keys` where they are asked for: the server's public key, and one's own public and secret one.
+    `keys`, for an endpoint with CURVE: the server's public key, and the own public and secret key.
     """
     context = zmq.Context()
     socket = context.socket(zmq.SUB)
@@ -37,7 +37,7 @@ def messages(
     socket.connect(endpoint)
     try:
         while not stop.is_set():
-            if not socket.poll(POLL_S * 1000):
+            if not socket.poll(int(POLL_S * 1000)):
                 yield None
                 continue
             topic, body = socket.recv_multipart()
@@ -48,7 +48,7 @@ def messages(
 
 
 class Tally:
-    """Sums of a run, from its messages."""
+    """The sums of a run, from its messages."""
 
     def __init__(self) -> None:
         self.totals: dict[str, dict] = {}  # source -> its last totals
@@ -57,30 +57,33 @@ class Tally:
         self._times: dict[tuple[str, str], deque[float]] = {}  # source, stage -> ms
 
     def add(self, kind: str, name: str, content: dict) -> None:
+        """Adds one message."""
         if "totals" in content:
             self.totals[name] = content["totals"]
         if kind == "counts":
             counts = self.counts.setdefault(name, {})
             counts[content["seq"]] = content["count"]
-            if len(counts) > KEEP:
+            if len(counts) > FRAMES_KEPT:
                 del counts[next(iter(counts))]
             waited = {key: ms for key, ms in content["hops_ms"].items() if key == WAIT}
             for key, ms in {**content["stages_ms"], **waited, "end_to_end": content["end_to_end_ms"]}.items():
-                self._times.setdefault((name, key), deque(maxlen=KEEP)).append(ms)
+                self._times.setdefault((name, key), deque(maxlen=FRAMES_KEPT)).append(ms)
+        elif kind == "status" and content["state"] == "ended":
+            self.ended.add(name)
         elif kind == "status":
-            (self.ended.add if content["state"] == "ended" else self.ended.discard)(name)
+            self.ended.discard(name)
 
     def budgets(self, budgets_ms: dict[str, float], live: set[str]) -> dict[str, dict]:
-        """Budget -> what p95 of the live sources' frames was, of the whole run, as `budgets.group` has it."""
-        found = {}
+        """Budget -> its state over the whole run of the live sources, in the format of `budgets.group`."""
+        states = {}
         for budget, ms in budgets_ms.items():
             times = [t for (source, key), of in self._times.items() if source in live and key == budget for t in of]
             if times:
-                found[budget] = state(ms, times)
-        return found
+                states[budget] = budget_state(ms, times)
+        return states
 
     def summary(self, truth: dict[int, int] | None = None) -> dict:
-        """The run in numbers; `mae` and `mean_truth` where the true count of each frame is known."""
+        """The run in numbers; with the true count of each frame also `mae` and `mean_truth`."""
         dropped: dict[str, int] = {}
         for totals in self.totals.values():
             for reason, frames in totals["dropped"].items():
@@ -103,7 +106,7 @@ class Tally:
 
 
 class Follower(threading.Thread):
-    """Hands every message to `on_message` in a thread of its own, until that raises: then `error` is what it raised."""
+    """Calls `on_message` for every message, in a thread of its own, until it raises; `error` is what it raised."""
 
     def __init__(
         self,
@@ -114,14 +117,14 @@ class Follower(threading.Thread):
     ):
         super().__init__(daemon=True, name="follower")
         self._done = threading.Event()
-        self._args = endpoint, kinds, self._done
+        self._endpoint, self._kinds = endpoint, kinds
         self._on_message, self._on_error = on_message, on_error
         self.error: Exception | None = None
         self.start()
 
     def run(self) -> None:
         try:
-            for message in messages(*self._args):
+            for message in messages(self._endpoint, self._kinds, self._done):
                 if message is not None:
                     self._on_message(*message)
         except Exception as error:

@@ -20,21 +20,21 @@ class Bar:
 
 
 def waterfall(bars: Sequence[Bar]) -> str:
-    """Rows from top to bottom, time from left to right."""
-    most = max((bar.end_ms for bar in bars), default=1.0) or 1.0
-    step = _step(most)
-    right = 96  # for what stands behind the longest bar
+    """One row per bar, time from left to right."""
+    longest_ms = max((bar.end_ms for bar in bars), default=1.0) or 1.0
+    step = _step(longest_ms)
+    right = 96  # room for the note of the longest bar
 
     def x(ms: float) -> float:
-        return LABEL + ms / most * (WIDTH - LABEL - right)
+        return LABEL + ms / longest_ms * (WIDTH - LABEL - right)
 
     height = len(bars) * ROW + 26
     parts = []
-    for tick in range(floor(most / step) + 1):
+    for tick in range(floor(longest_ms / step) + 1):
         at = x(tick * step)
         parts.append(f"<line class='grid' x1='{at:.1f}' x2='{at:.1f}' y1='0' y2='{height - 20}'/>")
         parts.append(f"<text class='soft middle' x='{at:.1f}' y='{height - 4}'>{tick * step:g}</text>")
-    parts.append(f"<text class='soft' x='{x(most) + 8:.1f}' y='{height - 4}'>ms</text>")
+    parts.append(f"<text class='soft' x='{x(longest_ms) + 8:.1f}' y='{height - 4}'>ms</text>")
     for i, bar in enumerate(bars):
         y, width = i * ROW + 4, max(1.5, x(bar.end_ms) - x(bar.begin_ms))
         middle = y + BAR / 2 + 4
@@ -50,23 +50,24 @@ def waterfall(bars: Sequence[Bar]) -> str:
 
 
 def pairs(rows: Sequence[tuple[str, str, float, float, str, str]]) -> str:
-    """(name, what, before, after, words of before, words of after): two bars each, as shares of the longer one."""
+    """(name, what, before, after, text of before, text of after): two bars each, scaled to the longer one."""
     step, label, room, parts = 48, 380, 110, []
-    for i, (name, what, *values) in enumerate(rows):
-        y, longest = i * step, max(values[:2]) or 1
+    for i, (name, what, before, after, before_text, after_text) in enumerate(rows):
+        y, longest = i * step, max(before, after) or 1
         parts.append(f"<text class='end' x='{label - 14}' y='{y + 18}'>{escape(name)}</text>")
         parts.append(f"<text class='end soft small' x='{label - 14}' y='{y + 33}'>{escape(_cut(what))}</text>")
-        for j, (value, words, colour) in enumerate(zip(values[:2], values[2:], ("before", "after"))):
+        bars = (before, before_text, "before"), (after, after_text, "after")
+        for j, (value, text, colour) in enumerate(bars):
             width, top = max(1.5, value / longest * (WIDTH - label - room)), y + 6 + j * 16
             box = f"x='{label}' y='{top}' width='{width:.1f}' height='13' rx='2.5'"
             parts.append(f"<rect {box} fill='var(--{colour})'/>")
             kind = "" if j else " class='soft'"
-            parts.append(f"<text{kind} x='{label + width + 7:.1f}' y='{top + 11}'>{escape(words)}</text>")
+            parts.append(f"<text{kind} x='{label + width + 7:.1f}' y='{top + 11}'>{escape(text)}</text>")
     return _svg(len(rows) * step, parts)
 
 
 def quantiles(curves: Sequence[tuple[str, Sequence[float], str]]) -> str:
-    """(label, values at evenly spaced shares 0 … 1, colour): share of frames over time; a long tail is cut off."""
+    """(label, values at evenly spaced shares 0 … 1, colour): share of frames over time, without the long tail."""
     height, left, bottom, right = 300, 46, 32, 270
     low = min(values[0] for _, values, _ in curves)
     high = max(values[round(0.95 * (len(values) - 1))] for _, values, _ in curves)
@@ -105,11 +106,11 @@ def _svg(height: float, parts: Sequence[str]) -> str:
     return f"<svg viewBox='0 0 {WIDTH} {height:g}' role='img' style='min-width:640px'>{''.join(parts)}</svg>"
 
 
-def _cut(text: str, most: int = 62) -> str:
-    return text if len(text) <= most else text[: most - 1].rstrip(" ,") + "…"
+def _cut(text: str, length: int = 62) -> str:
+    return text if len(text) <= length else text[: length - 1].rstrip(" ,") + "…"
 
 
 def _step(span: float) -> float:
-    """A round step that divides the span into four to ten."""
+    """A round step that divides the span into four to ten parts."""
     power = 10 ** floor(log10(span / 4)) if span > 0 else 1.0
     return next((power * n for n in (1, 2, 5, 10) if span / (power * n) <= 8), power * 10)

@@ -1,6 +1,6 @@
-"""optimization_gains.html: what the JSON files of the benchmarks say, as a page. A section for each kind of result.
+"""optimization_gains.html: the JSON files of the benchmarks as a page, one section for each kind of result.
 
-Every file names its machine and its command; so does every row made from it.
+Every file names its machine and its command, and so does every row made from it.
 """
 
 import json
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from peoplecounter.common.errors import BAD_DATA, NO_INPUT, Refused
+from peoplecounter.common.errors import BAD_DATA, NO_INPUT, AppError
 from peoplecounter.deploy.report.charts import Bar, pairs, quantiles, waterfall
 from peoplecounter.deploy.report.page import STAGES, cards, figure, page, section, table
 
@@ -19,79 +19,79 @@ READY = {"copy": "decode", "preprocess": "copy"}  # stage -> the one it follows
 
 
 @dataclass(frozen=True)
-class Result:
+class BenchResult:
     """One JSON file."""
 
     content: dict
 
     @property
     def machine(self) -> str:
-        """Where it was measured, in a few words."""
+        """The machine of the measurement, in a few words."""
         c, versions = self.content, self.content.get("versions", {})
         if "gpu" in c:
             runtime = f", TensorRT {versions['tensorrt']}" if "tensorrt" in versions else ""
             return f"{c['gpu']}, driver {c.get('driver', '?')}{runtime}"
         if "cpu" in c:
             return f"{c['cores']} cores of {c['cpu']}, Python {c['python']}"
-        return str(c.get("machine", "machine not named"))
+        return str(c.get("machine", "unknown machine"))
 
     def where(self, of: dict | None = None) -> str:
-        """The small print below a row: machine, date, command."""
+        """The small print below a table: machine, date, command."""
         command = (of or {}).get("command", self.content.get("command", ""))
         words = ", ".join(filter(None, (self.machine, str(self.content.get("date", "")))))
         return f"<small>{escape(words)}<br><code>{escape(command)}</code></small>"
 
     def sections(self, name: str) -> list[dict]:
-        """What it has under a name: one thing or several."""
+        """The sections of this name: one or several."""
         found = self.content.get(name, [])
         return found if isinstance(found, list) else [found]
 
 
-def read(paths: Iterable[Path]) -> list[Result]:
-    """The files, or those of a folder, oldest first. Raises Refused for what cannot be read or is no result."""
+def read(paths: Iterable[Path]) -> list[BenchResult]:
+    """The results of these files and folders, oldest first. Raises AppError for a file that is not a result."""
     files = [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
     results = []
     for file in files:
         try:
             content = json.loads(file.read_text())
         except OSError as error:
-            raise Refused(f"The results {file} cannot be read: {error.strerror}.", NO_INPUT) from None
+            raise AppError(f"The results {file} cannot be read: {error.strerror}.", NO_INPUT) from None
         except ValueError:
-            raise Refused(f"{file} is not JSON: expected what `make bench` writes.", BAD_DATA) from None
+            raise AppError(f"{file} is not JSON: expected what `make bench` writes.", BAD_DATA) from None
         if not isinstance(content, dict) or "command" not in str(content):
-            raise Refused(f"{file} is no result of a benchmark: it names no command.", BAD_DATA)
-        results.append(Result(content))
+            raise AppError(f"{file} is not the result of a benchmark: it contains no command.", BAD_DATA)
+        results.append(BenchResult(content))
     if not results:
-        raise Refused("There are no results: run `make bench`, then name .bench.", NO_INPUT)
+        raise AppError("No results: run `make bench`, then name .bench.", NO_INPUT)
     return sorted(results, key=lambda result: str(result.content.get("date", "")))
 
 
-def build(results: list[Result]) -> str:
-    """The page. Raises Refused for files that have none of the parts it is made of."""
+def build(results: list[BenchResult]) -> str:
+    """The page. Raises AppError when the results contain nothing for it, or are damaged."""
     made = [(title, about, _made(make, results)) for title, about, make in SECTIONS]
     sections = [section(title, about, *parts) for title, about, parts in made if parts]
     if not sections:
-        raise Refused("These results have nothing that the report shows: name those of `make bench`.", BAD_DATA)
+        raise AppError("These results contain nothing for the report: use those of `make bench`.", BAD_DATA)
     machines = dict.fromkeys(r.content.get("gpu", r.machine) for r in results)
     lead = f"Each optimization off and on. Measured on {'; '.join(machines)}."
     return page("What each optimization gained", lead, [*_headlines(results), *sections])
 
 
-def _made(make: Callable[[list[Result]], list[str]], results: list[Result]) -> list[str]:
+def _made(make: Callable[[list[BenchResult]], list[str]], results: list[BenchResult]) -> list[str]:
     try:
         return make(results)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         what = make.__name__.strip("_")
-        raise Refused(f"A result is damaged: {what}, {type(error).__name__}: {error}.", BAD_DATA) from None
+        raise AppError(f"A result is damaged: {what}, {type(error).__name__}: {error}.", BAD_DATA) from None
 
 
-def _measured(results: list[Result]) -> Iterator[tuple[Result, dict]]:
-    """(file, run) of everything that was measured in turns, or again."""
+def _measured(results: list[BenchResult]) -> Iterator[tuple[BenchResult, dict]]:
+    """(result, run) of everything that was measured in turns, or measured again."""
     return ((r, run) for r in results for key in ("gains", "again") for run in r.sections(key))
 
 
-def _runs(results: list[Result]) -> list[tuple[Result, dict, list[dict]]]:
-    """(file, run, its rows) of every run of optimizations; a row that was measured again is of the later run alone."""
+def _runs(results: list[BenchResult]) -> list[tuple[BenchResult, dict, list[dict]]]:
+    """(result, run, its rows) of every run of optimizations. Of a row that was measured again, only the later one."""
     runs = [(r, run) for r, run in _measured(results) if "rows" in run]
     runs += [(r, _built(r.content["build"])) for r in results if "build" in r.content]
     last = {(r.machine, row["optimization"], row["what"]): run for r, run in runs for row in run["rows"]}
@@ -103,7 +103,7 @@ def _runs(results: list[Result]) -> list[tuple[Result, dict, list[dict]]]:
 
 
 def _built(build: dict) -> dict:
-    """A run of its own: a plan that was built again, with what TensorRT had measured."""
+    """A run about the timing cache: a plan that was built twice."""
     row = {
         "optimization": "Timing cache", "what": f"building a plan again, level {build['first']['level']}", "unit": "s",
         "before": build["first"]["build_s"], "after": build["second"]["build_s"], "turns": 1,
@@ -112,9 +112,10 @@ def _built(build: dict) -> dict:
     return {"rows": [row], "command": build["command"]}
 
 
-def _headlines(results: list[Result]) -> list[str]:
-    """The few figures that one would tell."""
-    shown, best = [], {}
+def _headlines(results: list[BenchResult]) -> list[str]:
+    """The most important figures."""
+    shown: list[tuple[str, str]] = []
+    best: dict[str, dict] = {}  # optimization -> its row with the largest ratio
     for result, run, rows in _runs(results):
         if "stages_ms" in run:
             p50 = run["stages_ms"]["best"]["end_to_end"]["p50"]
@@ -127,7 +128,7 @@ def _headlines(results: list[Result]) -> list[str]:
     return [cards(shown[-5:])] if shown else []
 
 
-def _optimizations(results: list[Result]) -> list[str]:
+def _optimizations(results: list[BenchResult]) -> list[str]:
     parts = []
     for result, run, rows in _runs(results):
         cells, drawn = [], []
@@ -140,11 +141,11 @@ def _optimizations(results: list[Result]) -> list[str]:
         again = f"<p>Measured again: {escape(run['why again'])}.</p>" if "why again" in run else ""
         parts += [f"<h3>{escape(_short(result))}</h3>", again, table(TITLES, cells), f"<p>{result.where(run)}</p>"]
         if len(drawn) > 2:
-            parts.append(figure(pairs(drawn), "The same, each pair to a scale of its own: grey before, blue after."))
+            parts.append(figure(pairs(drawn), "As bars: grey before, blue after, each pair with its own scale."))
     return parts
 
 
-def _stages(results: list[Result]) -> list[str]:
+def _stages(results: list[BenchResult]) -> list[str]:
     parts = []
     for result in sorted(results, key=lambda result: "gpu" not in result.content):
         for run in result.sections("gains"):
@@ -158,7 +159,7 @@ def _stages(results: list[Result]) -> list[str]:
 
 
 def timeline(ms: dict[str, dict]) -> list[Bar]:
-    """Stages of a run at their medians, each beginning where the hop before it ends, as far as hops are known."""
+    """The stages of a run at their medians. Each starts after the hop before it, if the hop is known."""
     at = {key: value["p50"] for key, value in ms.items()}
     bars, ends = [], {"packet": 0.0}
     ready = {"decode": "packet", **READY}
@@ -166,7 +167,7 @@ def timeline(ms: dict[str, dict]) -> list[Bar]:
         ready[stage] = "copy" if f"copy>{stage}" in at else "preprocess"
     for stage in STAGES[:-1]:
         if stage in at:
-            early = stage == "preprocess" and "copy>infer_tiles" in at  # done while the frame is decoded
+            early = stage == "preprocess" and "copy>infer_tiles" in at  # runs while the frame is decoded
             begin = 0.0 if early else ends[ready[stage]] + at.get(f"{ready[stage]}>{stage}", 0.0)
             ends[stage] = begin + at[stage]
             note = f"{at[stage]:.2f}" + (", queued in advance" if early else "")
@@ -178,12 +179,12 @@ def timeline(ms: dict[str, dict]) -> list[Bar]:
     return bars
 
 
-def _distributions(results: list[Result]) -> list[str]:
+def _distributions(results: list[BenchResult]) -> list[str]:
     parts = []
     for result, run in _measured(results):
         if curves := run.get("distributions_ms"):
             drawn = [(_curve(name), ms, CURVES[i % len(CURVES)]) for i, (name, ms) in enumerate(curves.items())]
-            parts.append(figure(quantiles(drawn), f"Share of frames counted within so long.{result.where(run)}"))
+            parts.append(figure(quantiles(drawn), f"Share of frames counted within a time.{result.where(run)}"))
     return parts
 
 
@@ -191,7 +192,7 @@ def _curve(name: str) -> str:
     return name if name in ("best", "without") or "racing" in name or "traced" in name else f"without {name}"
 
 
-def _engines(results: list[Result]) -> list[str]:
+def _engines(results: list[BenchResult]) -> list[str]:
     parts = []
     for result in results:
         content = result.content.get("bench", result.content)
@@ -217,12 +218,12 @@ def _engines(results: list[Result]) -> list[str]:
             built = f"<small>built in {engine['build_s']:.0f} s</small>" if "build_s" in engine else ""
             row = [escape(engine["model"]) + built, f"{engine['megabytes']:.1f}", *cells, f"{engine['people']:.2f}"]
             rows.append([*row, f"{engine['mae']:.2f}"] if all(counted) else row)
-        shown = Result({**result.content, **content})
+        shown = BenchResult({**result.content, **content})
         parts += [table(titles, rows), f"<p>{shown.where()}</p>"]
     return parts
 
 
-def _merging(results: list[Result]) -> list[str]:
+def _merging(results: list[BenchResult]) -> list[str]:
     parts = []
     for result in results:
         if not (clips := result.content.get("merge")):
@@ -241,7 +242,7 @@ def _merging(results: list[Result]) -> list[str]:
     return parts
 
 
-def _soaks(results: list[Result]) -> list[str]:
+def _soaks(results: list[BenchResult]) -> list[str]:
     parts = []
     for result in results:
         if "killed" not in result.content:
@@ -269,40 +270,40 @@ def _soaks(results: list[Result]) -> list[str]:
 SECTIONS = (  # title, what it is about, what makes its parts
     (
         "Optimizations, off and on",
-        "Before and after: medians of the medians of several turns, off and on one after the other in one run; small, "
-        "the least and the largest of the turns. A ratio of 1 is no gain. Of tracing, after is with it: a cost.",
+        "Before and after: medians of several turns' medians, measured in turns within one run. Small print: minimum "
+        "and maximum of the turns. A ratio of 1 is no gain. For tracing, 'after' is with tracing: a cost.",
         _optimizations,
     ),
     (
         "Where the milliseconds go",
-        "Median milliseconds of a frame's way: work in colour, where it begins behind the stage before it.",
+        "Median milliseconds of a frame: each stage's work, starting after the stage before it.",
         _stages,
     ),
     (
         "Latency distributions",
-        "A curve further left is faster, a steeper one steadier; it names what it is without (tracing: with). "
-        "Nothing is drawn behind the 95 % of the slowest one.",
+        "A curve further left is faster, a steeper one is steadier. Its name says which optimization is off (for "
+        "tracing: on). The axis ends at the 95th percentile of the slowest curve.",
         _distributions,
     ),
     (
         "Engines",
-        "Medians; small: launched plainly, without CUDA graphs. People: counted a frame; MAE: against the truth.",
+        "Medians. Small print: without CUDA graphs. People: counted per frame. MAE: mean absolute error.",
         _engines,
     ),
     (
-        "Merging: what a person is counted as",
-        "The same boxes of the same model, counted by different rules. MAE: mean absolute error of a frame.",
+        "Merging rules",
+        "The same boxes of the same model, merged by different rules. MAE: mean absolute error per frame.",
         _merging,
     ),
     (
-        "Soaked",
-        "More frames than the machine can count, a process killed every five seconds.",
+        "Soak tests",
+        "More frames than the machine can count, and a process killed every five seconds.",
         _soaks,
     ),
 )
 
 
-def _short(result: Result) -> str:
+def _short(result: BenchResult) -> str:
     return result.content["gpu"].removeprefix("NVIDIA ") if "gpu" in result.content else "CPU"
 
 
@@ -313,12 +314,12 @@ def _number(value: float) -> str:
 def _spread(row: dict, key: str) -> str:
     if row["turns"] < 2:
         return ""
-    least, most = row[f"{key}_spread"]
-    return f"<small>{_number(least)} … {_number(most)}</small>"
+    smallest, largest = row[f"{key}_spread"]
+    return f"<small>{_number(smallest)} … {_number(largest)}</small>"
 
 
 def _ratio(row: dict) -> str:
-    """Coloured where the turns leave no doubt."""
+    """The ratio, coloured when the turns do not overlap."""
     if not row["ratio"]:
         return ""
     before, after = (row.get(f"{key}_spread", [row[key]] * 2) for key in ("before", "after"))

@@ -1,10 +1,10 @@
-"""One self-contained HTML page: no script, nothing from the network, light or dark as its reader has it."""
+"""One self-contained HTML page: no script, nothing from the network, light or dark as the browser prefers."""
 
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
-from peoplecounter.common.errors import NO_INPUT, Refused
+from peoplecounter.common.errors import NO_INPUT, AppError
 
 STAGES = ("decode", "copy", "preprocess", "infer_global", "infer_tiles", "fusion")
 STYLE = """
@@ -54,11 +54,11 @@ def page(title: str, lead: str, body: Iterable[str]) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Raises Refused where the file cannot be written."""
+    """Writes a page. Raises AppError when it cannot be written."""
     try:
         path.write_text(text)
     except OSError as error:
-        raise Refused(f"{path} cannot be written: {error.strerror}.", NO_INPUT) from None
+        raise AppError(f"{path} cannot be written: {error.strerror}.", NO_INPUT) from None
 
 
 def section(title: str, about: str, *parts: str) -> str:
@@ -70,13 +70,13 @@ def figure(svg: str, caption: str = "") -> str:
 
 
 def cards(items: Iterable[tuple[str, str]]) -> str:
-    """(figure, what it is), shown large."""
+    """(number, what it is), in large type."""
     shown = (f"<div class='card'><b>{escape(number)}</b><span>{escape(what)}</span></div>" for number, what in items)
     return f"<div class='cards'>{''.join(shown)}</div>"
 
 
 def table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Cells are HTML; a title that begins with > is of a column of numbers."""
+    """A table. Cells are HTML; a title that starts with > marks a column of numbers."""
     titles = list(titles)
     kinds = [" class='n'" if title.startswith(">") else "" for title in titles]
     head = "".join(f"<th{kind}>{escape(title.lstrip('>'))}</th>" for title, kind in zip(titles, kinds))

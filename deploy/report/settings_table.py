@@ -1,4 +1,7 @@
-"""Prints the table of settings, made from the settings: `python -m peoplecounter.deploy.report.settings_table`."""
+"""Prints deploy/SETTINGS.md from the settings.
+
+`python -m peoplecounter.deploy.report.settings_table > deploy/SETTINGS.md`
+"""
 
 from typing import Literal, get_args, get_origin
 
@@ -42,5 +45,33 @@ def _default(field) -> str:
     return f"`{default}`" if default != "" else "–"
 
 
+PAGE = """# Settings
+
+One TOML file (`--config FILE` or `PEOPLECOUNTER_CONFIG`), then variables such as `PEOPLECOUNTER_DECODER__SLOTS=5`,
+then options of `run`; the latter take precedence. An unknown key is rejected; the error names the most similar one.
+
+```toml
+deadline_ms = 1000
+
+[sources.entrance]
+url = "rtsp://user:password@10.0.0.7/stream1"
+
+[engine]
+model = "/srv/models/yolo26n.onnx"
+
+[workers]
+infer_tiles = 2
+```
+
+This page is generated: `python -m peoplecounter.deploy.report.settings_table > deploy/SETTINGS.md`.
+
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    return PAGE + table() + "\n"
+
+
 if __name__ == "__main__":
-    print(table())
+    print(page(), end="")

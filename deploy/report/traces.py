@@ -1,4 +1,4 @@
-"""One frame's way through the processes, from the file that `telemetry.exporter = "file"` writes (OTLP/JSON lines)."""
+"""One frame's way through the processes, from a file of `telemetry.exporter = "file"` (OTLP/JSON lines)."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
-from peoplecounter.common.errors import BAD_DATA, NO_INPUT, Refused
+from peoplecounter.common.errors import BAD_DATA, NO_INPUT, AppError
 from peoplecounter.deploy.report.charts import Bar, waterfall
 from peoplecounter.deploy.report.page import STAGES, figure, page, section, table
 
@@ -28,8 +28,8 @@ class Span:
 
 
 @dataclass
-class Frame:
-    """A trace: all spans of one frame, by their begin."""
+class TracedFrame:
+    """A trace: all spans of one frame, ordered by their begin."""
 
     trace: str
     spans: list[Span] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Frame:
 
     @property
     def complete(self) -> bool:
-        """True when it was traced from its decoder to its count."""
+        """True when the frame was traced from its decoder to its count."""
         return {"decode", "fusion"} <= {span.name for span in self.spans}
 
     @property
@@ -54,7 +54,7 @@ class Frame:
         return (max(span.end_ns for span in self.spans) - self.begin_ns) / 1e6
 
     def bars(self) -> list[Bar]:
-        """A row for each span."""
+        """One row per span."""
         shown = []
         for span in self.spans:
             begin, end = ((ns - self.begin_ns) / 1e6 for ns in (span.begin_ns, span.end_ns))
@@ -64,12 +64,12 @@ class Frame:
         return shown
 
 
-def read(path: Path) -> tuple[list[Frame], int]:
-    """(every frame of a file, how many lines could not be read: the last may still be written).
+def read(path: Path) -> tuple[list[TracedFrame], int]:
+    """(every frame of a file, number of unreadable lines). The last line may still be being written.
 
-    Raises Refused for a file that is missing or holds no span.
+    Raises AppError for a file that is missing or contains no span.
     """
-    frames: dict[str, Frame] = {}
+    frames: dict[str, TracedFrame] = {}
     damaged = 0
     try:
         with path.open("rb") as file:
@@ -79,15 +79,15 @@ def read(path: Path) -> tuple[list[Frame], int]:
                 except (ValueError, KeyError, TypeError, AttributeError):
                     damaged += 1
     except OSError as error:
-        raise Refused(f"The traces file {path} cannot be read: {error.strerror}.", NO_INPUT) from None
+        raise AppError(f"The traces file {path} cannot be read: {error.strerror}.", NO_INPUT) from None
     if not frames:
-        raise Refused(f"{path} holds no span: it is written with telemetry.exporter = 'file'.", BAD_DATA)
+        raise AppError(f"{path} contains no span: set telemetry.exporter = 'file' to write one.", BAD_DATA)
     for frame in frames.values():
         frame.spans.sort(key=lambda span: (span.begin_ns, span.end_ns))
     return list(frames.values()), damaged
 
 
-def _add(request: dict, frames: dict[str, Frame]) -> None:
+def _add(request: dict, frames: dict[str, TracedFrame]) -> None:
     for resource in request["resourceSpans"]:
         named = _attributes(resource["resource"])
         process = f"{str(named['service.name']).rpartition('.')[2]}.{named['service.instance.id']}"
@@ -95,11 +95,11 @@ def _add(request: dict, frames: dict[str, Frame]) -> None:
             one = Span(
                 span["name"], process, int(span["startTimeUnixNano"]), int(span["endTimeUnixNano"]), _attributes(span)
             )
-            frames.setdefault(span["traceId"], Frame(span["traceId"])).spans.append(one)
+            frames.setdefault(span["traceId"], TracedFrame(span["traceId"])).spans.append(one)
 
 
 def _attributes(of: dict) -> dict[str, object]:
-    """Of OTLP/JSON, where a value says its type and 64-bit integers are text."""
+    """Attributes from OTLP/JSON, where a value has a type and 64-bit integers are text."""
     found = {}
     for attribute in of.get("attributes", ()):
         ((kind, value),) = attribute["value"].items()
@@ -107,16 +107,18 @@ def _attributes(of: dict) -> dict[str, object]:
     return found
 
 
-def choose(frames: list[Frame], name: str | None) -> list[tuple[str, Frame]]:
-    """(title, frame) of those to draw: the one that is named SOURCE/SEQ, or those of DRAWN. Raises Refused for none."""
+def choose(frames: list[TracedFrame], name: str | None) -> list[tuple[str, TracedFrame]]:
+    """(title, frame) of the frame SOURCE/SEQ, or of the frames at the percentiles DRAWN. Raises AppError for none."""
     if name is not None:
         found = [frame for frame in frames if frame.name == name]
         if not found:
-            raise Refused(f"There is no trace of {name!r}: {frames[0].name} is one, {len(frames)} there are.", NO_INPUT)
+            raise AppError(
+                f"No trace of {name!r}. The file contains {len(frames)} traces, for example {frames[0].name}.", NO_INPUT
+            )
         return [(frame.name, frame) for frame in found]
     ranked = sorted((frame for frame in frames if frame.complete), key=lambda frame: frame.ms)
     if not ranked:
-        raise Refused("No frame was traced from its decoder to its count: name one with --frame SOURCE/SEQ.", BAD_DATA)
+        raise AppError("No frame was traced from decoder to count: choose one with --frame SOURCE/SEQ.", BAD_DATA)
     return [(f"p{p}: {(frame := at(ranked, p)).name}", frame) for p in DRAWN]
 
 
@@ -125,8 +127,8 @@ def at(ranked: Sequence, percentile: float):
     return ranked[round(percentile / 100 * (len(ranked) - 1))]
 
 
-def stages(frames: list[Frame]) -> dict[str, dict[str, float]]:
-    """Stage -> `spans`, and ms at PERCENTILES of them; "frame": of the frames that were counted."""
+def stages(frames: list[TracedFrame]) -> dict[str, dict[str, float]]:
+    """Stage -> number of spans, and ms at PERCENTILES; "frame": the frames that were counted, as a whole."""
     times: dict[str, list[float]] = {}
     for frame in frames:
         for span in frame.spans:
@@ -140,14 +142,14 @@ def stages(frames: list[Frame]) -> dict[str, dict[str, float]]:
     }
 
 
-def about(frames: list[Frame]) -> str:
-    """What the figures are of."""
+def about(frames: list[TracedFrame]) -> str:
+    """What the percentiles are based on."""
     counted = sum(frame.complete for frame in frames)
-    return f"{len(frames)} frames were traced, {counted} of them to their count; ms:"
+    return f"{len(frames)} frames were traced, {counted} of them to their count. Milliseconds:"
 
 
-def lines(frames: list[Frame]) -> list[str]:
-    """The same for people."""
+def lines(frames: list[TracedFrame]) -> list[str]:
+    """The percentiles as lines of text."""
     found = [about(frames)]
     found.append(f"{'':<18}{'spans':>7}" + "".join(f"{f'p{p}':>9}" for p in PERCENTILES))
     for stage, row in stages(frames).items():
@@ -155,8 +157,8 @@ def lines(frames: list[Frame]) -> list[str]:
     return found
 
 
-def draw(console: Console, title: str, frame: Frame) -> None:
-    """A waterfall in the terminal."""
+def draw(console: Console, title: str, frame: TracedFrame) -> None:
+    """Prints a waterfall to the terminal."""
     bars = frame.bars()
     label = max(len(bar.label) for bar in bars) + 2
     columns, whole = max(20, console.width - label - 18), frame.ms or 1.0
@@ -172,8 +174,8 @@ def draw(console: Console, title: str, frame: Frame) -> None:
         console.print(line, no_wrap=True, overflow="crop", highlight=False)
 
 
-def html(path: Path, chosen: list[tuple[str, Frame]], frames: list[Frame]) -> str:
-    """The page with the same drawings and the percentiles."""
+def html(path: Path, chosen: list[tuple[str, TracedFrame]], frames: list[TracedFrame]) -> str:
+    """The page with the waterfalls and the percentiles."""
     rows = [[key, str(r["spans"]), *(f"{r[f'p{p}']:.2f}" for p in PERCENTILES)] for key, r in stages(frames).items()]
     drawn = [
         section(f"{title}, {frame.ms:.2f} ms{_counted(frame)}", f"Trace {frame.trace}", figure(waterfall(frame.bars())))
@@ -184,7 +186,7 @@ def html(path: Path, chosen: list[tuple[str, Frame]], frames: list[Frame]) -> st
     return page("One frame through five processes", lead, [*drawn, section("All frames", "", table(columns, rows))])
 
 
-def _counted(frame: Frame) -> str:
+def _counted(frame: TracedFrame) -> str:
     if not frame.complete:
         return ", not counted"
     people = next((span.attributes["people"] for span in frame.spans if "people" in span.attributes), "?")

@@ -1,4 +1,4 @@
-"""Writes the units of a group, and takes them away again. What they contain is in the .in files beside this one."""
+"""Writes the systemd units of a group, and removes them. Their text is in the .in files of this folder."""
 
 import contextlib
 import os
@@ -8,30 +8,31 @@ import sys
 from pathlib import Path
 from string import Template
 
-from peoplecounter.common import backend, sources
-from peoplecounter.common.engine import check_model
-from peoplecounter.common.errors import NO_INPUT, Refused
+from peoplecounter.common import backend
+from peoplecounter.common.engine.loading import check_model
+from peoplecounter.common.errors import NO_INPUT, AppError
 from peoplecounter.common.settings import Settings, check_name
-from peoplecounter.common.topology import SERVICES, Service
+from peoplecounter.common.sources import known_sources
+from peoplecounter.common.topology import SERVICES, ServiceRow
 from peoplecounter.deploy.group.shell import call
 
 HERE = Path(__file__).parent
 UNITS = Path("etc/systemd/system")
-HIDDEN = [Path(p) for p in ("/home", "/root", "/run/user", "/tmp", "/var/tmp")]  # what the units' hardening hides
-MEMORY = {"cpu": "4G", "cuda": "24G"}  # most that one process may have, its ring included
+HIDDEN = [Path(p) for p in ("/home", "/root", "/run/user", "/tmp", "/var/tmp")]  # hidden by the units' hardening
+MEMORY = {"cpu": "4G", "cuda": "24G"}  # MemoryMax of one process, its ring included
 DEVICES = {
-    "cpu": "PrivateDevices=yes\nMemoryDenyWriteExecute=yes",  # a GPU's driver and compiler write code
+    "cpu": "PrivateDevices=yes\nMemoryDenyWriteExecute=yes",  # not for cuda: the driver and the compiler write code
     "cuda": "DevicePolicy=closed\n" + "\n".join(f"DeviceAllow=char-nvidia{n} rw" for n in ("", "-uvm", "-caps")),
 }
 
 
 def install(settings: Settings, config: Path, name: str, user: str, root: Path) -> list[Path]:
-    """Writes units, the wants of the target, and the user if there is none; returns what was written, in order.
+    """Writes the units, the wants of the target, and the user if it does not exist; returns the written paths.
 
-    `root`: "/" for this machine, whose systemd is then told; else a folder that is to become one. Raises Refused for
-    what a unit could not run or see.
+    `root`: "/" for this machine, whose systemd is then reloaded; otherwise a folder that becomes a machine's root.
+    Raises AppError for settings that a unit could not run with.
     """
-    check_name(name, "a group")
+    check_name(name, "group")
     check_root(root)
     check(settings, config)
     files = units(settings, config, name, user)
@@ -52,18 +53,18 @@ def install(settings: Settings, config: Path, name: str, user: str, root: Path) 
             if root == Path("/"):
                 call("systemd-sysusers", str(written[-1]))
     except OSError as error:
-        raise Refused(f"{error.filename} cannot be written: {error.strerror}.", NO_INPUT) from None
+        raise AppError(f"{error.filename} cannot be written: {error.strerror}.", NO_INPUT) from None
     if root == Path("/"):
         call("systemctl", "daemon-reload")
     return written
 
 
 def uninstall(name: str, root: Path) -> list[Path]:
-    """Stops the group, removes its units and run directory; leaves its user and the sources added at run time."""
-    check_name(name, "a group")
+    """Stops the group and removes its units and run directory; keeps its user and sources added at run time."""
+    check_name(name, "group")
     check_root(root)
     if not (root / UNITS / f"{name}.target").exists():
-        raise Refused(f"There is no {name}.target in {root / UNITS}: name the group with --name.", NO_INPUT)
+        raise AppError(f"{root / UNITS}/{name}.target does not exist: use --name to name the group.", NO_INPUT)
     if root == Path("/"):
         call("systemctl", "disable", "--now", f"{name}.target")
         call("systemctl", "stop", *(f"{name}-*.service",))
@@ -84,7 +85,7 @@ def units(settings: Settings, config: Path, name: str, user: str) -> dict[str, s
         "python": sys.executable,
         "memory": MEMORY[kind],
         "devices": DEVICES[kind],
-        "sources": ", ".join(sources.known(settings)) or "no source yet",
+        "sources": ", ".join(known_sources(settings)) or "no source yet",
         "mps": backend.mps_binary() or "",
     }
     files = {f"{name}.target": _fill("target", fill)}
@@ -107,29 +108,31 @@ def units(settings: Settings, config: Path, name: str, user: str) -> dict[str, s
 
 
 def instances(settings: Settings, name: str) -> list[str]:
-    """Units that the target starts: one a source, as many as there are workers, one."""
-    found = [f"{name}-mps.service"] if f"{name}-mps.service" in units(settings, Path("/"), name, name) else []
+    """The units that the target starts: one per source, per worker, or per group."""
+    mps = f"{name}-mps.service"
+    started = [mps] if mps in units(settings, Path("/"), name, name) else []
     for service in SERVICES:
-        many = (
-            sources.known(settings) if service.each == "source" else range(getattr(settings.workers, service.name, 1))
-        )
-        found += [f"{stem(service, name)}{'' if service.each == 'group' else i}.service" for i in many]
-    return found
+        if service.each == "source":
+            names = list(known_sources(settings))
+        else:
+            names = [str(i) for i in range(getattr(settings.workers, service.name, 1))]
+        started += [f"{stem(service, name)}{'' if service.each == 'group' else i}.service" for i in names]
+    return started
 
 
-def stem(service: Service, name: str) -> str:
-    """peoplecounter-infer-tiles@, peoplecounter-fusion: a unit's name up to its instance."""
+def stem(service: ServiceRow, name: str) -> str:
+    """A unit's name up to its instance: peoplecounter-infer-tiles@, peoplecounter-fusion."""
     return f"{name}-{service.name.replace('_', '-')}" + ("" if service.each == "group" else "@")
 
 
 def template(unit: str) -> str:
-    """The file behind a unit: a@1.service is an instance of a@.service."""
+    """The file of a unit: a@1.service is an instance of a@.service."""
     head, at, _ = unit.partition("@")
     return f"{head}@.service" if at else unit
 
 
-def needs_network(service: Service, settings: Settings) -> bool:
-    """False for a process that speaks to nobody but its neighbours."""
+def needs_network(service: ServiceRow, settings: Settings) -> bool:
+    """False for a service that communicates only with the other services."""
     if service.name == "decoder" or settings.telemetry.exporter == "otlp":
         return True
     if service.name == "fusion":
@@ -138,7 +141,7 @@ def needs_network(service: Service, settings: Settings) -> bool:
 
 
 def check(settings: Settings, config: Path) -> None:
-    """Raises Refused when a service of another user could not start with these settings."""
+    """Raises AppError when a service that runs as another user could not start with these settings."""
     check_model(settings)
     seen = {"the interpreter": sys.executable, "the interpreter's folder": sys.base_prefix}
     seen |= {
@@ -151,22 +154,22 @@ def check(settings: Settings, config: Path) -> None:
         if not path:
             continue
         if not Path(path).is_absolute():
-            raise Refused(f"{what[0].upper()}{what[1:]} is {path}: a unit needs the whole path, from / on.")
+            raise AppError(f"{what[0].upper()}{what[1:]} {path} is a relative path: units need an absolute one.")
         hidden = next((p for p in HIDDEN if Path(path).resolve().is_relative_to(p)), None)
         if hidden:
-            raise Refused(
-                f"{what[0].upper()}{what[1:]} {path} lies in {hidden}, hidden from services: move it to /opt."
+            raise AppError(
+                f"{what[0].upper()}{what[1:]} {path} lies in {hidden}, which services cannot see: move it to /opt."
             )
 
 
 def check_root(root: Path) -> None:
-    """Raises Refused where only root may write."""
+    """Raises AppError when only root may write there."""
     if root == Path("/") and os.getuid():
-        raise Refused("Units are for root to install: sudo, or --root FOLDER to look at them first.")
+        raise AppError("Only root can install or remove units: use sudo, or --root FOLDER to write them elsewhere.")
 
 
 def remove_units(root: Path, name: str) -> list[Path]:
-    """Removes what install() wrote of this group, and nothing else."""
+    """Removes the files that install() wrote for this group."""
     folder = root / UNITS
     found = [folder / f"{name}.target", folder / f"{name}-mps.service"]
     found += [folder / f"{stem(service, name)}.service" for service in SERVICES]

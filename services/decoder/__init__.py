@@ -1,0 +1,1 @@
+"""One source -> NV12 surfaces."""

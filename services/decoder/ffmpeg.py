@@ -5,20 +5,24 @@ import numpy as np
 
 from peoplecounter.common.ipc.messages import SurfaceLayout
 
-PITCH_PX = 64  # rows of a surface start at multiples of this, as they do on a GPU
-HD_ROWS = 720  # from here on an unspecified colour matrix is taken as BT.709, below as BT.601
+PITCH_PX = 64  # rows of a surface start at multiples of this, as on a GPU
+HD_ROWS = 720  # an unspecified colour matrix is BT.709 from this height on, BT.601 below
 MATRICES = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020", 10: "bt2020"}  # AVColorSpace
 FULL_RANGE = 2  # AVColorRange
-PLANAR = {"yuv420p": False, "yuvj420p": True, "nv12": False}  # formats copied as they are -> full range by name
+PLANAR = {
+    "yuv420p": False,
+    "yuvj420p": True,
+    "nv12": False,
+}  # formats that are copied without conversion -> full range by their name
 
 
-class OnCpu:
-    """FFmpeg's own decoders."""
+class FfmpegDecoder:
+    """FFmpeg's own decoders, on the CPU."""
 
     early = False
 
     def __init__(self, stream: av.VideoStream, live: bool):
-        if live:  # frame threads would hold frames back, slice threads keep damage to themselves
+        if live:  # frame threads delay frames, slice threads hide damage
             stream.codec_context.thread_count = 1
         else:
             stream.thread_type = "AUTO"
@@ -35,7 +39,7 @@ class OnCpu:
 
 
 class AvSurface:
-    """A frame of FFmpeg's."""
+    """A frame of FFmpeg, see playback.Surface."""
 
     def __init__(self, frame: av.VideoFrame):
         self.frame, self.layout = frame, layout_of(frame)
@@ -47,7 +51,7 @@ class AvSurface:
 def layout_of(frame: av.VideoFrame) -> SurfaceLayout:
     """The surface that a frame becomes. An unspecified matrix is BT.709 from 720 rows on, BT.601 below."""
     pitch = pitch_of(frame.width)
-    if frame.format.is_rgb:  # swscale makes BT.601, limited range of it
+    if frame.format.is_rgb:  # swscale converts it to BT.601, limited range
         return SurfaceLayout(frame.width, frame.height, pitch, "bt601", False)
     colour = colour_of(frame.colorspace, frame.color_range, frame.format.name, frame.height)
     return SurfaceLayout(frame.width, frame.height, pitch, *colour)
@@ -59,13 +63,13 @@ def pitch_of(width: int) -> int:
 
 
 def colour_of(colorspace: int, color_range: int, pixel_format: str | None, height: int) -> tuple[str, bool]:
-    """(matrix, full range?) from what FFmpeg says of a stream or frame."""
+    """(matrix, full range?) from FFmpeg's description of a stream or frame."""
     matrix = MATRICES.get(colorspace, "bt709" if height >= HD_ROWS else "bt601")
-    return matrix, color_range == FULL_RANGE or PLANAR.get(pixel_format, False)
+    return matrix, color_range == FULL_RANGE or PLANAR.get(pixel_format or "", False)
 
 
 def copy_nv12(frame: av.VideoFrame, layout: SurfaceLayout, slot: np.ndarray) -> None:
-    """Writes a frame into a slot, uint8, as NV12. 8-bit 4:2:0 is copied exactly, other formats go through swscale."""
+    """Writes a frame into a uint8 slot as NV12. 8-bit 4:2:0 is copied exactly, swscale converts other formats."""
     rows = slot[: layout.nbytes].reshape(-1, layout.pitch)
     luma, chroma = rows[: layout.height], rows[layout.height :]
     if frame.format.name not in PLANAR:
@@ -81,4 +85,4 @@ def copy_nv12(frame: av.VideoFrame, layout: SurfaceLayout, slot: np.ndarray) -> 
 
 def _plane(frame: av.VideoFrame, index: int, row_bytes: int) -> np.ndarray:
     plane = frame.planes[index]
-    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, :row_bytes]
+    return np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: plane.height, :row_bytes]

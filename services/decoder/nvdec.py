@@ -1,8 +1,8 @@
 """NVDEC: packets from FFmpeg's demuxer -> NV12 (or P016) surfaces on the GPU, copied on the decoder's own stream.
 
 A live source is decoded with latency ZERO: a picture comes out with its own packet. A stream with B-frames then comes
-in decoding order, which is the price of not waiting for what is shown before. Files that are not played in real time
-come in the order of presentation.
+in decoding order, because nothing waits for the frames that are presented earlier. Lossless files come in the order of
+presentation.
 """
 
 from fractions import Fraction
@@ -18,7 +18,7 @@ from peoplecounter.common.ipc.messages import SurfaceLayout
 from peoplecounter.services.decoder.ffmpeg import colour_of, pitch_of
 from peoplecounter.services.decoder.playback import DecodeError
 
-CODECS = {  # FFmpeg's name -> (NVDEC's name, bitstream filters that give what NVDEC's parser reads)
+CODECS = {  # FFmpeg's name -> (NVDEC's name, bitstream filters whose output NVDEC's parser reads)
     "h264": ("H264", "h264_mp4toannexb"),
     "hevc": ("HEVC", "hevc_mp4toannexb"),
     "av1": ("AV1", None),
@@ -32,22 +32,22 @@ ON_DEVICE = cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
 
 
 def capabilities(codec: str, bits: int = 8) -> dict[str, int]:
-    """What the first GPU's NVDEC says of a codec in 4:2:0: supported, width_min, width_max, height_min, height_max …"""
+    """NVDEC's limits on the first GPU for a codec in 4:2:0: supported, width_min, width_max, height_min and more."""
     name, _ = CODECS[codec]
     return dict(nvc.GetDecoderCaps(0, getattr(nvc.cudaVideoCodec, name), _chroma_420(), bits))
 
 
-class OnGpu:
-    """Decodes one opening of a source. Raises SourceError, in words, for what this GPU's NVDEC cannot decode."""
+class NvdecDecoder:
+    """Decodes one opening of a source. Raises SourceError for a stream that this GPU's NVDEC cannot decode."""
 
     def __init__(self, stream: av.VideoStream, live: bool, cuda_stream: int):
         context = stream.codec_context
         refuse_unless_supported(context.name, context.pix_fmt, context.width, context.height)
         cuda.start()  # this is the reader's thread
         codec, filters = CODECS[context.name]
-        self._time_base, self._stream = stream.time_base, cuda_stream
+        self._time_base, self._stream = stream.time_base or Fraction(1), cuda_stream
         self._filter = BitStreamFilterContext(filters, stream) if filters else None
-        self._lead = bytes(context.extradata or b"")  # of RTSP: parameter sets that may not be in the stream itself
+        self._lead = bytes(context.extradata or b"")  # with RTSP: parameter sets, which may not be in the stream itself
         self._lead = self._lead if ANNEX_B in self._lead[:4] else b""
         self._timed = True
         self._pitches: dict[SurfaceLayout, int] = {}
@@ -66,10 +66,10 @@ class OnGpu:
                 latency=latency,
             )
         except Exception as error:  # NVDEC sessions or memory have run out
-            raise SourceError(f"NVDEC gives no decoder for this source: {_why(error)}.", BAD_DATA) from None
+            raise SourceError(f"NVDEC cannot create a decoder for this source: {_why(error)}.", BAD_DATA) from None
 
-    def decode(self, packet: av.Packet) -> list["Frame"]:
-        """The frames that a packet gives; their pixels stay until the next call."""
+    def decode(self, packet: av.Packet) -> list["NvdecFrame"]:
+        """The frames that a packet gives; their pixels are valid until the next call."""
         ended = not packet.size
         packets = [packet] if not ended else []
         if self._filter:
@@ -77,7 +77,7 @@ class OnGpu:
         frames = [frame for one in packets for frame in self._decode(one)]
         return frames + (self._feed(nvc.PacketData()) if ended else [])
 
-    def _decode(self, packet: av.Packet) -> list["Frame"]:
+    def _decode(self, packet: av.Packet) -> list["NvdecFrame"]:
         self._timed = packet.pts is not None
         lead, self._lead = self._lead, b""
         if lead:
@@ -88,24 +88,24 @@ class OnGpu:
         data.key, data.decode_flag = int(packet.is_keyframe), self._flags
         return self._feed(data)
 
-    def _feed(self, data: nvc.PacketData) -> list["Frame"]:
+    def _feed(self, data: nvc.PacketData) -> list["NvdecFrame"]:
         try:
             decoded = self._decoder.Decode(data)
         except Exception as error:
             code = cudart.cudaStreamQuery(self._stream)
             if code[0] != cudart.cudaError_t.cudaErrorNotReady:
-                check(code)  # it was not the data, the GPU is lost
+                check(code)  # the GPU is lost: the data was not the cause
             raise DecodeError(_why(error)) from None
-        return [Frame(self, frame, data.pts if self.early else frame.getPTS()) for frame in decoded]
+        return [NvdecFrame(self, frame, data.pts if self.early else frame.getPTS()) for frame in decoded]
 
-    def surface(self, frame: "Frame") -> "Frame":
+    def surface(self, frame: "NvdecFrame") -> "NvdecFrame":
         return frame
 
     def pitch(self, frame: nvc.DecodedFrame, layout: SurfaceLayout) -> int:
-        """Bytes from one of NVDEC's rows to the next; asked once a layout, it takes longer than a copy."""
+        """Bytes from one of NVDEC's rows to the next; read once per layout, since it takes longer than a copy."""
         if layout not in self._pitches:
             (pitch, *_) = frame.cuda()[0].__cuda_array_interface__["strides"]
-            in_samples = pitch < layout.width * layout.sample_bytes  # so it is told of P016
+            in_samples = pitch < layout.width * layout.sample_bytes  # PyNvVideoCodec does so for P016
             self._pitches[layout] = pitch * (layout.sample_bytes if in_samples else 1)
         return self._pitches[layout]
 
@@ -114,25 +114,25 @@ class OnGpu:
             self._filter.flush()
 
     def layout(self, frame: nvc.DecodedFrame) -> SurfaceLayout:
-        """The slot that a frame fits into, with our own pitch."""
+        """The layout of a slot for this frame, with the same pitch as the CPU backend."""
         sample_bytes = 2 if "P016" in str(frame.format) else 1
         width, height = self._decoder.GetWidth(), self._decoder.GetHeight()
         return SurfaceLayout(width, height, pitch_of(width) * sample_bytes, *self._colour, sample_bytes)
 
 
-class Frame:
-    """A frame of NVDEC's, which is its own surface, see sources.Surface."""
+class NvdecFrame:
+    """A frame of NVDEC, which is its own surface, see playback.Surface."""
 
     is_corrupt = False
 
-    def __init__(self, codec: OnGpu, frame: nvc.DecodedFrame, pts: int):
+    def __init__(self, codec: NvdecDecoder, frame: nvc.DecodedFrame, pts: int):
         self._codec, self._frame = codec, frame
         self.pts = pts if codec._timed else None
         self.time = float(self.pts * Fraction(codec._time_base)) if self.pts is not None else None
         self.layout = codec.layout(frame)
 
     def write(self, slot) -> None:
-        """Queues the copy into a slot on the decoder's stream, which decodes the next frame behind it."""
+        """Queues the copy into a slot on the decoder's stream, which decodes the next frame after it."""
         layout, stream = self.layout, self._codec._stream
         row_bytes = layout.width * layout.sample_bytes
         pitch, half_rows = self._codec.pitch(self._frame, layout), (layout.height + 1) // 2
@@ -146,22 +146,22 @@ class Frame:
 
 
 def refuse_unless_supported(codec: str, pixel_format: str | None, width: int, height: int) -> None:
-    """Raises SourceError, in one sentence, for a codec, format or size that this GPU does not decode."""
+    """Raises SourceError for a codec, format or size that this GPU does not decode."""
     if codec not in CODECS:
         raise SourceError(f"NVDEC does not decode {codec}: use one of {', '.join(CODECS)}, or backend 'cpu'.", BAD_DATA)
     if pixel_format is not None and pixel_format not in FORMATS:
         raise SourceError(
-            f"The source is {codec} in {pixel_format}: on a GPU 4:2:0 is needed, or backend 'cpu'.", BAD_DATA
+            f"NVDEC decodes only 4:2:0, the source is {codec} in {pixel_format}: use backend 'cpu'.", BAD_DATA
         )
-    bits = FORMATS.get(pixel_format, 8)
+    bits = FORMATS.get(pixel_format or "", 8)
     caps = capabilities(codec, bits)
     if not caps["supported"]:
         raise SourceError(f"This GPU's NVDEC does not decode {bits}-bit {codec}: use backend 'cpu'.", BAD_DATA)
-    least, most = ((caps[f"width_{end}"], caps[f"height_{end}"]) for end in ("min", "max"))
-    if not (least[0] <= width <= most[0] and least[1] <= height <= most[1]):
+    smallest, largest = ((caps[f"width_{end}"], caps[f"height_{end}"]) for end in ("min", "max"))
+    if not (smallest[0] <= width <= largest[0] and smallest[1] <= height <= largest[1]):
         raise SourceError(
-            f"This GPU's NVDEC decodes {codec} from {least[0]}x{least[1]} to {most[0]}x{most[1]}, the source is "
-            f"{width}x{height}.",
+            f"This GPU's NVDEC decodes {codec} from {smallest[0]}x{smallest[1]} to {largest[0]}x{largest[1]}, the "
+            f"source is {width}x{height}: use backend 'cpu'.",
             BAD_DATA,
         )
 
@@ -173,7 +173,7 @@ def _with_data(packet: av.Packet, data: bytes) -> av.Packet:
 
 
 def _chroma_420():
-    """NVDEC's 4:2:0, whose name begins with a digit and cannot be written as an attribute."""
+    """NVDEC's 4:2:0. Its name starts with a digit, so it cannot be written as an attribute."""
     return nvc.cudaVideoChromaFormat.__members__["420"]
 
 

@@ -1,6 +1,6 @@
-"""Where pictures come from: `play` is the plain sequence of what happens to a source, any file or URL FFmpeg opens.
+"""Plays a source: `play` yields what happens to it, in order, for any file or URL that FFmpeg opens.
 
-What decodes its packets is a Codec: ffmpeg.py, or nvdec.py on a GPU. reader.py runs all this in a thread.
+A Codec decodes its packets: ffmpeg.py, or nvdec.py on a GPU. reader.py runs this in a thread.
 """
 
 import time
@@ -11,18 +11,22 @@ from typing import Protocol
 import av
 
 from peoplecounter.common.errors import BAD_DATA, NO_INPUT, SourceError
+from peoplecounter.common.ipc.memory import Slot
 from peoplecounter.common.ipc.messages import SurfaceLayout
-from peoplecounter.common.settings import Decoder, Source
+from peoplecounter.common.settings import DecoderSettings, SourceSettings
 from peoplecounter.common.sources import redacted
-from peoplecounter.services.decoder.ffmpeg import OnCpu
+from peoplecounter.services.decoder.ffmpeg import FfmpegDecoder
 
-JUMP_S = 1.0  # a real-time file that is this late, or jumps, starts its clock anew
+JUMP_S = 1.0  # a file played in real time that is this late, or jumps this far, restarts its clock
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One decoded frame. `captured_ns`: when its packet arrived; `decode_ns`, `decoded_ns`: begin and end of the call
-    that gave it (CLOCK_MONOTONIC)."""
+    """One decoded frame.
+
+    `captured_ns`: when its packet arrived. `decode_ns`, `decoded_ns`: begin and end of the call that decoded it. All
+    are CLOCK_MONOTONIC.
+    """
 
     surface: "Surface"
     pts: int | None
@@ -33,27 +37,27 @@ class Picture:
 
 
 class Surface(Protocol):
-    """Decoded pixels that still belong to the decoder."""
+    """Decoded pixels, which still belong to the decoder."""
 
-    layout: SurfaceLayout  # of the slot they fit into
+    layout: SurfaceLayout  # of a slot that they fit into
 
-    def write(self, slot) -> None:
-        """Copies them into a slot of the surfaces ring, or queues that."""
+    def write(self, slot: Slot) -> None:
+        """Copies the pixels into a slot of the surfaces ring, or queues the copy."""
 
 
 class Codec(Protocol):
-    """What decodes one opening of a source: FFmpeg (ffmpeg.py) or NVDEC (nvdec.py)."""
+    """Decodes one opening of a source: FFmpeg (ffmpeg.py) or NVDEC (nvdec.py)."""
 
-    early: bool  # a picture's slot may be offered when its packet has arrived
+    early: bool  # a frame may be offered when its packet has arrived, see early.py
 
     def decode(self, packet: av.Packet) -> list:
-        """The frames that a packet (or the end, an empty one) gives; each has pts, time and is_corrupt."""
+        """The frames that a packet gives (an empty packet marks the end); each has pts, time and is_corrupt."""
 
     def surface(self, frame) -> Surface:
         """A frame's pixels."""
 
     def restart(self) -> None:
-        """The next packet is the beginning of the file again."""
+        """The next packet is the start of the file again."""
 
 
 class DecodeError(Exception):
@@ -62,45 +66,45 @@ class DecodeError(Exception):
 
 @dataclass(frozen=True)
 class Damaged:
-    """A packet or frame that could not be decoded, skipped."""
+    """A packet or frame that cannot be decoded."""
 
     detail: str
 
 
 @dataclass(frozen=True)
-class Changed:
-    """The source is now "online" (its first picture follows), "reconnecting" or (nothing follows) "ended"."""
+class StateChanged:
+    """The source is now "online" (its first picture follows), "reconnecting" or "ended" (nothing follows)."""
 
     state: str
     detail: str = ""
 
 
 @dataclass(frozen=True)
-class Arrived:
-    """A packet of a live source is about to be decoded, by a codec whose slots may be offered before that."""
+class PacketArrived:
+    """A packet of a live source is about to be decoded by a codec that allows early offers."""
 
     pts: int
     pts_s: float
     captured_ns: int
 
 
-Event = Arrived | Picture | Damaged | Changed
+Event = PacketArrived | Picture | Damaged | StateChanged
 
 
 def play(
-    source: Source,
-    settings: Decoder,
+    source: SourceSettings,
+    settings: DecoderSettings,
     after_pts: int | None,
     wait: Callable[[float], bool],
     codec: Callable[[av.VideoStream, bool], Codec] | None = None,
 ) -> Iterator[Event]:
-    """Everything that happens to a source, in order, until it has ended or `wait(seconds)` says to stop.
+    """Everything that happens to a source, in order, until it has ended or `wait(seconds)` returns True.
 
-    A file ends (or starts again, with `loop`); a network stream is opened again for ever. `after_pts`: resume a file
-    behind that presentation time. `codec(stream, live)` decodes; the default is FFmpeg. Raises SourceError for a file
-    that is missing, is not a video or has no frame.
+    A file ends, or restarts with `loop`; a network stream is reconnected for ever. `after_pts`: resume a file behind
+    this presentation time. `codec(stream, live)` decodes; the default is FFmpeg. Raises SourceError for a file that is
+    missing, is not a video or has no frame.
     """
-    codec = codec or OnCpu
+    codec = codec or FfmpegDecoder
     if is_network(source.url):
         yield from _network(source, settings, wait, codec)
         return
@@ -108,44 +112,48 @@ def play(
         seen = False
         for event in _once(source, settings, after_pts, wait, codec):
             if isinstance(event, Picture) and not seen:
-                yield Changed("online")
+                yield StateChanged("online")
                 seen = True
             yield event
         if not seen and after_pts is None:
-            raise SourceError(f"The source {source.url} has no frame that can be decoded.", BAD_DATA)
+            raise SourceError(f"The source {redacted(source.url)} has no frame that can be decoded.", BAD_DATA)
         if not source.loop or wait(0):
-            yield Changed("ended")
+            yield StateChanged("ended")
             return
         after_pts = None
 
 
 def is_network(url: str) -> bool:
-    """True for streams that are opened again when they break; http(s) is played like a file."""
-    return Source(url=url).live
+    """True for streams that are reconnected when they break; http(s) is played like a file."""
+    return SourceSettings(url=url).live
 
 
-def _network(source: Source, settings: Decoder, wait: Callable, codec: Callable) -> Iterator[Event]:
+def _network(source: SourceSettings, settings: DecoderSettings, wait: Callable, codec: Callable) -> Iterator[Event]:
     failures = 0
     while True:
         detail, online = "the stream ended", False
         try:
             for event in _once(source, settings, None, wait, codec):
                 if isinstance(event, Picture) and not online:
-                    yield Changed("online")
+                    yield StateChanged("online")
                     online, failures = True, 0
                 yield event
         except SourceError as error:
             detail = str(error)
-        yield Changed("reconnecting", detail)
+        yield StateChanged("reconnecting", detail)
         if wait(min(settings.backoff_min_s * 2**failures, settings.backoff_max_s)):
             return
         failures = min(failures + 1, 30)
 
 
 def _once(
-    source: Source, settings: Decoder, after_pts: int | None, wait: Callable[[float], bool], codec: Callable
+    source: SourceSettings,
+    settings: DecoderSettings,
+    after_pts: int | None,
+    wait: Callable[[float], bool],
+    codec: Callable,
 ) -> Iterator[Event]:
-    """One opening of a source, to its end; a file in a loop is rewound, where it can be, without a new decoder."""
+    """One opening of a source, to its end. A looping file is rewound with the same decoder, if it can be rewound."""
     with _open(source.url, settings) as container:
         stream = _video(container, source.url)
         decoder = codec(stream, source.live)
@@ -165,8 +173,10 @@ def _once(
                 pace.rewound()
 
 
-def _pass(container, stream, decoder: Codec, source: Source, after_pts: int | None, pace, wait) -> Iterator[Event]:
-    """From where the container stands to its end."""
+def _pass(
+    container, stream, decoder: Codec, source: SourceSettings, after_pts: int | None, pace, wait
+) -> Iterator[Event]:
+    """From the container's position to its end."""
     captured: dict[int | None, int] = {}
     for packet in _packets(container, stream, source.url):
         if isinstance(packet, Damaged):
@@ -177,7 +187,7 @@ def _pass(container, stream, decoder: Codec, source: Source, after_pts: int | No
             return
         captured[packet.pts] = now_ns = time.monotonic_ns()
         if decoder.early and packet.size and packet.pts is not None:
-            yield Arrived(packet.pts, float(packet.pts * packet.time_base), now_ns)
+            yield PacketArrived(packet.pts, float(packet.pts * packet.time_base), now_ns)
         try:
             frames = decoder.decode(packet)
         except (av.error.FFmpegError, DecodeError) as error:
@@ -199,7 +209,7 @@ def _pass(container, stream, decoder: Codec, source: Source, after_pts: int | No
 
 
 def _rewound(container: av.container.InputContainer, stream: av.VideoStream, decoder: Codec) -> bool:
-    """False for what cannot be rewound, a raw stream for instance: it is opened again."""
+    """Rewinds a file; False when it cannot be rewound (a raw stream, for instance) and must be opened again."""
     try:
         container.seek(0, stream=stream, backward=True)
     except (av.error.FFmpegError, OSError):
@@ -217,12 +227,12 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream, url
             return
         except (av.error.FFmpegError, OSError) as error:
             if is_network(url):
-                raise SourceError(f"The source {redacted(url)} broke off: {_why(error)}.", BAD_DATA) from None
+                raise SourceError(f"The connection to {redacted(url)} broke: {_why(error)}.", BAD_DATA) from None
             yield Damaged(_why(error))
             return
 
 
-def _open(url: str, settings: Decoder) -> av.container.InputContainer:
+def _open(url: str, settings: DecoderSettings) -> av.container.InputContainer:
     remote = "://" in url and not url.startswith("file://")
     options = {"rtsp_transport": "tcp"} if url.startswith("rtsp") else {}
     timeout = (settings.open_timeout_s, settings.read_timeout_s) if remote else None
@@ -236,26 +246,27 @@ def _open(url: str, settings: Decoder) -> av.container.InputContainer:
 
 
 def _video(container: av.container.InputContainer, url: str) -> av.VideoStream:
-    if not container.streams.video or container.format.name == "tty":  # FFmpeg takes any text for ANSI art
+    if not container.streams.video or container.format.name == "tty":  # FFmpeg accepts any text as ANSI art
         raise SourceError(f"The source {redacted(url)} has no video stream.", BAD_DATA)
     stream = container.streams.video[0]
     if stream.codec_context is None:
-        raise SourceError(f"The source {redacted(url)} is in a codec that this FFmpeg does not decode.", BAD_DATA)
+        raise SourceError(f"The source {redacted(url)} uses a codec that this FFmpeg cannot decode.", BAD_DATA)
     return stream
 
 
 def _why(error: Exception) -> str:
-    if isinstance(error, av.error.ExitError):  # what a timeout of ours looks like
-        return "nothing came before the timeout"
+    if isinstance(error, av.error.ExitError):  # how FFmpeg reports our timeout
+        return "no data within the timeout"
     text = getattr(error, "strerror", None) or str(error)
     return text[0].lower() + text[1:]
 
 
 class _Pace:
-    """Plays a file at its own rate, or at `fps` frames/s."""
+    """Paces a file at its own rate, or at `fps` frames/s."""
 
     def __init__(self, fps: float) -> None:
-        self._fps, self._count, self._origin_s = fps, 0, None
+        self._fps, self._count = fps, 0
+        self._origin_s: float | None = None
 
     def seconds_until(self, packet: av.Packet, stream: av.VideoStream) -> float:
         """How long to wait for this packet, s."""
@@ -271,7 +282,7 @@ class _Pace:
             self._origin_s = None
 
     def _time_s(self, packet: av.Packet, stream: av.VideoStream) -> float:
-        """When a packet is due, s; by the frame rate where it was set or a raw stream has no timestamps."""
+        """When a packet is due, s: by its timestamp, or by the frame rate if `fps` is set or it has no timestamp."""
         if not self._fps and packet.dts is not None:
             return float(packet.dts * packet.time_base)
         return float(self._count / (self._fps or stream.average_rate or stream.guessed_rate or 25))

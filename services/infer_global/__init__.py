@@ -1,0 +1,1 @@
+"""The letterboxed frame -> detections."""

@@ -1,93 +1,39 @@
-"""NV12 surface -> RGB tensor of the letterboxed frame and every tile: what the values are, and fast ways to them.
+"""The kernels: preprocess' values (reference.py) computed fast, on the CPU with NumPy or on the GPU with Triton.
 
-`reference` defines the values, in float64 and without cleverness; `fused` gives them within 1/255, much faster, and so
-does the one launch of kernels_triton.py on a GPU (kernels_torch.py where Triton is missing). `load` picks.
-
-- Colour: R, G, B = clip(matrix @ (Y, U, V) - offset) in 0..1; matrix and range are the stream's. A luma sample takes
-  the chroma sample whose 2x2 block it lies in, so chroma needs no siting convention.
-- Tiles are the frame's own pixels. Beyond a small frame's right or bottom edge they are padding, 114/255.
-- The letterboxed frame is resampled plane by plane, then converted. Shrinking averages the area that an output pixel
-  covers: every source pixel counts once, so a far person does not flicker between sample points, and a GPU reads the
-  frame anyway. Enlarging is bilinear. Both are centre-aligned: output pixel i covers [i, i + 1) / scale of the source.
+`load_kernel` picks: NumpyKernel for shared memory, TritonKernel for GPU memory (with torch operations where Triton is
+missing).
 """
 
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from math import ceil, floor
 from typing import Protocol
 
 import numpy as np
 
 from peoplecounter.common.geometry import Letterbox, TileGrid
+from peoplecounter.common.ipc.memory import Block, Slot, WorkQueue
 from peoplecounter.common.ipc.messages import SurfaceLayout, TensorLayout
-
-PADDING = 114 / 255
-LUMA_WEIGHTS = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}  # Kr, Kb
-
-
-def colour_matrix(matrix: str, full_range: bool) -> tuple[np.ndarray, np.ndarray]:
-    """(float64 [3, 3], float64 [3]): RGB in 0..1 = M @ (Y, U, V as 0..255) + c. ITU-R BT.601, BT.709, BT.2020."""
-    kr, kb = LUMA_WEIGHTS[matrix]
-    kg = 1 - kr - kb
-    luma, chroma, black = (255.0, 255.0, 0.0) if full_range else (219.0, 224.0, 16.0)
-    v_to_r, u_to_b = 2 * (1 - kr), 2 * (1 - kb)
-    m = np.array([[1, 0, v_to_r], [1, -u_to_b * kb / kg, -v_to_r * kr / kg], [1, u_to_b, 0]])
-    m = m / np.array([luma, chroma, chroma])
-    return m, -m @ np.array([black, 128.0, 128.0])
-
-
-def planes(surface: np.ndarray, layout: SurfaceLayout) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 slot -> views of its luma [height, width] and chroma [ceil(height/2), ceil(width/2), 2]."""
-    rows = surface[: layout.nbytes].reshape(-1, layout.pitch)
-    rows = rows[:, layout.sample_bytes - 1 :: layout.sample_bytes]
-    half = (layout.width + 1) // 2
-    luma, chroma = rows[: layout.height, : layout.width], rows[layout.height :, : 2 * half]
-    return luma, chroma.reshape(chroma.shape[0], half, 2)
-
-
-@lru_cache(maxsize=64)
-def taps(source: int, target: int, halved: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Resampling of one axis: (indices int [target, k], weights float64 [target, k]), weights of a row sum to 1.
-
-    `halved`: the plane has one sample for two source pixels, each of which takes that sample's value.
-    """
-    scale = source / target
-    rows = []
-    for i in range(target):
-        if scale > 1:
-            begin, end = i * scale, (i + 1) * scale
-            index = np.arange(floor(begin), min(ceil(end), source))
-            weight = np.minimum(index + 1, end) - np.maximum(index, begin)
-        else:
-            centre = (i + 0.5) * scale - 0.5
-            index = np.array([floor(centre), floor(centre) + 1])
-            weight = np.array([index[1] - centre, centre - index[0]])
-        rows.append((np.clip(index, 0, source - 1) // (2 if halved else 1), weight / weight.sum()))
-    k = max(len(index) for index, _ in rows)
-    indices, weights = np.zeros((target, k), np.intp), np.zeros((target, k))
-    for i, (index, weight) in enumerate(rows):
-        indices[i, : len(index)], weights[i, : len(weight)] = index, weight
-    return indices, weights
+from peoplecounter.services.preprocess.reference import PADDING, colour_matrix, planes, taps
 
 
 class Kernel(Protocol):
     """What preprocess does with a frame."""
 
     def prepare(self, layout: SurfaceLayout, tensor: TensorLayout) -> Future | None:
-        """Begins what the first frame of these layouts needs and may take seconds; None: nothing."""
+        """Starts what the first frame of these layouts needs, which may take seconds; None: nothing."""
 
-    def run(self, surface, layout: SurfaceLayout, tensor: TensorLayout, slot) -> None:
+    def run(self, surface: Slot, layout: SurfaceLayout, tensor: TensorLayout, slot: Slot) -> None:
         """Does, or queues, the work: a surface slot in, a tensor slot out."""
 
 
-def load(work) -> Kernel:
-    """The kernel for slots of this kind of memory, see common.memory."""
-    return OnCpu() if work.kind == "shm" else OnGpu(work)
+def load_kernel(work: WorkQueue) -> Kernel:
+    """The kernel for slots of this kind of memory."""
+    return NumpyKernel() if work.kind == "shm" else TritonKernel(work)
 
 
-class OnCpu:
-    """`fused`, at once."""
+class NumpyKernel:
+    """Computes at once, on the CPU."""
 
     def prepare(self, layout: SurfaceLayout, tensor: TensorLayout) -> None:
         return None
@@ -96,26 +42,28 @@ class OnCpu:
         fused(surface, layout, tensor, slot.view(tensor.dtype).reshape(tensor.shape))
 
 
-class OnGpu:
-    """Triton's kernel, or torch's operations where Triton is missing, queued on the stream of `work`."""
+class TritonKernel:
+    """Queues Triton's kernel, or torch operations where Triton is missing, on the stream of `work`."""
 
-    def __init__(self, work):
+    def __init__(self, work: WorkQueue):
         import torch
 
         try:
             from peoplecounter.services.preprocess.kernels_triton import launch
         except ModuleNotFoundError:
-            logging.getLogger("preprocess").warning("Triton is not installed: torch does its work, many times slower")
+            logging.getLogger("preprocess").warning(
+                "Triton is not installed: torch operations are used, which are many times slower"
+            )
             from peoplecounter.services.preprocess.kernels_torch import launch
         self._torch, self._launch, self._stream = torch, launch, torch.cuda.ExternalStream(work.stream)
         self._compiler = ThreadPoolExecutor(1, "compiler")
         self._view = lru_cache(maxsize=64)(self._new_view)
 
     def prepare(self, layout: SurfaceLayout, tensor: TensorLayout) -> Future:
-        """Compiles in a thread, on memory of its own: seconds, in which this process must not seem frozen."""
+        """Compiles in a thread, on memory of its own: it takes seconds, in which the process must go on ticking."""
         return self._compiler.submit(self._compile, layout, tensor)
 
-    def run(self, surface, layout: SurfaceLayout, tensor: TensorLayout, slot) -> None:
+    def run(self, surface: Block, layout: SurfaceLayout, tensor: TensorLayout, slot: Block) -> None:
         with self._torch.cuda.stream(self._stream):
             pixels = self._view(surface, "uint8", (surface.nbytes,))
             self._launch(pixels, layout, tensor, self._view(slot, tensor.dtype, tensor.shape))
@@ -130,40 +78,13 @@ class OnGpu:
         del surface, out
         torch.cuda.empty_cache()
 
-    def _new_view(self, block, dtype: str, shape: tuple[int, ...]):
+    def _new_view(self, block: Block, dtype: str, shape: tuple[int, ...]):
         torch = self._torch
         return torch.as_tensor(block, device="cuda").view(getattr(torch, dtype)).reshape(shape)
 
 
-def reference(surface: np.ndarray, layout: SurfaceLayout, tensor: TensorLayout) -> np.ndarray:
-    """float64 [1 + tiles, 3, S, S]: the values, computed the plain way."""
-    size = tensor.size_px
-    luma, chroma = planes(surface, layout)
-    full = np.repeat(np.repeat(chroma, 2, 0), 2, 1)[: layout.height, : layout.width]
-    yuv = np.dstack([luma, full]).astype(np.float64)
-    m, c = colour_matrix(layout.matrix, layout.full_range)
-
-    box = Letterbox(layout.width, layout.height, size)
-    (width, height), (left, top) = box.scaled, box.origin
-    (columns, column_weights), (rows, row_weights) = (
-        taps(layout.width, width, False),
-        taps(layout.height, height, False),
-    )
-    across = (yuv[:, columns] * column_weights[None, :, :, None]).sum(2)
-    small = (across[rows] * row_weights[:, :, None, None]).sum(1)
-
-    grid = TileGrid(layout.width, layout.height, size, tensor.overlap)
-    out = np.full((1 + len(grid), 3, size, size), PADDING)
-    out[0, :, top : top + height, left : left + width] = np.clip(small @ m.T + c, 0, 1).transpose(2, 0, 1)
-    rgb = np.clip(yuv @ m.T + c, 0, 1).transpose(2, 0, 1)
-    for tile, (x, y) in enumerate(grid.origins(), 1):
-        part = rgb[:, y : y + size, x : x + size]
-        out[tile, :, : part.shape[1], : part.shape[2]] = part
-    return out
-
-
 def fused(surface: np.ndarray, layout: SurfaceLayout, tensor: TensorLayout, out: np.ndarray) -> int:
-    """Writes the same values to `out`, [images, 3, S, S] of tensor.dtype; returns how many images it wrote."""
+    """Writes the reference's values to `out`, [images, 3, S, S] of tensor.dtype; returns how many images it wrote."""
     size = tensor.size_px
     luma, chroma = planes(surface, layout)
     m, c = (a.astype(np.float32) for a in colour_matrix(layout.matrix, layout.full_range))
@@ -176,7 +97,7 @@ def fused(surface: np.ndarray, layout: SurfaceLayout, tensor: TensorLayout, out:
 
 
 def _tints(chroma: np.ndarray, m: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """What chroma adds to R, G and B, float32 [3, ceil(height/2), ceil(width/2)]; looked up, not multiplied."""
+    """What chroma adds to R, G and B: float32 [3, ceil(height/2), ceil(width/2)], from lookup tables."""
     values = np.arange(256, dtype=np.float32)
     u, v = chroma[..., 0], chroma[..., 1]
     out = np.empty((3, *u.shape), np.float32)
@@ -188,7 +109,7 @@ def _tints(chroma: np.ndarray, m: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 def _tile(luma: np.ndarray, tints: np.ndarray, gain: np.float32, x: int, y: int, out: np.ndarray) -> None:
-    """One tile [3, S, S], a few rows at a time so that they stay in the processor's cache."""
+    """Writes one tile [3, S, S], a few rows at a time so that they stay in the processor's cache."""
     size = out.shape[1]
     height, width = min(size, luma.shape[0] - y), min(size, luma.shape[1] - x)
     out[:, height:] = PADDING
@@ -219,7 +140,7 @@ def _letterbox(luma, chroma, layout: SurfaceLayout, m, c, size: int, out: np.nda
 
 
 def _resample(plane: np.ndarray, layout: SurfaceLayout, width: int, height: int, halved: bool) -> np.ndarray:
-    """uint8 [h, w, n] -> float32 [height, width, n], rows first: they are contiguous."""
+    """uint8 [h, w, n] -> float32 [height, width, n]; rows first, because they are contiguous."""
     rows, row_weights = taps(layout.height, height, halved)
     down = np.zeros((height, *plane.shape[1:]), np.float32)
     for index, weight in zip(rows.T, row_weights.T.astype(np.float32)):

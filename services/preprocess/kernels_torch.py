@@ -1,4 +1,4 @@
-"""The values of kernels.reference with torch alone, for GPUs without Triton: many launches instead of one."""
+"""The values of reference.py with torch operations, for GPUs without Triton: many launches instead of one."""
 
 from functools import lru_cache
 
@@ -6,7 +6,7 @@ import torch
 
 from peoplecounter.common.geometry import Letterbox, TileGrid
 from peoplecounter.common.ipc.messages import SurfaceLayout, TensorLayout
-from peoplecounter.services.preprocess.kernels import PADDING, colour_matrix, planes, taps
+from peoplecounter.services.preprocess.reference import PADDING, colour_matrix, planes, taps
 
 
 def launch(surface: torch.Tensor, layout: SurfaceLayout, tensor: TensorLayout, out: torch.Tensor) -> None:
@@ -16,10 +16,8 @@ def launch(surface: torch.Tensor, layout: SurfaceLayout, tensor: TensorLayout, o
     full = chroma.repeat_interleave(2, 0).repeat_interleave(2, 1)[: layout.height, : layout.width]
     yuv = torch.cat([luma[..., None], full], dim=2).float()
     m, c = (torch.tensor(a, device=surface.device, dtype=torch.float32) for a in _colour(layout))
-    grid, box = (
-        TileGrid(layout.width, layout.height, size, tensor.overlap),
-        Letterbox(layout.width, layout.height, size),
-    )
+    grid = TileGrid(layout.width, layout.height, size, tensor.overlap)
+    box = Letterbox(layout.width, layout.height, size)
     (width, height), (left, top) = box.scaled, box.origin
     small = _resample(_resample(yuv, layout.height, height, 0), layout.width, width, 1)
     out[: 1 + len(grid)] = PADDING
@@ -45,7 +43,7 @@ def _resample(image: torch.Tensor, source: int, target: int, axis: int) -> torch
     """One axis of float32 [h, w, 3] to `target` samples, by the reference's taps."""
     indices, weights = taps(source, target, False)
     shape = (-1, 1, 1) if axis == 0 else (1, -1, 1)
-    out = 0
+    out = torch.zeros((), device=image.device)
     for index, weight in zip(indices.T, weights.T):
         index = torch.tensor(index, device=image.device)
         weight = torch.tensor(weight, device=image.device, dtype=torch.float32).reshape(shape)

@@ -1,8 +1,8 @@
-"""The values of kernels.reference in one launch on a GPU: NV12 surface in, letterboxed frame and all tiles out.
+"""The values of reference.py in one launch on a GPU: NV12 surface in, letterboxed frame and all tiles out.
 
-A program writes a block of one image. Tiles are gathered pixel by pixel: the output is written once, the surface is
-read about once from memory, and again from cache. The letterboxed frame (image 0, its programs are the longest and
-start first) sums the same taps as the reference.
+A program writes a block of one image. Tiles are gathered pixel by pixel: the output is written once, and the surface is
+read about once from memory, then from cache. The letterboxed frame (image 0; its programs take longest and start first)
+sums the same taps as the reference.
 """
 
 from functools import lru_cache
@@ -15,7 +15,7 @@ import triton.language as tl
 
 from peoplecounter.common.geometry import Letterbox, TileGrid
 from peoplecounter.common.ipc.messages import SurfaceLayout, TensorLayout
-from peoplecounter.services.preprocess.kernels import PADDING, colour_matrix, taps
+from peoplecounter.services.preprocess.reference import PADDING, colour_matrix, taps
 
 PAIRS, BLOCK_X, LETTERBOX, WARPS = 4, 128, 64, 2
 
@@ -38,7 +38,7 @@ def nv12_to_tensors(
     ALIGN: tl.constexpr,  # tiles begin in columns that are multiples of this, px
     EVEN: tl.constexpr,  # tiles begin in even rows and columns: four pixels share a chroma sample
     PAIRS: tl.constexpr, BLOCK_X: tl.constexpr,  # a program writes 2 * PAIRS rows of BLOCK_X pixels of a tile
-    LETTERBOX: tl.constexpr,  # or so many pixels of image 0, which cost more each
+    LETTERBOX: tl.constexpr,  # or this many pixels of image 0, each of which takes longer
 ):  # fmt: skip
     surface_ptr += SAMPLE - 1
     chroma_ptr = surface_ptr + height * pitch
@@ -74,9 +74,9 @@ def _letterbox(
     SIZE: tl.constexpr, TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr, HALF_Y: tl.constexpr, HALF_X: tl.constexpr,
     SAMPLE: tl.constexpr, LETTERBOX: tl.constexpr,
 ):  # fmt: skip
-    """Some pixels of image 0: luma and chroma, each summed over its taps, which are neighbours."""
-    here = first + tl.arange(0, LETTERBOX)
-    y, x = here // SIZE, here % SIZE
+    """Writes some pixels of image 0: luma and chroma, each summed over its taps, which are neighbours."""
+    pixel = first + tl.arange(0, LETTERBOX)
+    y, x = pixel // SIZE, pixel % SIZE
     row, column = y - box_y, x - box_x
     inside = (row >= 0) & (row < box_height) & (column >= 0) & (column < box_width)
     luma = tl.zeros([LETTERBOX], tl.float32)
@@ -108,16 +108,16 @@ def _tile(
     gain, r_v, g_u, g_v, b_u, r_0, g_0, b_0, padding,
     SIZE: tl.constexpr, SAMPLE: tl.constexpr, EVEN: tl.constexpr, PAIRS: tl.constexpr, BLOCK_X: tl.constexpr,
 ):  # fmt: skip
-    """A block of a tile, two rows at a time: where the tile begins evenly they share their chroma."""
+    """Writes a block of a tile, two rows at a time; they share chroma where the tile begins at even coordinates."""
     x = first_x + tl.arange(0, BLOCK_X)[None, :]
     pair = tl.arange(0, PAIRS)[:, None]
     if EVEN:
         half_y = (tile_y + first_y) // 2 + pair
         half_x = (tile_x + first_x) // 2 + tl.arange(0, BLOCK_X // 2)[None, :]
-        there = (2 * half_y < height) & (2 * half_x < width)
+        in_frame = (2 * half_y < height) & (2 * half_x < width)
         shared_ptr = chroma_ptr + half_y * pitch + half_x * (2 * SAMPLE)
-        u = tl.load(shared_ptr, there, 0).to(tl.float32)
-        v = tl.load(shared_ptr + SAMPLE, there, 0).to(tl.float32)
+        u = tl.load(shared_ptr, in_frame, 0).to(tl.float32)
+        v = tl.load(shared_ptr + SAMPLE, in_frame, 0).to(tl.float32)
         half_red, half_green, half_blue = r_v * v + r_0, g_u * u + g_v * v + g_0, b_u * u + b_0
         red = tl.interleave(half_red, half_red)
         green = tl.interleave(half_green, half_green)
@@ -138,14 +138,14 @@ def _tile(
 @triton.jit
 def _store(out_ptr, y, x, bright, red, green, blue, inside, padding, SIZE: tl.constexpr):
     """One block of an image: what luma gives and what chroma adds, in 0..1; padding where the frame is not."""
-    here, writes = y * SIZE + x, (y < SIZE) & (x < SIZE)
+    offset, writes = y * SIZE + x, (y < SIZE) & (x < SIZE)
     kind = out_ptr.dtype.element_ty
     red = tl.minimum(tl.maximum(bright + red, 0.0), 1.0)
     green = tl.minimum(tl.maximum(bright + green, 0.0), 1.0)
     blue = tl.minimum(tl.maximum(bright + blue, 0.0), 1.0)
-    tl.store(out_ptr + here, tl.where(inside, red, padding).to(kind), writes)
-    tl.store(out_ptr + SIZE * SIZE + here, tl.where(inside, green, padding).to(kind), writes)
-    tl.store(out_ptr + 2 * SIZE * SIZE + here, tl.where(inside, blue, padding).to(kind), writes)
+    tl.store(out_ptr + offset, tl.where(inside, red, padding).to(kind), writes)
+    tl.store(out_ptr + SIZE * SIZE + offset, tl.where(inside, green, padding).to(kind), writes)
+    tl.store(out_ptr + 2 * SIZE * SIZE + offset, tl.where(inside, blue, padding).to(kind), writes)
 
 
 def launch(surface: torch.Tensor, layout: SurfaceLayout, tensor: TensorLayout, out: torch.Tensor) -> None:
@@ -163,13 +163,10 @@ def launch(surface: torch.Tensor, layout: SurfaceLayout, tensor: TensorLayout, o
 def _plan(layout: SurfaceLayout, tensor: TensorLayout, device: torch.device) -> tuple:
     """(images, tap tables on the device, scalar arguments, constants) of the launches for these layouts."""
     size = tensor.size_px
-    grid, box = (
-        TileGrid(layout.width, layout.height, size, tensor.overlap),
-        Letterbox(layout.width, layout.height, size),
-    )
-    axes = [(layout.height, box.scaled[1], False), (layout.width, box.scaled[0], False)]
-    axes += [(source, target, True) for source, target, _ in axes]
-    axes = [_neighbours(*taps(*axis)) for axis in axes]
+    grid = TileGrid(layout.width, layout.height, size, tensor.overlap)
+    box = Letterbox(layout.width, layout.height, size)
+    sides = [(layout.height, box.scaled[1]), (layout.width, box.scaled[0])]
+    axes = [_neighbours(*taps(source, target, halved)) for halved in (False, True) for source, target in sides]
     tables = [
         torch.tensor(table, device=device, dtype=kind)
         for axis in axes

@@ -30,16 +30,16 @@ from pathlib import Path
 import numpy as np
 import zmq
 
-from peoplecounter.common.ipc.consumer import Upstream
+from peoplecounter.common.ipc.consumer import RingConsumer
 from peoplecounter.common.ipc.link import Timing
 from peoplecounter.common.ipc.loop import Loop
-from peoplecounter.common.ipc.messages import SCHEMA, Header, Hello, Part, SurfaceLayout, TensorLayout
-from peoplecounter.common.ipc.producer import Downstream
+from peoplecounter.common.ipc.messages import SCHEMA, FrameHeader, Hello, Part, SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.producer import RingProducer
 from peoplecounter.common.process.telemetry import Tracer
 from peoplecounter.common.settings import Settings
 from peoplecounter.deploy.demo.plaza import render_clip
 from peoplecounter.deploy.group.subscribe import Tally
-from peoplecounter.services.preprocess import kernels
+from peoplecounter.services.preprocess import kernels, reference
 from tests.bench import TRACED, TRACING, distribution, gain, spread
 from tests.support import squares
 from tests.support.group import SERVICES, Group
@@ -93,14 +93,14 @@ def path(folder: Path, rounds: int = 600) -> dict:
     g = new_group(squares.make_model(folder / "squares.onnx"), {"url": "none"})
     g.start(*(name for name in SERVICES if not name.startswith("decoder")))
     loop = Loop()
-    owner = Downstream(loop, g.run_dir, "surfaces", "cam", 3, Timing(), on_lost=print)
+    owner = RingProducer(loop, g.run_dir, "surfaces", "cam", 3, Timing(), on_lost=print)
     owner.open(SurfaceLayout(80, 80, 128, "bt709", False))
     for seq in range(2 * rounds):
         while (index := owner.acquire()) is None:
             loop.tick(1)
         now = loop.now_ns()
         marks = {"decode": (now, now), "copy": (now, now)}
-        header = Header(
+        header = FrameHeader(
             source="cam", seq=seq, pts_s=0, captured_ns=now, deadline_ns=0, width=80, height=80, marks=marks
         )
         owner.offer(index, header, [Part("frame")])
@@ -129,12 +129,12 @@ def _beside(counts: list[dict]) -> dict:
 OWNER = """
 import sys, time, json
 from pathlib import Path
-from peoplecounter.common.downstream import Downstream
+from peoplecounter.common.downstream import RingProducer
 from peoplecounter.common.link import Timing
 from peoplecounter.common.loop import Loop
 from peoplecounter.common.messages import Header, Part, SurfaceLayout
 loop = Loop()
-owner = Downstream(loop, Path(sys.argv[1]), "surfaces", "cam", 3, Timing(), on_lost=print)
+owner = RingProducer(loop, Path(sys.argv[1]), "surfaces", "cam", 3, Timing(), on_lost=print)
 owner.open(SurfaceLayout(64, 64, 64, "bt709", False))
 times = []
 for seq in range(int(sys.argv[2])):
@@ -228,7 +228,7 @@ def gains(folder: Path, turns: int = 3) -> dict:
     for _ in range(turns):
         measured = [
             (copied(nbytes, 300)[50:], handed(300)[50:]),
-            (preprocessed(kernels.reference, 2), preprocessed(lambda *given: kernels.fused(*given, out), 10)),
+            (preprocessed(reference.reference, 2), preprocessed(lambda *given: kernels.fused(*given, out), 10)),
             (flat_out(folder, 1, 80), flat_out(folder, 2, 80)),
             (end_to_end(folder, 40), end_to_end(folder, 40, **TRACED)),
         ]
@@ -256,7 +256,7 @@ def handed(rounds: int) -> list[float]:
         command = [sys.executable, "-c", OWNER, folder, str(rounds)]
         owner = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True)
         loop = Loop()
-        consumer = Upstream(loop, run_dir, "surfaces", Hello(SCHEMA, "bench", os.getpid(), "frame", 2), Timing())
+        consumer = RingConsumer(loop, run_dir, "surfaces", Hello(SCHEMA, "bench", os.getpid(), "frame", 2), Timing())
         while owner.poll() is None:
             loop.tick(20)
             for taken in consumer.offers():
@@ -279,9 +279,9 @@ def tracing(folder: Path, path_ms: float, frames: int = 20_000) -> dict:
         for _ in range(5):
             begin = time.perf_counter_ns()
             for seq in range(rounds // 5):
-                header = Header(source="cam", seq=seq, pts_s=0, captured_ns=1, deadline_ns=0, width=1, height=1)
+                header = FrameHeader(source="cam", seq=seq, pts_s=0, captured_ns=1, deadline_ns=0, width=1, height=1)
                 if tracer.begin():
-                    header = Header(
+                    header = FrameHeader(
                         source="cam", seq=seq, pts_s=0, captured_ns=1, deadline_ns=0, width=1, height=1,
                         traceparent=root(tracer, header),
                     )  # fmt: skip
@@ -296,7 +296,7 @@ def tracing(folder: Path, path_ms: float, frames: int = 20_000) -> dict:
     return result
 
 
-def root(tracer: Tracer, header: Header) -> str:
+def root(tracer: Tracer, header: FrameHeader) -> str:
     span = tracer.open("decode", header, 1)
     span.end(2)
     return span.traceparent

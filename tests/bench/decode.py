@@ -5,17 +5,17 @@ import time
 from functools import partial
 
 from peoplecounter.common.ipc.loop import Loop
-from peoplecounter.common.ipc.memory.cuda_ipc import Work
-from peoplecounter.common.settings import Decoder, Source
-from peoplecounter.services.decoder.nvdec import OnGpu
+from peoplecounter.common.ipc.memory import memory_kind
+from peoplecounter.common.settings import DecoderSettings, SourceSettings
+from peoplecounter.services.decoder.nvdec import NvdecDecoder
 from peoplecounter.services.decoder.playback import Picture, play
 
 WARM_UP_FRAMES = 30
 
 
 def frames_per_s(clip: str, seconds: float) -> float:
-    codec = partial(OnGpu, cuda_stream=Work(Loop()).stream)
-    events = play(Source(url=clip, loop=True), Decoder(), None, lambda seconds: False, codec)
+    codec = partial(NvdecDecoder, cuda_stream=memory_kind("cuda").work_queue(Loop()).stream)
+    events = play(SourceSettings(url=clip, loop=True), DecoderSettings(), None, lambda seconds: False, codec)
     pictures = (event for event in events if isinstance(event, Picture))
     for _ in range(WARM_UP_FRAMES):
         next(pictures)

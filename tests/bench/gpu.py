@@ -32,8 +32,9 @@ import numpy as np
 from peoplecounter.common import backend
 from peoplecounter.common.geometry import Letterbox, TileGrid
 from peoplecounter.common.ipc.loop import Loop
+from peoplecounter.common.ipc.memory import memory_kind
 from peoplecounter.common.ipc.messages import SurfaceLayout, TensorLayout
-from peoplecounter.common.settings import Decoder, Engine, Settings, Source
+from peoplecounter.common.settings import DecoderSettings, EngineSettings, Settings, SourceSettings
 from tests.bench import TRACED, TRACING, distribution, gain, spread
 
 PLAN = Path(os.environ.get("PLAN", "/tmp/gpu/plans/yolo26n_coco.trt86vc.sm90.fp16.plan"))
@@ -123,7 +124,7 @@ def _replay(graph, _: int) -> None:
 
 
 def _sweep(module, fused) -> dict[str, float]:
-    """Other block shapes and warps, for whoever tunes the kernel for another GPU."""
+    """Other block shapes and warps, to tune the kernel for another GPU."""
     kept, found = (module.PAIRS, module.BLOCK_X, module.LETTERBOX, module.WARPS), {}
     for shape in SHAPES:
         module.PAIRS, module.BLOCK_X, module.LETTERBOX, module.WARPS = shape
@@ -163,19 +164,19 @@ def floor(frames: int = 300) -> dict:
 
     from peoplecounter.common.cuda import check, cudart
     from peoplecounter.common.engine.tensorrt import TensorRTEngine
-    from peoplecounter.common.ipc.memory.cuda_ipc import Block, Work
-    from peoplecounter.services.decoder.nvdec import OnGpu
+    from peoplecounter.common.ipc.memory import Block
+    from peoplecounter.services.decoder.nvdec import NvdecDecoder
     from peoplecounter.services.decoder.playback import Picture, play
     from peoplecounter.services.preprocess import kernels
 
     loop = Loop()
-    work = Work(loop)
+    work = memory_kind("cuda").work_queue(loop)
     slot = Block(int(check(cudart.cudaMalloc(LAYOUT.nbytes))), LAYOUT.nbytes)
-    codec = partial(OnGpu, cuda_stream=work.stream)
+    codec = partial(NvdecDecoder, cuda_stream=work.stream)
     decode = []
     for live in (True, False):
-        source, times = Source(url=str(CLIP), loop=True, realtime=live), []
-        events = play(source, Decoder(), None, lambda seconds: False, codec)
+        source, times = SourceSettings(url=str(CLIP), loop=True, realtime=live), []
+        events = play(source, DecoderSettings(), None, lambda seconds: False, codec)
         began = None
         for event in events:
             if not isinstance(event, Picture):
@@ -188,11 +189,11 @@ def floor(frames: int = 300) -> dict:
         work.finish()
         events.close()
         decode.append({**spread(times[20:]), "frames_per_s": round((frames - 20) / (time.perf_counter() - began), 1)})
-    engine = TensorRTEngine(Engine(model=str(PLAN)), work)
+    engine = TensorRTEngine(EngineSettings(model=str(PLAN)), work)
     engine.warm_up()
     tensor = TensorLayout(33, 640, engine.input.dtype, 0.2)
     out = Block(int(check(cudart.cudaMalloc(tensor.nbytes))), tensor.nbytes)
-    run = kernels.load(work).run
+    run = kernels.load_kernel(work).run
     stream = torch.cuda.ExternalStream(work.stream)
     measured: dict[str, list[float]] = {}
     steps = {
@@ -229,10 +230,9 @@ def at_once(out, tensor: TensorLayout, rounds: int = 100) -> list[float]:
     import torch
 
     from peoplecounter.common.engine.tensorrt import TensorRTEngine
-    from peoplecounter.common.ipc.memory.cuda_ipc import Work
 
-    works = [Work(Loop()) for _ in range(3)]
-    engines = [TensorRTEngine(Engine(model=str(PLAN)), work) for work in works]
+    works = [memory_kind("cuda").work_queue(Loop()) for _ in range(3)]
+    engines = [TensorRTEngine(EngineSettings(model=str(PLAN)), work) for work in works]
     streams = [torch.cuda.ExternalStream(work.stream) for work in works]
     times = []
     for _ in range(rounds):
@@ -359,14 +359,13 @@ def handover(turns: int = 10) -> list[dict]:
     import torch
 
     from peoplecounter.common.cuda import check, cudart, pinned
-    from peoplecounter.common.ipc.memory.cuda_ipc import Work
 
     tensor = TensorLayout(33, 640, "float32", 0.2)
     nbytes = LAYOUT.nbytes + tensor.nbytes
     device = [int(check(cudart.cudaMalloc(nbytes))) for _ in range(2)]
     host, fence = pinned((nbytes,), "uint8"), int(check(cudart.cudaMalloc(256)))
     check(cudart.cudaMemset(fence, 0, 256))
-    work, reader = Work(Loop()), Work(Loop())
+    work, reader = memory_kind("cuda").work_queue(Loop()), memory_kind("cuda").work_queue(Loop())
     kinds = cudart.cudaMemcpyKind
 
     def copied() -> None:
@@ -419,10 +418,10 @@ def engine_gains(turns: int = 5) -> list[dict]:
 
     from peoplecounter.common.cuda import check, cudart
     from peoplecounter.common.engine.tensorrt import TensorRTEngine
-    from peoplecounter.common.ipc.memory.cuda_ipc import Block, Work
+    from peoplecounter.common.ipc.memory import Block
 
-    work = Work(Loop())
-    engines = {graphs: TensorRTEngine(Engine(model=str(PLAN)), work, graphs) for graphs in (False, True)}
+    work = memory_kind("cuda").work_queue(Loop())
+    engines = {graphs: TensorRTEngine(EngineSettings(model=str(PLAN)), work, graphs) for graphs in (False, True)}
     tensor = TensorLayout(33, 640, engines[True].input.dtype, 0.2)
     out = Block(int(check(cudart.cudaMalloc(tensor.nbytes))), tensor.nbytes)
     stream, rows = torch.cuda.ExternalStream(work.stream), []

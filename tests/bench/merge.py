@@ -13,11 +13,11 @@ import numpy as np
 from peoplecounter.common.boxes import greedy_keep, overlapping_pairs
 from peoplecounter.common.engine.onnxruntime import OnnxEngine
 from peoplecounter.common.inference.mapping import letterbox_to_frame, tiles_to_frame
-from peoplecounter.common.ipc.messages import Header, Part, SurfaceLayout, TensorLayout
-from peoplecounter.common.settings import Engine, Fusion
+from peoplecounter.common.ipc.messages import FrameHeader, Part, SurfaceLayout, TensorLayout
+from peoplecounter.common.settings import EngineSettings, FusionSettings
 from peoplecounter.deploy.engine import calibration
 from peoplecounter.deploy.report import evaluate
-from peoplecounter.services.fusion.merge import CUT, SCORE, VIEW, believe, merge
+from peoplecounter.services.fusion.merge import CUT, SCORE, VIEW, hysteresis, merge
 from tests.bench.cpu import machine
 
 OVERLAP, GROUP, SCORE_OLD = 0.2, 16, 0.25
@@ -34,12 +34,12 @@ def boxes(clip: Path, engine: OnnxEngine, every: int) -> Iterator[tuple[int, np.
 
 
 def _in_frame(layout: SurfaceLayout, tensor: TensorLayout, found: list[np.ndarray]) -> np.ndarray:
-    header = Header(
+    header = FrameHeader(
         source="bench", seq=0, pts_s=0.0, captured_ns=0, deadline_ns=0, width=layout.width, height=layout.height
     )
     tiles = [p + np.array([i, 0, 0, 0, 0, 0], np.float32) for i, p in enumerate(found[1:])]
     part = Part("tiles", 0, 1, len(tiles), 2)
-    edge_px = Fusion().edge_px
+    edge_px = FusionSettings().edge_px
     rows = tiles_to_frame(tensor, header, part, np.vstack(tiles), edge_px)
     return np.vstack([letterbox_to_frame(tensor, header, Part("global", 0, 0, 1, 2), found[0], edge_px), rows])
 
@@ -81,11 +81,11 @@ class Ours:
     """services/fusion/merge.py as fusion calls it."""
 
     def __init__(self) -> None:
-        self._before, self._settings = np.zeros((0, 5), np.float32), Fusion()
+        self._before, self._settings = np.zeros((0, 5), np.float32), FusionSettings()
 
     def __call__(self, rows: np.ndarray) -> int:
         merged = merge(rows, self._settings.same_iou, self._settings.same_ios)
-        self._before = believe(merged, self._before, self._settings.new_score)
+        self._before = hysteresis(merged, self._before, self._settings.new_score)
         return len(self._before)
 
 
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="n-th frame; fusion's merge then has older neighbours")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
-    engine = OnnxEngine(Engine(model=args.model))
+    engine = OnnxEngine(EngineSettings(model=args.model))
     clips = {}
     for clip, truth in (pair.split("=") for pair in args.clips):
         true = evaluate.read_truth(Path(truth))

@@ -25,7 +25,7 @@ from peoplecounter.common.process.journal import Journal
 from peoplecounter.common.process.runtime import usage
 from peoplecounter.common.settings import Settings
 from peoplecounter.deploy.group import client, mps
-from peoplecounter.services.decoder.__main__ import Place
+from peoplecounter.services.decoder.service import ResumePoint
 from tests.support import squares
 from tests.support.cli import gpu_used_mb
 from tests.support.group import Group
@@ -41,7 +41,7 @@ CPU_FPS, GPU_FPS = 400, 150  # of each of two sources
 
 
 class Soaked(Group):
-    """A group whose boxes nobody keeps."""
+    """A group whose boxes are not kept."""
 
     kinds = tuple(kind for kind in Group.kinds if kind != "detections")
 
@@ -105,16 +105,16 @@ def end(g: Group) -> dict[str, dict]:
     """Ends the sources as `source remove` does; the books of each, beside how many frames its decoder numbered."""
     for name in (*KILLED, *SPARED):
         g.wait_for(lambda name=name: g.state(name) == "up", f"{name} to be up", 120)
-    group = client.Group(Settings(run_dir=g.run_dir), g.run_dir, Timing())
+    group = client.RunningGroup(Settings(run_dir=g.run_dir), g.run_dir, Timing())
     books = {}
     for source in ("a", "b"):
         client.ask(group, [f"decoder.{source}"], Stop())
         g.wait_for(lambda source=source: g.of("status", source)[-1]["state"] == "ended", "the last frames", 60)
         g.processes[f"decoder.{source}"].wait(20)
-        with contextlib.closing(Journal(g.run_dir / f"decoder.{source}.journal", Place)) as journal:
+        with contextlib.closing(Journal(g.run_dir / f"decoder.{source}.journal", ResumePoint)) as journal:
             numbered = journal.read().seq
         totals = g.totals(source)
-        unheard = g.check_books(source, unheard=numbered)  # published to nobody, with a fusion that was killed
+        unheard = g.check_books(source, unheard=numbered)  # published by a fusion that was killed, so never received
         balanced = numbered == totals["counted"] + sum(totals["dropped"].values())
         books[source] = {"frames": numbered, **totals, "unheard": unheard, "balanced": balanced}
     return books

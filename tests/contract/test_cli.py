@@ -1,4 +1,4 @@
-"""The commands as a user types them: output for people and for machines, sentences and exit codes for what is wrong."""
+"""The commands as a user types them: output for people and for machines, error messages, exit codes."""
 
 import json
 import os
@@ -46,9 +46,9 @@ def test_run_in_plain_lines_names_endpoint_and_summary(run_dir, clip, model):
 
 
 @pytest.mark.parametrize(
-    "arguments, code, said",
+    "arguments, code, message",
     [
-        (["run"], 78, "There is no source"),
+        (["run"], 78, "No source"),
         (["run", "/nowhere.mp4"], 66, "does not exist"),
         (["run", __file__], 65, ""),
         (["run", "CLIP", "--model", "/nowhere.onnx"], 66, "/nowhere.onnx does not exist"),
@@ -59,25 +59,25 @@ def test_run_in_plain_lines_names_endpoint_and_summary(run_dir, clip, model):
             78,
             "The cuda backend cannot run here (NVIDIA GPU: no driver or no device)",
         ),
-        (["run", "CLIP", "--workers", "infer_tile=2"], 78, "SERVICE of preprocess, infer_global, infer_tiles"),
+        (["run", "CLIP", "--workers", "infer_tile=2"], 78, "SERVICE is one of preprocess, infer_global, infer_tiles"),
         (["run", "CLIP", "--out", "/nowhere/counts.jsonl"], 66, "cannot be written"),
         (["run", "CLIP", "--out", "/dev/full"], 70, "cannot be written"),
         (["run", "CLIP", "--config", "/nowhere.toml"], 66, "/nowhere.toml cannot be read"),
         (["eval", "/nowhere", "/nowhere"], 66, "cannot be read"),
-        (["eval", __file__, __file__], 65, "is no count"),
+        (["eval", __file__, __file__], 65, "is not a count"),
         (["models", "export"], 78, "--accept-agpl"),
     ],
 )
-def test_what_is_wrong_is_one_sentence_and_the_right_code(run_dir, clip, arguments, code, said):
+def test_what_is_wrong_gives_one_error_and_the_right_code(run_dir, clip, arguments, code, message):
     done = peoplecounter(run_dir, *(clip if a == "CLIP" else a for a in arguments))
     assert done.returncode == code, done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_an_unreachable_run_dir_and_one_that_others_can_read(run_dir, clip):
     run_dir.chmod(0o755)
-    assert "must be yours alone" in peoplecounter(run_dir, "run", clip).stderr
+    assert "must be private" in peoplecounter(run_dir, "run", clip).stderr
     assert "shorter run_dir" in peoplecounter(run_dir / ("x" * 100), "run", clip).stderr
     assert "cannot be used" in peoplecounter("/proc/nothing", "run", clip).stderr
 
@@ -129,7 +129,7 @@ def test_run_restarts_a_service_that_dies_and_says_so(running):
     assert any(json.loads(running.stdout.readline())["complete"] for _ in range(300))
 
 
-def test_run_starts_again_what_somebody_else_ended(running):
+def test_run_restarts_what_another_program_ended(running):
     """SIGTERM to a worker is no end of the group: only a decoder may be done."""
     for name in (b"peoplecounter.services.preprocess", b"peoplecounter.services.infer_tiles"):
         pid = next(p for p in children(running.pid) if name in Path(f"/proc/{p}/cmdline").read_bytes())

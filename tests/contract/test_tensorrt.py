@@ -11,7 +11,7 @@ from tests.contract.usage import compare, compare_file
 from tests.support import fake_tensorrt
 
 ROOT = Path(__file__).parents[2]
-LOADER = ("common/engine/tensorrt_log.py", "common/engine/tensorrt.py")
+LOADER = tuple(f"common/engine/tensorrt{name}.py" for name in ("", "_io", "_log"))
 BUILDER = ("common/engine/refit.py", "deploy/engine/build.py")
 VERSIONS = ("10.15.1.29", "11.4.0.106")  # the oldest that is supported, and the newest there is
 FOR_8_6 = {"BuilderFlag.FP16", "NetworkDefinitionCreationFlag.EXPLICIT_BATCH"}  # gone in 11

@@ -10,7 +10,7 @@ from pathlib import Path
 PARAMETERS = {  # what a function's parameter, or an attribute of self, of this name is
     "trt": "module", "self._trt": "module", "builder": "Builder", "network": "INetworkDefinition",
     "config": "IBuilderConfig", "engine": "ICudaEngine", "self._engine": "ICudaEngine", "context": "IExecutionContext",
-    "tensor": "ITensor", "one": "IExecutionContext",
+    "tensor": "ITensor", "context_of_profile": "IExecutionContext",
 }  # fmt: skip
 RETURNS = {
     "_context": "IExecutionContext",

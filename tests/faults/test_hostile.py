@@ -1,4 +1,4 @@
-"""Whoever reaches fusion's socket can say what he likes: it is refused and counted, and counting goes on."""
+"""Any message may reach fusion's socket: invalid ones are rejected and counted, and counting goes on."""
 
 import os
 
@@ -10,20 +10,20 @@ from peoplecounter.common.ipc.messages import (
     Confirmed,
     Detections,
     Dropped,
-    Header,
+    FrameHeader,
     Hello,
     Part,
     Result,
     Status,
     encode,
 )
-from peoplecounter.common.ipc.results import NAME
+from peoplecounter.common.topology import RESULTS
 from tests.support.squares import expected
 
 
 def header(**changes):
     known = {"source": "cam", "seq": 10**6, "pts_s": 0, "captured_ns": 0, "deadline_ns": 0, "width": 9, "height": 9}
-    return Header(**(known | changes))
+    return FrameHeader(**(known | changes))
 
 
 def detections(boxes, **changes):
@@ -50,7 +50,7 @@ def test_forged_results_are_refused_and_counted(group, clip, run_dir):
     g.wait_counts(10)
     context = zmq.Context()
     socket = context.socket(zmq.DEALER)
-    socket.connect(f"ipc://{run_dir}/{NAME}.sock")
+    socket.connect(f"ipc://{run_dir}/{RESULTS}.sock")
     socket.send(encode(Hello(SCHEMA, "evil", os.getpid())))
     for number, body in enumerate(FORGED, 1):
         socket.send(encode(Result(number, body)))

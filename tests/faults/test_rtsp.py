@@ -1,4 +1,4 @@
-"""Real RTSP cameras die, freeze, change and stay mute: whoever shows a picture is counted right, and leaks nothing.
+"""Real RTSP cameras die, freeze, change and stay silent: every picture is counted right, and nothing leaks.
 
 From one frame to the next a clip shows 7 squares more (or less, played backwards), modulo 23, also where it begins
 again: an opening's counts are right when they all belong to one place in the clip.
@@ -61,7 +61,7 @@ def camera():
 
 @pytest.fixture
 def counting(group):
-    """Starts a group for {source: URL} and waits until it counts them; nobody ever reads the password."""
+    """Starts a group for {source: URL} and waits until it counts them; the password is never readable."""
     groups = []
 
     def make(urls):
@@ -87,7 +87,7 @@ def state(g, source="cam") -> str:
 
 
 def lost(g, source="cam") -> float:
-    """Seconds until the source is said to be gone, and why."""
+    """Seconds until the source is reported as gone, and why."""
     seconds = g.wait_for(lambda: state(g, source) == "reconnecting", "the loss to be noticed")
     assert g.of("status", source)[-1]["detail"]
     return seconds

@@ -13,18 +13,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 from peoplecounter.common.engine.sidecar import sidecar_path
-from peoplecounter.deploy.engine.build import Options, Progress, build_file, watched
+from peoplecounter.deploy.engine.build import BuildOptions, BuildProgress, build_file, watched
 
 LEVEL = 0  # seconds of building matter here, not microseconds of running
 KILLED_AFTER_S = 12
 
 
-def options(folder: Path) -> Options:
-    return Options(level=LEVEL, version_compatible=True, timing_cache=folder / "timing")
+def options(folder: Path) -> BuildOptions:
+    return BuildOptions(level=LEVEL, version_compatible=True, timing_cache=folder / "timing")
 
 
 def build(onnx: Path, plan: Path) -> dict:
-    progress = Progress()
+    progress = BuildProgress()
     sidecar, ratio = watched(lambda: build_file(onnx, plan, options(plan.parent), progress), progress)
     return {**asdict(sidecar), "seconds_over_first": ratio}
 

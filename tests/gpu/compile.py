@@ -36,8 +36,8 @@ def main(capability: int) -> None:
         }
         ptx = build(kernels_triton.nv12_to_tensors, kinds, constants | shape, capability, kernels_triton.WARPS)
         print("nv12_to_tensors", size, dtype, "st.global.v4.b32" in ptx)
-    build(dense.suppress, ["*fp32", "*fp32", "*i32", "fp32"], {"MOST": 1024}, capability, 4)
-    print("suppress")
+    build(dense.nms_kernel, ["*fp32", "*fp32", "*i32", "fp32"], {"ANCHORS": 1024}, capability, 4)
+    print("nms_kernel")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 
-from peoplecounter.common.ipc.consumer import Upstream
+from peoplecounter.common.ipc.consumer import RingConsumer
 from peoplecounter.common.ipc.link import Timing
 from peoplecounter.common.ipc.loop import Loop
 from peoplecounter.common.ipc.messages import SCHEMA, Hello
@@ -33,12 +33,12 @@ class Reader:
     """This process as the consumer."""
 
     def __init__(self, run_dir):
-        from peoplecounter.common.ipc.memory.cuda_ipc import Work
+        from peoplecounter.common.ipc.memory.cuda_ipc import CudaWorkQueue
 
         self.loop = Loop()
-        self.work = Work(self.loop)
+        self.work = CudaWorkQueue(self.loop)
         hello = Hello(SCHEMA, "preprocess.0", os.getpid(), "frame", 3)
-        self.upstream = Upstream(self.loop, run_dir, "surfaces", hello, Timing(), self.work)
+        self.upstream = RingConsumer(self.loop, run_dir, "surfaces", hello, Timing(), self.work)
 
     def until(self, condition, what, timeout_s=10):
         end = time.monotonic() + timeout_s
@@ -58,7 +58,7 @@ class Reader:
         host[:] = 255
         kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
         check(cudart.cudaMemcpyAsync(host.ctypes.data, lease.slot.address, host.nbytes, kind, self.work.stream))
-        self.work.then(lambda: done.append(lease.release()))
+        self.work.on_done(lambda: done.append(lease.release()))
         return host, done
 
     def close(self):

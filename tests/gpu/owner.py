@@ -19,9 +19,9 @@ from cuda.bindings import driver
 from peoplecounter.common.cuda import check, cudart
 from peoplecounter.common.ipc.link import Timing
 from peoplecounter.common.ipc.loop import Loop
-from peoplecounter.common.ipc.memory.cuda_ipc import Work
-from peoplecounter.common.ipc.messages import Header, Part, SurfaceLayout, TensorLayout
-from peoplecounter.common.ipc.producer import Downstream
+from peoplecounter.common.ipc.memory.cuda_ipc import CudaWorkQueue
+from peoplecounter.common.ipc.messages import FrameHeader, Part, SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.producer import RingProducer
 
 TO_DEVICE = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
 PIXELS = SurfaceLayout(640, 360, 640, "bt709", False)
@@ -36,8 +36,8 @@ def random_images(seed: int, images: int) -> np.ndarray:
 class Owner:
     def __init__(self, run_dir: Path, layout: SurfaceLayout | TensorLayout):
         self.loop = Loop()
-        self.work = Work(self.loop)
-        self.ring = Downstream(
+        self.work = CudaWorkQueue(self.loop)
+        self.ring = RingProducer(
             self.loop, run_dir, "surfaces", "cam", 3, Timing(), on_lost=lambda *_: None, work=self.work
         )
         self.ring.open(layout)
@@ -68,7 +68,7 @@ class Owner:
         return index
 
     def offer(self, index: int, parts: list[Part]) -> None:
-        header = Header(source="cam", seq=self.seq, pts_s=0, captured_ns=0, deadline_ns=0, width=640, height=360)
+        header = FrameHeader(source="cam", seq=self.seq, pts_s=0, captured_ns=0, deadline_ns=0, width=640, height=360)
         self.ring.offer(index, header, parts)
         self.seq += 1
 
@@ -79,14 +79,14 @@ class Owner:
 def main() -> None:
     owner = Owner(Path(sys.argv[1]), IMAGES if sys.argv[2:] == ["images"] else PIXELS)
     print("up", flush=True)
-    said: list[str] = []
+    commands: list[str] = []
     while True:
         owner.loop.tick(2)
-        if not said and select.select([0], [], [], 0)[0]:
-            said = os.read(0, 4096).decode().splitlines() or ["end"]
-        if not said:
+        if not commands and select.select([0], [], [], 0)[0]:
+            commands = os.read(0, 4096).decode().splitlines() or ["end"]
+        if not commands:
             continue
-        command, *values = said.pop(0).split()
+        command, *values = commands.pop(0).split()
         if command in ("show", "latched"):
             owner.show(int(values[0]), command == "latched")
         elif command == "open":

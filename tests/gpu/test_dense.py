@@ -25,7 +25,7 @@ def test_the_same_persons_as_on_the_cpu(channels, anchors, dtype):
     output[2, 4] = 0  # and in the last image none
     shapes = [["B", channels, anchors]] + ([["B", 32, 160, 160]] if channels == 116 else [])
     one = head(shapes, 0)
-    found = rows(torch.from_numpy(output).to(DEVICE), one, 0.3, most=1024).cpu().numpy()
+    found = rows(torch.from_numpy(output).to(DEVICE), one, 0.3, anchors=1024).cpu().numpy()
     expected = one.persons(output.astype(np.float32), 0.3)
     assert len(expected) > 20
     np.testing.assert_allclose(one.of_rows(found, 0.3), expected, atol=0.1 if dtype == "float16" else 1e-4)
@@ -34,7 +34,7 @@ def test_the_same_persons_as_on_the_cpu(channels, anchors, dtype):
 def test_a_head_that_gives_fewer_anchors_than_rows():
     output = np.zeros((1, 84, 4), np.float32)
     output[0, :5, 2] = 50, 50, 10, 20, 0.9
-    found = rows(torch.from_numpy(output).to(DEVICE), _head(), 0.3, most=64)
+    found = rows(torch.from_numpy(output).to(DEVICE), _head(), 0.3, anchors=64)
     np.testing.assert_allclose(_head().of_rows(found.cpu().numpy(), 0.3), [[0, 45, 40, 55, 60, 0.9]])
 
 

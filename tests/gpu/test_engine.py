@@ -1,10 +1,10 @@
-"""TensorRT: graphs change nothing, memory of another process changes nothing, bad plans are sentences."""
+"""TensorRT: graphs change nothing, memory of another process changes nothing, bad plans give clear errors."""
 
 import numpy as np
 import pytest
 
-from peoplecounter.common.errors import CONFIG, NO_INPUT, Refused
-from peoplecounter.common.settings import Engine
+from peoplecounter.common.errors import CONFIG, NO_INPUT, AppError
+from peoplecounter.common.settings import EngineSettings
 from tests.gpu.ends import Owner
 
 pytestmark = pytest.mark.gpu
@@ -18,7 +18,7 @@ def make(plan, reader):
     engines = []
 
     def make(**options):
-        engines.append(TensorRTEngine(Engine(model=str(plan)), reader.work, **options))
+        engines.append(TensorRTEngine(EngineSettings(model=str(plan)), reader.work, **options))
         engines[-1].warm_up()
         return engines[-1]
 
@@ -30,7 +30,7 @@ def make(plan, reader):
 def upload(images):
     """A slot of this process' own with these images."""
     from peoplecounter.common.cuda import check, cudart
-    from peoplecounter.common.ipc.memory.cuda_ipc import Block
+    from peoplecounter.common.ipc.memory import Block
 
     address = int(check(cudart.cudaMalloc(images.nbytes)))
     kind = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
@@ -70,7 +70,7 @@ def test_images_in_another_process_memory_give_the_same_bits(make, reader, run_d
                 part = taken[1].part
                 lease, done = reader.upstream.lease(*taken), []
                 collect = engine.start(lease.slot, lease.layout, part.first, part.count)
-                reader.work.then(lambda d=done, lease=lease: d.append(lease.release()))
+                reader.work.on_done(lambda d=done, lease=lease: d.append(lease.release()))
                 reader.until(lambda d=done: d, "the inference")
                 remote, persons = engine.outputs(part.count), collect()[0]
                 again = engine.start(own, IMAGES, part.first, part.count)
@@ -82,10 +82,10 @@ def test_images_in_another_process_memory_give_the_same_bits(make, reader, run_d
 
 
 def test_more_graphs_than_are_kept_still_give_results(make, monkeypatch):
-    from peoplecounter.common.engine import tensorrt
+    from peoplecounter.common.engine import graph_cache
     from tests.gpu.owner import IMAGES, random_images
 
-    monkeypatch.setattr(tensorrt, "GRAPHS", 3)
+    monkeypatch.setattr(graph_cache, "GRAPHS_MAX", 3)
     slot = upload(random_images(1, IMAGES.images))
     engine, plain = make(), make(graphs=False)
     for first in [*range(8), *range(8)]:
@@ -95,7 +95,7 @@ def test_more_graphs_than_are_kept_still_give_results(make, monkeypatch):
     assert len(engine._graphs) == 3
 
 
-def test_bad_plans_are_refused_in_a_sentence(plan, reader, tmp_path):
+def test_bad_plans_are_rejected_with_a_clear_error(plan, reader, tmp_path):
     from peoplecounter.common.engine.tensorrt import TensorRTEngine
 
     data = plan.read_bytes()
@@ -103,13 +103,13 @@ def test_bad_plans_are_refused_in_a_sentence(plan, reader, tmp_path):
     for name, content in bad.items():
         path = tmp_path / f"{name}.plan"
         path.write_bytes(content)
-        with pytest.raises(Refused, match="does not load in TensorRT") as refusal:
-            TensorRTEngine(Engine(model=str(path)), reader.work)
+        with pytest.raises(AppError, match="does not load in TensorRT") as refusal:
+            TensorRTEngine(EngineSettings(model=str(path)), reader.work)
         print(f"{name}: {refusal.value}")
         assert refusal.value.code == CONFIG and "\n" not in str(refusal.value)
     (tmp_path / "model.onnx").write_bytes(b"\x08\x09")
-    with pytest.raises(Refused, match="no TensorRT plan"):
-        TensorRTEngine(Engine(model=str(tmp_path / "model.onnx")), reader.work)
-    with pytest.raises(Refused, match="does not exist") as refusal:
-        TensorRTEngine(Engine(model=str(tmp_path / "none.plan")), reader.work)
+    with pytest.raises(AppError, match="not a TensorRT plan"):
+        TensorRTEngine(EngineSettings(model=str(tmp_path / "model.onnx")), reader.work)
+    with pytest.raises(AppError, match="does not exist") as refusal:
+        TensorRTEngine(EngineSettings(model=str(tmp_path / "none.plan")), reader.work)
     assert refusal.value.code == NO_INPUT

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from peoplecounter.common.errors import SOFTWARE, Refused
+from peoplecounter.common.errors import SOFTWARE, AppError
 from peoplecounter.common.ipc.messages import RingSpec
 from tests.gpu.ends import Owner, Reader
 
@@ -58,7 +58,7 @@ def test_a_new_epoch_frees_the_old_memory_when_its_readers_have_let_go(owner, re
         host, done = reader.copy(reader.upstream.lease(*reader.take()))
         reader.until(lambda d=done: d, "the copy")
         assert (host == epoch).all()
-        link = next(iter(reader.upstream._owners.values()))
+        link = next(iter(reader.upstream._connections.values()))
         before = link.epoch
         owner.tell("epoch")
         reader.until(lambda e=before, a=link: a.epoch not in ("", e), "the new epoch")
@@ -81,7 +81,7 @@ def test_an_owner_that_ends_is_unmapped_and_its_successor_attached(run_dir, read
             one.process.wait(10)
         else:
             one.kill()
-        reader.until(lambda: all(a.mapped is None for a in reader.upstream._owners.values()), "its end to be noticed")
+        reader.until(lambda: not reader.upstream.attached, "its end to be noticed")
         for _ in range(10):
             reader.loop.tick(5)
         levels.append(used_mb())
@@ -105,17 +105,17 @@ import os; os._exit(0)
 """
 
 
-def test_an_owner_that_dies_before_it_has_written_holds_nobody_for_ever(run_dir, owner):
+def test_an_owner_that_dies_before_it_has_written_blocks_no_reader_for_ever(run_dir, owner):
     """Its event is never recorded as done. Either the driver lets the reader go on, or the reader ends with a code."""
     owner.tell("latched", 1)
     child = subprocess.Popen([sys.executable, "-c", ORPHAN, str(run_dir)], stdout=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "queued\n"
     owner.process.send_signal(signal.SIGKILL)
     begin = time.monotonic()
-    said = child.stdout.readline().strip()
-    print(f"reader of a dead owner's event: {said} after {time.monotonic() - begin:.2f} s")
+    message = child.stdout.readline().strip()
+    print(f"reader of a dead owner's event: {message} after {time.monotonic() - begin:.2f} s")
     child.wait(10)
-    assert said in ("finished", f"lost {SOFTWARE}")
+    assert message in ("finished", f"lost {SOFTWARE}")
 
 
 def test_a_dead_reader_gives_its_slots_back(run_dir, owner):
@@ -139,25 +139,25 @@ def test_a_dead_reader_gives_its_slots_back(run_dir, owner):
 
 
 def test_a_ring_of_this_very_process_is_refused_in_words(run_dir, reader):
-    from peoplecounter.common.ipc.memory.cuda_ipc import Mapped, Owned
+    from peoplecounter.common.ipc.memory.cuda_ipc import CudaMappedMemory, CudaOwnedMemory
     from tests.gpu.owner import PIXELS
 
-    owned = Owned(reader.work, run_dir, "surfaces.cam", "00", 3, PIXELS.nbytes)
-    with pytest.raises(Refused, match="another process"):
-        Mapped(reader.work, run_dir, RingSpec("cuda", owned.handle, 3, PIXELS.nbytes, PIXELS))
+    owned = CudaOwnedMemory(reader.work, run_dir, "surfaces.cam", "00", 3, PIXELS.nbytes)
+    with pytest.raises(AppError, match="another process"):
+        CudaMappedMemory(reader.work, run_dir, RingSpec("cuda", owned.handle, 3, PIXELS.nbytes, PIXELS))
     other = bytes(16) + owned.handle[16:]
-    with pytest.raises(Refused, match="another GPU"):
-        Mapped(reader.work, run_dir, RingSpec("cuda", other, 3, PIXELS.nbytes, PIXELS))
-    with pytest.raises(Refused, match="no CUDA ring"):
-        Mapped(reader.work, run_dir, RingSpec("cuda", owned.handle[:-1], 3, PIXELS.nbytes, PIXELS))
+    with pytest.raises(AppError, match="another GPU"):
+        CudaMappedMemory(reader.work, run_dir, RingSpec("cuda", other, 3, PIXELS.nbytes, PIXELS))
+    with pytest.raises(AppError, match="not a CUDA IPC handle"):
+        CudaMappedMemory(reader.work, run_dir, RingSpec("cuda", owned.handle[:-1], 3, PIXELS.nbytes, PIXELS))
     junk = owned.handle[:16] + bytes(np.random.default_rng(0).integers(0, 256, len(owned.handle) - 16, np.uint8))
-    with pytest.raises(Refused, match="cannot be mapped"):
-        Mapped(reader.work, run_dir, RingSpec("cuda", junk, 3, PIXELS.nbytes, PIXELS))
+    with pytest.raises(AppError, match="cannot be mapped"):
+        CudaMappedMemory(reader.work, run_dir, RingSpec("cuda", junk, 3, PIXELS.nbytes, PIXELS))
     owned.close()
 
 
 def test_what_does_not_fit_on_the_gpu_is_refused_in_words(reader):
-    from peoplecounter.common.ipc.memory.cuda_ipc import Owned
+    from peoplecounter.common.ipc.memory.cuda_ipc import CudaOwnedMemory
 
-    with pytest.raises(Refused, match="No room for"):
-        Owned(reader.work, Path(), "surfaces.cam", "00", 3, 1 << 40)
+    with pytest.raises(AppError, match="No room for"):
+        CudaOwnedMemory(reader.work, Path(), "surfaces.cam", "00", 3, 1 << 40)

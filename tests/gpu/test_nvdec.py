@@ -1,4 +1,4 @@
-"""NVDEC gives FFmpeg's pixels, in its order, through our slots; what the GPU cannot decode is a sentence."""
+"""NVDEC gives FFmpeg's pixels, in its order, through our slots; what the GPU cannot decode gives a clear error."""
 
 import av
 import numpy as np
@@ -7,9 +7,9 @@ import pytest
 from peoplecounter.common.errors import BAD_DATA, SourceError
 from peoplecounter.common.ipc.loop import Loop
 from peoplecounter.common.ipc.messages import SurfaceLayout
-from peoplecounter.common.settings import Decoder, Source
-from peoplecounter.services.decoder.ffmpeg import OnCpu
-from peoplecounter.services.decoder.playback import Arrived, Changed, Damaged, Picture, play
+from peoplecounter.common.settings import DecoderSettings, SourceSettings
+from peoplecounter.services.decoder.ffmpeg import FfmpegDecoder
+from peoplecounter.services.decoder.playback import Damaged, PacketArrived, Picture, StateChanged, play
 
 pytestmark = pytest.mark.gpu
 
@@ -18,21 +18,23 @@ class Decode:
     """Plays a file through a codec, each picture through a slot, back to the host."""
 
     def __init__(self):
-        from peoplecounter.common.ipc.memory.cuda_ipc import Work
+        from peoplecounter.common.ipc.memory.cuda_ipc import CudaWorkQueue
 
         self.loop = Loop()
-        self.work = Work(self.loop)
+        self.work = CudaWorkQueue(self.loop)
 
     def on_gpu(self, path, **options):
         from functools import partial
 
         from peoplecounter.common.cuda import check, cudart
-        from peoplecounter.common.ipc.memory.cuda_ipc import Block
-        from peoplecounter.services.decoder.nvdec import OnGpu
+        from peoplecounter.common.ipc.memory import Block
+        from peoplecounter.services.decoder.nvdec import NvdecDecoder
 
-        codec = partial(OnGpu, cuda_stream=self.work.stream)
+        codec = partial(NvdecDecoder, cuda_stream=self.work.stream)
         slot = None
-        for event in play(Source(url=str(path), **options), Decoder(), None, lambda seconds: False, codec):
+        for event in play(
+            SourceSettings(url=str(path), **options), DecoderSettings(), None, lambda seconds: False, codec
+        ):
             if isinstance(event, Damaged):
                 yield event
             if isinstance(event, Picture):
@@ -47,7 +49,7 @@ class Decode:
 
     @staticmethod
     def on_cpu(path):
-        for event in play(Source(url=str(path)), Decoder(), None, lambda seconds: False, OnCpu):
+        for event in play(SourceSettings(url=str(path)), DecoderSettings(), None, lambda seconds: False, FfmpegDecoder):
             if isinstance(event, Picture):
                 layout = event.surface.layout
                 slot = np.zeros(layout.nbytes, np.uint8)
@@ -124,15 +126,15 @@ def test_codecs_and_containers(decode, tmp_path, codec, pixel_format, suffix, to
     try:
         shown = list(decode.on_gpu(path))
     except SourceError as refused:
-        assert "NVDEC does not decode" in str(refused)  # this GPU's generation; said in a sentence
+        assert "NVDEC does not decode" in str(refused)  # this GPU's generation
         return pytest.skip(str(refused))
     same(shown, list(decode.on_cpu(path)), tolerance)
 
 
-def test_what_nvdec_cannot_decode_is_a_sentence(decode, tmp_path):
+def test_what_nvdec_cannot_decode_gives_a_clear_error(decode, tmp_path):
     for codec, pixel_format, suffix, words in [
         ("mjpeg", "yuvj420p", "mkv", "NVDEC does not decode mjpeg"),
-        ("libx264", "yuv444p", "mp4", "4:2:0 is needed"),
+        ("libx264", "yuv444p", "mp4", "decodes only 4:2:0"),
         ("libx264", "yuv420p10le", "mp4", "10-bit h264"),
     ]:
         path = encode(tmp_path / f"{codec}{pixel_format}.{suffix}", codec, pixel_format)
@@ -155,16 +157,16 @@ def test_a_network_stream_that_ends_is_opened_again(decode, tmp_path):
     """The live path: each picture is announced by its packet before it is decoded."""
     from functools import partial
 
-    from peoplecounter.services.decoder.nvdec import OnGpu
+    from peoplecounter.services.decoder.nvdec import NvdecDecoder
     from tests.pipeline.test_sources import QUICK, Camera
 
     camera = Camera(encode(tmp_path / "clip.ts", "libx264", options={"bf": "0"}).read_bytes())
-    codec = partial(OnGpu, cuda_stream=decode.work.stream)
+    codec = partial(NvdecDecoder, cuda_stream=decode.work.stream)
     states, announced, shown = [], [], []
-    for event in play(Source(url=camera.url), QUICK, None, lambda seconds: False, codec):
-        if isinstance(event, Changed):
+    for event in play(SourceSettings(url=camera.url), QUICK, None, lambda seconds: False, codec):
+        if isinstance(event, StateChanged):
             states.append(event.state)
-        elif isinstance(event, Arrived):
+        elif isinstance(event, PacketArrived):
             announced.append(event.pts)
         elif isinstance(event, Picture):
             shown.append(event.pts)

@@ -10,8 +10,8 @@ from itertools import pairwise
 import pytest
 import zmq
 
-from peoplecounter.common.errors import CONFIG, Refused
-from peoplecounter.common.ipc.consumer import Upstream
+from peoplecounter.common.errors import CONFIG, AppError
+from peoplecounter.common.ipc.consumer import RingConsumer
 from peoplecounter.common.ipc.link import Timing
 from peoplecounter.common.ipc.loop import Loop
 from peoplecounter.common.ipc.messages import (
@@ -19,18 +19,18 @@ from peoplecounter.common.ipc.messages import (
     SCHEMA,
     Beat,
     Detections,
-    Header,
+    FrameHeader,
     Hello,
     Offer,
     Part,
-    Ref,
     Release,
+    SlotRef,
     Status,
     SurfaceLayout,
     encode,
 )
-from peoplecounter.common.ipc.producer import Downstream
-from peoplecounter.common.ipc.results import WINDOW, Receiver, Sender
+from peoplecounter.common.ipc.producer import RingProducer
+from peoplecounter.common.ipc.results import WINDOW, ResultReceiver, ResultSender
 
 SECOND = 1_000_000_000
 LAYOUT = SurfaceLayout(32, 32, 64, "bt709", False)
@@ -48,9 +48,9 @@ class World:
         return self.loops[-1]
 
     def owner(self, loop=None, slots=3, instance="cam"):
-        owner = Downstream(
+        owner = RingProducer(
             loop or self.loop(), self.run_dir, "surfaces", instance, slots, TIMING,
-            on_lost=lambda header, part, reason: self.lost.append((header.seq, reason)),
+            on_lost=lambda header, reason, part: self.lost.append((header.seq, reason)),
         )  # fmt: skip
         owner.open(LAYOUT)
         return owner
@@ -62,7 +62,7 @@ class World:
 
     def consumer(self, credits=2, schema=SCHEMA, name="preprocess.0", pid=None, loop=None):
         hello = Hello(schema, name, pid or os.getpid(), "frame", credits)
-        return Upstream(loop or self.loop(), self.run_dir, "surfaces", hello, TIMING)
+        return RingConsumer(loop or self.loop(), self.run_dir, "surfaces", hello, TIMING)
 
     def turn(self, rounds=1, step_ns=SECOND // 100):
         for _ in range(rounds):
@@ -90,12 +90,12 @@ def show(owner, seq, fill, deadline_ns=0):
     """Offers a frame whose pixels are all `fill`."""
     index = owner.acquire()
     owner.slot(index)[:] = fill
-    header = Header(source="cam", seq=seq, pts_s=0, captured_ns=0, deadline_ns=deadline_ns, width=32, height=32)
+    header = FrameHeader(source="cam", seq=seq, pts_s=0, captured_ns=0, deadline_ns=deadline_ns, width=32, height=32)
     owner.offer(index, header, [Part("frame")])
 
 
 def waiting(consumer):
-    return sum(len(owner.offers) for owner in consumer._owners.values())
+    return sum(len(owner.offers) for owner in consumer._connections.values())
 
 
 def test_offer_lease_release(world):
@@ -146,14 +146,14 @@ def test_the_least_recently_used_consumer_is_next(world):
 def test_another_schema_is_refused_once_in_words(world):
     world.owner()
     world.consumer(schema=SCHEMA + 1)
-    with pytest.raises(Refused, match="same version") as refusal:
+    with pytest.raises(AppError, match="same version") as refusal:
         world.turn(200)
     assert refusal.value.code == CONFIG
 
 
 def test_a_second_owner_is_refused_and_the_first_goes_on(world):
     owner = world.owner()
-    with pytest.raises(Refused, match=f"already owned by process {os.getpid()}"):
+    with pytest.raises(AppError, match=f"already owned by process {os.getpid()}"):
         world.owner()
     consumer = world.consumer()
     show(owner, 0, 1)
@@ -163,7 +163,7 @@ def test_a_second_owner_is_refused_and_the_first_goes_on(world):
 def test_a_pid_that_cannot_be_seen_is_refused(world):
     world.owner()
     world.consumer(pid=2**22 + 1)
-    with pytest.raises(Refused, match="PID namespace"):
+    with pytest.raises(AppError, match="PID namespace"):
         world.turn(200)
 
 
@@ -183,13 +183,13 @@ def test_a_silent_consumer_loses_its_frame_but_not_the_slot(world):
     world.turn(20)
     assert not owner.idle  # it may still be reading
     with consumer.lease(*taken) as pixels:
-        assert (pixels == 7).all()  # nobody wrote over it
+        assert (pixels == 7).all()  # not overwritten
     world.loops.append(frozen)
     world.until(lambda: waiting(consumer) == 1, "the next offer")
     assert world.lost == [(0, "stale")]
 
 
-def test_who_slept_does_not_blame_the_others(world):
+def test_a_process_that_slept_does_not_blame_the_others(world):
     owner, consumer = world.owner(), world.consumer()
     show(owner, 0, 1)
     world.until(lambda: waiting(consumer), "the offer")
@@ -221,7 +221,7 @@ def test_a_new_epoch_reaches_consumers_and_the_old_one_is_never_read_again(world
     world.until(lambda: waiting(consumer), "the offer")
     taken = consumer.take()
     owner.open(SurfaceLayout(64, 64, 64, "bt709", True))
-    world.until(lambda: next(iter(consumer._owners.values())).layout.width == 64, "the new ring")
+    world.until(lambda: next(iter(consumer._connections.values())).layout.width == 64, "the new ring")
     assert consumer.lease(*taken) is None
     show(owner, 1, 9)
     world.until(lambda: waiting(consumer), "an offer of the new epoch")
@@ -234,12 +234,12 @@ def test_what_waits_for_an_owner_that_is_gone_is_told_so_before_it_goes_on(world
     owner, consumer = world.owner(), world.consumer()
     show(owner, 0, 1)
     world.until(lambda: waiting(consumer), "the offer")
-    said = []
-    lease = consumer.lease(*consumer.take(), on_lift=lambda: said.append("void"))
-    assert not lease.lifted
+    message = []
+    lease = consumer.lease(*consumer.take(), on_abort=lambda: message.append("void"))
+    assert not lease.aborted
     owner.open(SurfaceLayout(64, 64, 64, "bt709", True))
     world.until(lambda: lease.stale, "the end of the epoch")
-    assert lease.lifted and said == ["void"]
+    assert lease.aborted and message == ["void"]
     lease.release()
     world.turn(5)
     assert owner.idle and not world.lost[1:]
@@ -351,7 +351,12 @@ def test_forged_releases_free_nothing(world, attacker):
     hostile = attacker("surfaces.cam")
     hostile.send(encode(Hello(SCHEMA, "evil", os.getpid(), "frame", 0)))
     ref = offer.ref
-    forged = [ref, Ref("0" * 16, ref.slot, ref.generation), Ref(ref.epoch, 99, 1), Ref(ref.epoch, ref.slot, 7)]
+    forged = [
+        ref,
+        SlotRef("0" * 16, ref.slot, ref.generation),
+        SlotRef(ref.epoch, 99, 1),
+        SlotRef(ref.epoch, ref.slot, 7),
+    ]
     for one in forged:
         hostile.send(encode(Release(one, "frame", 0)))
     hostile.send(encode(Release(ref, "tiles", 3)))
@@ -362,40 +367,42 @@ def test_forged_releases_free_nothing(world, attacker):
 def test_what_was_said_before_hello_does_not_count(world, attacker):
     world.owner(loop := world.loop())
     hostile = attacker("surfaces.cam")
-    hostile.send(encode(Release(Ref("x", 0, 1), "frame", 0)))
+    hostile.send(encode(Release(SlotRef("x", 0, 1), "frame", 0)))
     world.until(lambda: hostile.poll(1), "an answer")
     assert b"say hello first" in hostile.recv()
     assert not loop.counters["releases_refused"]
 
 
 def test_a_ring_handle_is_a_name_and_never_a_path(world):
-    from peoplecounter.common.ipc.memory import kind
+    from peoplecounter.common.ipc.memory import memory_kind
     from peoplecounter.common.ipc.messages import RingSpec
 
     for handle in (b"../../etc/passwd", b"/etc/passwd", b"surfaces.cam.zz.shm", b"a.b.00.shm\0"):
-        with pytest.raises(Refused, match="not a shared memory name"):
-            kind("shm").Mapped(None, world.run_dir, RingSpec("shm", handle, 1, 1, LAYOUT))
-    with pytest.raises(Refused, match="not known here"):
-        kind("pickle")
+        with pytest.raises(AppError, match="not a shared memory name"):
+            memory_kind("shm").map(None, world.run_dir, RingSpec("shm", handle, 1, 1, LAYOUT))
+    with pytest.raises(AppError, match="is unknown"):
+        memory_kind("pickle")
 
 
 def test_a_ring_that_does_not_fit_is_refused_before_anything_is_written(world):
     owner = world.owner()
     huge = SurfaceLayout(1 << 20, 1 << 22, 1 << 20, "bt709", False)
-    with pytest.raises(Refused, match="No room"):
+    with pytest.raises(AppError, match="No room"):
         owner.open(huge)
     assert not list(world.run_dir.glob("*.shm"))
 
 
 def detections(seq):
-    header = Header(source="cam", seq=seq, pts_s=0, captured_ns=0, deadline_ns=0, width=1, height=1)
+    header = FrameHeader(source="cam", seq=seq, pts_s=0, captured_ns=0, deadline_ns=0, width=1, height=1)
     return Detections(header, Part("global"), b"", 0, 0)
 
 
 def test_results_that_were_not_settled_are_sent_again_to_a_restarted_fusion(world):
     received = []
-    sender = Sender(world.loop(), world.run_dir, Hello(SCHEMA, "infer_tiles.0", os.getpid()), TIMING)
-    first = Receiver(loop := world.loop(), world.run_dir, "a" * 16, TIMING, lambda body, r: received.append((body, r)))
+    sender = ResultSender(world.loop(), world.run_dir, Hello(SCHEMA, "infer_tiles.0", os.getpid()), TIMING)
+    first = ResultReceiver(
+        loop := world.loop(), world.run_dir, "a" * 16, TIMING, lambda body, r: received.append((body, r))
+    )
     for seq in range(4):
         sender.send(detections(seq))
     world.until(lambda: len(received) == 4, "all four")
@@ -406,13 +413,13 @@ def test_results_that_were_not_settled_are_sent_again_to_a_restarted_fusion(worl
     loop.close()
     sender.send(detections(4))
     received.clear()
-    Receiver(world.loop(), world.run_dir, "b" * 16, TIMING, lambda body, r: received.append((body, r)))
+    ResultReceiver(world.loop(), world.run_dir, "b" * 16, TIMING, lambda body, r: received.append((body, r)))
     world.until(lambda: len(received) == 3, "the three that were not settled")
     assert [body.header.seq for body, _ in received] == [2, 3, 4]
 
 
 def test_a_sender_without_fusion_never_blocks_and_counts_what_it_gives_up(world):
-    sender = Sender(loop := world.loop(), world.run_dir, Hello(SCHEMA, "decoder.cam", os.getpid()), TIMING)
+    sender = ResultSender(loop := world.loop(), world.run_dir, Hello(SCHEMA, "decoder.cam", os.getpid()), TIMING)
     for seq in range(WINDOW):
         sender.send(detections(seq))
     assert sender.full

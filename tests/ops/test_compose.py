@@ -1,4 +1,4 @@
-"""A real Docker engine builds the image and runs deploy/compose.yaml: killed, frozen, scaled, controlled."""
+"""A real Docker engine builds the image and runs deploy/compose/compose.yaml: killed, frozen, scaled, controlled."""
 
 import json
 import os
@@ -33,7 +33,7 @@ class Compose:
     """The project, up in an engine of its own."""
 
     def __init__(self, docker: Docker, tree, folder, clip):
-        self.docker, self.deploy = docker, tree / "deploy"
+        self.docker, self.folder = docker, tree / "deploy" / "compose"
         media = folder / "media"
         media.mkdir()
         (media / clip.name).write_bytes(clip.read_bytes())
@@ -50,7 +50,7 @@ class Compose:
         self.seen.tail = lambda: self.compose("logs", "--tail", "20", check=False)
 
     def compose(self, *arguments: object, check: bool = True) -> str:
-        files = ("-f", self.deploy / "compose.yaml")
+        files = ("-f", self.folder / "compose.yaml")
         return self.docker.do("docker-compose", *files, *arguments, check=check)
 
     def pids(self) -> dict[str, int]:
@@ -89,8 +89,8 @@ def test_the_demo_is_counted_by_five_containers_that_may_do_nothing_else(compose
         assert status["Uid"].split() == ["10001"] * 4
         assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0
         assert status["NoNewPrivs"] == "1"
-    said = compose.docker.do("docker", "exec", f"{PROJECT}_fusion_1", "sh", "-c", "echo > /opt/x", check=False)
-    assert "Read-only file system" in said
+    message = compose.docker.do("docker", "exec", f"{PROJECT}_fusion_1", "sh", "-c", "echo > /opt/x", check=False)
+    assert "Read-only file system" in message
     networks = compose.docker.do("docker", "inspect", "-f", "{{.HostConfig.NetworkMode}}", f"{PROJECT}_fusion_1")
     assert networks.strip() == "none"
 
@@ -116,21 +116,21 @@ def test_three_workers_share_the_load(compose):
 
 def test_restart_and_scale_back_work_from_the_host(compose):
     before = compose.pids()
-    said = compose.docker.do(
+    message = compose.docker.do(
         sys.executable, "-m", "peoplecounter.deploy.cli", "scale", "infer_tiles", 1, "--run-dir", compose.run_dir
     )
-    assert said == "infer_tiles: 1 ready, there were 3\n"
+    assert message == "infer_tiles: 1 ready, before: 3\n"
     assert len(compose.pids()) == len(before) - 2
     assert "preprocess.0 is ready again" in compose.peoplecounter("restart", "preprocess")
     compose.seen.wait_counts(ENOUGH)
 
 
-def test_an_image_without_settings_says_so_in_one_sentence(compose):
+def test_an_image_without_settings_ends_with_one_error(compose):
     """Asked of the image itself, as its user would."""
-    said = compose.docker.do(
+    message = compose.docker.do(
         "docker", "run", "--rm", "--network", "none", IMAGE, "peoplecounter.services.preprocess", check=False
     )
-    assert said.endswith(
+    assert message.endswith(
         ": The configuration file /etc/peoplecounter.toml cannot be read: No such file or directory.\n"
     )
-    assert said.count("\n") == 1
+    assert message.count("\n") == 1

@@ -79,7 +79,7 @@ def test_engines_restarted_with_another_model_get_tensors_of_its_size(group, cli
     g.environment["PEOPLECOUNTER_ENGINE__MODEL"] = str(larger)
     g.start("infer_tiles.1")
     assert g.wait_exit("infer_tiles.1") == 78
-    assert "float32 80 px, infer_tiles.1 wants float32 160 px" in g.tail()
+    assert "float32 80 px, infer_tiles.1 reads float32 160 px" in g.tail()
     for name in ("infer_tiles.0", "infer_global.0"):
         g.signal(name, signal.SIGKILL)
     g.start("infer_tiles.0", "infer_global.0")
@@ -177,7 +177,7 @@ def test_the_service_manager_is_told_ready_and_then_fed_by_the_loop(group, clip,
         g.signal("infer_tiles.0", signal.SIGCONT)
         assert manager.recv(200) == b"WATCHDOG=1"
         g.signal("infer_tiles.0", signal.SIGTERM)
-        said = b""
-        while said != b"STOPPING=1":
-            said = manager.recv(200)
+        message = b""
+        while message != b"STOPPING=1":
+            message = manager.recv(200)
         assert g.wait_exit("infer_tiles.0") == 0

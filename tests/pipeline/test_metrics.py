@@ -108,13 +108,13 @@ def test_processes_that_die_or_are_started_again_are_seen(group, clip, port):
     assert seen["peoplecounter_ring_credits"][of("infer_tiles.0")] <= 2
 
 
-def test_a_port_that_is_taken_is_one_sentence(group, clip, port):
+def test_a_port_that_is_taken_gives_one_error(group, clip, port):
     with socket.create_server(("127.0.0.1", port)):
         g = group({"cam": {"url": str(clip), **LIVE}}, telemetry__prometheus=f"127.0.0.1:{port}")
         g.start("fusion.0")
         assert g.wait_exit("fusion.0") == 78
-        sentence = f"Prometheus cannot be served on 127.0.0.1:{port}: Address already in use; set telemetry.prometheus."
-        assert sentence in g.tail()
+        message = f"Metrics cannot be served on 127.0.0.1:{port}: Address already in use. Set telemetry.prometheus."
+        assert message in g.tail()
         assert "Traceback" not in g.tail()
 
 
@@ -157,8 +157,8 @@ def test_a_mute_collector_costs_no_frame_and_is_seen(group, clip, port):
 @pytest.mark.parametrize(
     "url", ["collector:4318", "http://collector:4318", "ftp://collector/v1/metrics", "http://collector/v1/traces"]
 )
-def test_what_is_no_collector_is_said(url):
-    with pytest.raises(ValueError, match="a collector of metrics is http"):
+def test_what_is_not_a_collector_is_rejected(url):
+    with pytest.raises(ValueError, match="a collector of metrics: http"):
         Settings(telemetry={"metrics_endpoint": url})
 
 

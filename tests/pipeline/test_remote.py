@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from peoplecounter.common.errors import CONFIG, NO_INPUT, Refused
+from peoplecounter.common.errors import CONFIG, NO_INPUT, AppError
 from peoplecounter.common.keys import key_pair, public_keys
 from peoplecounter.deploy.group.subscribe import messages
 from tests.support.rtsp import free_port
@@ -46,20 +46,20 @@ def published(group, clip, tmp_path):
     return g, f"tcp://127.0.0.1:{port}", public, mine, allowed
 
 
-def test_only_who_is_known_hears_anything(published, tmp_path):
+def test_only_known_keys_receive_anything(published, tmp_path):
     g, endpoint, public, mine, allowed = published
     assert heard(endpoint, (public, *mine), 10) == 3
     stranger, fake = (key_pair(tmp_path / f"{name}.key", make=True) for name in ("stranger", "fake"))
     assert heard(endpoint, None, 2) == 0
     assert heard(endpoint, (public, *stranger), 2) == 0
     assert heard(endpoint, (fake[0], *mine), 2) == 0
-    assert f"a subscriber with the key {stranger[0].decode()} was refused" in g.tail()
+    assert f"rejected a subscriber with the key {stranger[0].decode()}" in g.tail()
     with allowed.open("a") as file:
         file.write(f"{stranger[0].decode()} the gate\n")
     assert heard(endpoint, (public, *stranger), 10) == 3
     allowed.write_text("no keys at all\n")
     assert heard(endpoint, (public, *mine), 2) == 0
-    assert "Nobody new may subscribe" in g.tail()
+    assert "new subscribers are rejected" in g.tail()
     g.wait_counts(10)
     g.check_books()
 
@@ -77,17 +77,17 @@ def test_watch_shows_a_group_on_another_machine(published, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings, code, said",
+    "settings, code, output",
     [
         ({"publish": "tcp://0.0.0.0:5570"}, CONFIG, "beyond loopback: set fusion.key"),
-        ({"publish": "tcp://10.0.0.1:5570", "key": "KEY"}, CONFIG, "key and subscribers belong together"),
+        ({"publish": "tcp://10.0.0.1:5570", "key": "KEY"}, CONFIG, "set both key and subscribers"),
         ({"publish": "tcp://127.0.0.1"}, CONFIG, "tcp://HOST:PORT"),
         ({"publish": "tcp://0.0.0.0:1", "key": "/none", "subscribers": "KEY"}, NO_INPUT, "/none does not exist"),
         ({"publish": "tcp://0.0.0.0:1", "key": "KEY", "subscribers": "/none"}, NO_INPUT, "/none cannot be read"),
         ({"publish": "tcp://192.0.2.1:5570", "key": "KEY", "subscribers": "LIST"}, CONFIG, "cannot be published on"),
     ],
 )
-def test_what_cannot_be_published_is_a_sentence(run_dir, tmp_path, settings, code, said):
+def test_what_cannot_be_published_gives_a_clear_error(run_dir, tmp_path, settings, code, output):
     public, _ = key_pair(tmp_path / "KEY", make=True)
     (tmp_path / "LIST").write_text(public.decode())
     environment = {f"PEOPLECOUNTER_FUSION__{name.upper()}": value for name, value in settings.items()}
@@ -97,7 +97,7 @@ def test_what_cannot_be_published_is_a_sentence(run_dir, tmp_path, settings, cod
     environment = {**os.environ, "PEOPLECOUNTER_RUN_DIR": str(run_dir), **environment}
     command = [sys.executable, "-m", "peoplecounter.services.fusion"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30)
-    assert done.returncode == code and said in done.stderr, done.stderr
+    assert done.returncode == code and output in done.stderr, done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -110,9 +110,9 @@ def test_keys_are_made_once_and_for_their_owner_alone(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == CONFIG and "chmod 600" in done.stderr
     (tmp_path / "empty").touch(0o600)
-    with pytest.raises(Refused, match="holds no secret CURVE key"):
+    with pytest.raises(AppError, match="does not contain a secret CURVE key"):
         key_pair(tmp_path / "empty")
-    with pytest.raises(Refused, match="does not exist"):
+    with pytest.raises(AppError, match="does not exist"):
         key_pair(tmp_path / "none")
 
 
@@ -121,8 +121,8 @@ def test_lists_of_public_keys(tmp_path):
     path.write_text(f"# people\n#\n\n{public.decode()}  the  office \n")
     assert public_keys(path) == {public: "the  office"}
     path.write_text(f"{public.decode()}\nshort key\n")
-    with pytest.raises(Refused, match=r"Line 2 of .* begins with no public key"):
+    with pytest.raises(AppError, match=r"Line 2 of .* does not start with a public key"):
         public_keys(path)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(Refused, match="it is no text"):
+    with pytest.raises(AppError, match="it is not a text file"):
         public_keys(path)

@@ -11,15 +11,15 @@ import zmq
 
 from peoplecounter.common.engine import fetch as stream
 from peoplecounter.common.engine.sidecar import Sidecar, sidecar_path
-from peoplecounter.common.errors import CONFIG, SOFTWARE, Refused
+from peoplecounter.common.errors import CONFIG, SOFTWARE, AppError
 from peoplecounter.common.files import sha256
 from peoplecounter.common.ipc.messages import SCHEMA, Chunk, Fetch, decode, encode
 from peoplecounter.common.keys import key_pair
-from peoplecounter.deploy.engine.serve import PIECE, Item, Server, items
+from peoplecounter.deploy.engine.serve import PIECE_BYTES, Item, Server, items
 from tests.support.squares import FRAMES, expected
 
 ROOT = Path(__file__).parents[2]
-BIG = bytes(range(256)) * (3 * PIECE // 256) + b"end"
+BIG = bytes(range(256)) * (3 * PIECE_BYTES // 256) + b"end"
 
 
 @pytest.fixture
@@ -82,12 +82,12 @@ def test_pieces_become_the_whole(serve):
     assert server.answered == 5 and server.malformed == 0
 
 
-def test_what_is_not_served_or_too_large_is_a_sentence(serve):
+def test_what_is_not_served_or_too_large_gives_a_clear_error(serve):
     _, endpoint = serve(items(BIG, None, None))
-    with pytest.raises(Refused, match="serves no weights: there is none"):
+    with pytest.raises(AppError, match="refused the weights: it serves no such item"):
         stream.fetch(endpoint, "weights", "", 1 << 30)
     with pytest.raises(
-        Refused, match=r"has 1572867 bytes, more than the 1572866 that engine\.limit_mb allows"
+        AppError, match=r"has 1572867 bytes, more than the 1572866 that engine\.limit_mb allows"
     ) as refusal:
         stream.fetch(endpoint, "model", "", len(BIG) - 1)
     assert refusal.value.code == CONFIG
@@ -95,7 +95,7 @@ def test_what_is_not_served_or_too_large_is_a_sentence(serve):
 
 def test_content_that_is_not_what_was_announced_is_refused(serve):
     _, endpoint = serve({"model": Item(BIG, hashlib.sha256(b"another").hexdigest())})
-    with pytest.raises(Refused, match="is not the model it announced") as refusal:
+    with pytest.raises(AppError, match="does not match the hash of its model") as refusal:
         stream.fetch(endpoint, "model", "", 1 << 30)
     assert refusal.value.code == SOFTWARE
 
@@ -110,7 +110,7 @@ def test_a_server_that_changes_its_mind_is_refused(serve):
 
     first = answer(Fetch(SCHEMA, "model", 0))
     server._reply = lambda wanted: first if wanted.offset == 0 else reply(wanted)
-    with pytest.raises(Refused, match="changed while it was read"):
+    with pytest.raises(AppError, match="changed while it was read"):
         stream.fetch(endpoint, "model", "", 1 << 30)
 
 
@@ -121,19 +121,19 @@ def test_only_the_holder_of_the_key_is_believed(serve, tmp_path, monkeypatch):
     assert stream.fetch(endpoint, "model", public.decode(), 99)[0] == b"model"
     monkeypatch.setattr(stream, "SILENT_S", 1.5)
     for wrong in (other.decode(), ""):
-        with pytest.raises(Refused, match="Nobody serves a model"):
+        with pytest.raises(AppError, match="No server answers"):
             stream.fetch(endpoint, "model", wrong, 99)
 
 
 def test_beyond_loopback_a_key_is_needed_at_both_ends():
-    with pytest.raises(Refused, match=r"set engine\.server_key"):
+    with pytest.raises(AppError, match=r"set engine\.server_key"):
         stream.fetch("tcp://192.0.2.1:5580", "model", "", 99)
-    with pytest.raises(Refused, match="name a --key file"):
+    with pytest.raises(AppError, match="use --key FILE"):
         Server("tcp://0.0.0.0:5580", {}, None)
     for nowhere in ("tcp://nowhere", "tcp://a b:5580", "tcp://127.0.0.1:5580\n"):
-        with pytest.raises(Refused, match="no address"):
+        with pytest.raises(AppError, match="Invalid model address"):
             stream.fetch(nowhere, "model", "", 99)
-    with pytest.raises(Refused, match="cannot be asked for"):
+    with pytest.raises(AppError, match="Cannot connect to the model server"):
         stream.fetch("tcp://127.0.0.1:5580", "model", "~" * 40, 99)
 
 
@@ -195,8 +195,8 @@ def test_only_the_weights_that_a_plan_was_built_from_are_served(tmp_path):
     assert done.returncode == CONFIG and "is not the one that" in done.stderr
 
 
-def test_nobody_there_is_a_sentence(monkeypatch):
+def test_a_missing_server_gives_a_clear_error(monkeypatch):
     monkeypatch.setattr(stream, "SILENT_S", 0.5)
-    with pytest.raises(Refused, match=r"Nobody serves a model at tcp://127\.0\.0\.1:9") as refusal:
+    with pytest.raises(AppError, match=r"No server answers at tcp://127\.0\.0\.1:9") as refusal:
         stream.fetch("tcp://127.0.0.1:9", "model", "", 99)
     assert refusal.value.code == SOFTWARE

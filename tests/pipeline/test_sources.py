@@ -1,4 +1,4 @@
-"""Files and streams as they come: every format decodes to the right pixels, every bad one is a sentence."""
+"""Files and streams as they come: every format decodes to the right pixels, every bad one gives a clear error."""
 
 import contextlib
 import socket
@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 from peoplecounter.common.errors import BAD_DATA, NO_INPUT, SourceError
-from peoplecounter.common.settings import Decoder, Source
+from peoplecounter.common.settings import DecoderSettings, SourceSettings
 from peoplecounter.common.sources import redacted
-from peoplecounter.services.decoder.ffmpeg import OnCpu, copy_nv12, layout_of
-from peoplecounter.services.decoder.playback import Changed, Damaged, Picture, play
+from peoplecounter.services.decoder.ffmpeg import FfmpegDecoder, copy_nv12, layout_of
+from peoplecounter.services.decoder.playback import Damaged, Picture, StateChanged, play
 from peoplecounter.services.decoder.reader import Reader
 from tests.support.squares import FPS, FRAMES, expected, make_clip, picture
 
-QUICK = Decoder(open_timeout_s=2, read_timeout_s=0.5, backoff_min_s=0.05, backoff_max_s=0.2)
+QUICK = DecoderSettings(open_timeout_s=2, read_timeout_s=0.5, backoff_min_s=0.05, backoff_max_s=0.2)
 
 
 def watch(url, after_pts=None, settings=QUICK, **options):
-    return list(play(Source(url=str(url), **options), settings, after_pts, lambda seconds: False))
+    return list(play(SourceSettings(url=str(url), **options), settings, after_pts, lambda seconds: False))
 
 
 def pictures(events):
@@ -107,14 +107,16 @@ def test_a_file_is_resumed_behind_a_frame(clip):
 
 def test_real_time_keeps_the_files_rate(clip):
     waits = []
-    for event in play(Source(url=str(clip), realtime=True), QUICK, None, lambda s: waits.append(s) or time.sleep(s)):
+    for event in play(
+        SourceSettings(url=str(clip), realtime=True), QUICK, None, lambda s: waits.append(s) or time.sleep(s)
+    ):
         if isinstance(event, Picture) and event.pts_s > 0.5:
             break
     assert sum(waits) == pytest.approx(0.5, abs=0.2)
 
 
 @pytest.mark.parametrize(
-    "name, data, code, said",
+    "name, data, code, message",
     [
         ("missing.mp4", None, NO_INPUT, "no such file"),
         ("text.txt", b"just some text\n" * 50, BAD_DATA, ""),
@@ -122,13 +124,13 @@ def test_real_time_keeps_the_files_rate(clip):
         ("noise.mp4", bytes(range(256)) * 40, BAD_DATA, "invalid data"),
     ],
 )
-def test_what_is_no_video_is_one_sentence(tmp_path, name, data, code, said):
+def test_a_file_that_is_not_a_video_gives_one_error(tmp_path, name, data, code, message):
     if data is not None:
         (tmp_path / name).write_bytes(data)
     with pytest.raises(SourceError) as refusal:
         watch(tmp_path / name)
     assert refusal.value.code == code
-    assert said in str(refusal.value)
+    assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
@@ -172,7 +174,7 @@ def test_corrupt_packets_are_skipped_and_counted(tmp_path):
     damaged = [event for event in events if isinstance(event, Damaged)]
     assert damaged
     assert len(pictures(events)) > FRAMES // 3
-    assert events[-1] == Changed("ended")
+    assert events[-1] == StateChanged("ended")
 
 
 def test_credentials_are_never_shown():
@@ -185,7 +187,7 @@ def test_credentials_are_never_shown():
 def _opened(url):
     from peoplecounter.services.decoder.playback import _once
 
-    return _once(Source(url=url), QUICK, None, lambda seconds: False, OnCpu)
+    return _once(SourceSettings(url=url), QUICK, None, lambda seconds: False, FfmpegDecoder)
 
 
 class Camera:
@@ -217,8 +219,10 @@ class Camera:
 def test_a_stream_that_ends_or_hangs_is_opened_again(tmp_path, hang):
     camera = Camera(make_clip(tmp_path / "clip.ts").read_bytes(), hang)
     seen = []
-    for event in play(Source(url=camera.url), QUICK, None, lambda seconds: camera.clients >= 3):
-        seen.append(event.state if isinstance(event, Changed) else "frame" if isinstance(event, Picture) else "damage")
+    for event in play(SourceSettings(url=camera.url), QUICK, None, lambda seconds: camera.clients >= 3):
+        seen.append(
+            event.state if isinstance(event, StateChanged) else "frame" if isinstance(event, Picture) else "damage"
+        )
     camera.listener.close()
     changes = [s for s in seen if s in ("online", "reconnecting")]
     assert changes[:4] == ["online", "reconnecting", "online", "reconnecting"]
@@ -234,9 +238,9 @@ def test_a_picture_that_a_break_cuts_off_is_damaged_not_shown(tmp_path):
     middle = (begins[whole] + begins[whole + 1]) // 2
     camera = Camera(path.read_bytes()[: middle - middle % 188])
     events = []
-    for event in play(Source(url=camera.url), QUICK, None, lambda seconds: False):
+    for event in play(SourceSettings(url=camera.url), QUICK, None, lambda seconds: False):
         events.append(event)
-        if isinstance(event, Changed) and event.state == "reconnecting":
+        if isinstance(event, StateChanged) and event.state == "reconnecting":
             break
     camera.listener.close()
     assert len(pictures(events)) == whole > 10
@@ -247,14 +251,14 @@ def test_a_stream_that_is_down_is_tried_with_growing_waits():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
     waits = []
-    events = list(play(Source(url=url), QUICK, None, lambda seconds: waits.append(seconds) or len(waits) == 5))
+    events = list(play(SourceSettings(url=url), QUICK, None, lambda seconds: waits.append(seconds) or len(waits) == 5))
     assert waits == [0.05, 0.1, 0.2, 0.2, 0.2]
     assert {event.state for event in events} == {"reconnecting"}
 
 
 def test_a_hanging_source_does_not_hang_its_reader(tmp_path):
     camera = Camera(b"", hang=True)
-    reader = Reader(Source(url=camera.url), QUICK, None)
+    reader = Reader(SourceSettings(url=camera.url), QUICK, None)
     begin = time.monotonic()
     assert list(reader.take()) == []
     reader.close()

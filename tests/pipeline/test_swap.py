@@ -17,7 +17,7 @@ def swap(g, model):
 
 @pytest.fixture
 def blind(tmp_path):
-    """The same network with another weight: it sees nobody."""
+    """The same network with another weight: it finds no person."""
     return make_model(tmp_path / "blind.onnx", gain=1)
 
 
@@ -72,20 +72,20 @@ def test_a_wrong_model_is_refused_by_all_and_the_old_one_stays(live, tmp_path, c
         model.write_bytes(b"\x08\x09" * 500)
     done = swap(live, model)
     assert done.returncode in (CONFIG, SOFTWARE) and len(done.stderr.splitlines()) == 1, done.stderr
-    said = {"another size": "96 px", "no model": "cannot be loaded", "missing": "cannot be read"}[case]
-    assert said in done.stderr
+    text = {"another size": "96 px", "no model": "cannot be loaded", "missing": "cannot be read"}[case]
+    assert text in done.stderr
     first, before = live.counted(), losses(live)
     live.wait_counts(10)
     assert losses(live) == before
     assert all(c["count"] == expected(c["seq"]) for c in live.of("counts")[first:])
 
 
-def test_with_one_process_frozen_nobody_changes(live, blind):
+def test_with_one_process_frozen_none_changes(live, blind):
     live.signal("infer_tiles.1", signal.SIGSTOP)
     done = swap(live, blind)
     live.signal("infer_tiles.1", signal.SIGCONT)
     assert done.returncode == SOFTWARE
-    assert "infer_tiles.1 does not answer: all keep the old model" in done.stderr
+    assert "infer_tiles.1 does not answer, so all keep the old model" in done.stderr
     first = live.counted(complete=True)
     live.wait_counts(20)
     assert all(c["count"] == expected(c["seq"]) for c in live.of("counts")[first + 5 :] if c["complete"])

@@ -96,16 +96,16 @@ def test_a_file_holds_what_a_collector_reads_and_is_drawn(traces, run_dir, tmp_p
     assert of["spans"] == FRAMES and 0 < of["p50"] <= of["p95"] <= of["p99"]
 
 
-def test_what_cannot_be_drawn_is_a_sentence(traces, run_dir, tmp_path):
+def test_what_cannot_be_drawn_gives_a_clear_error(traces, run_dir, tmp_path):
     (tmp_path / "empty").write_text("")
-    for arguments, code, said in (
+    for arguments, code, message in (
         ((tmp_path / "none",), 66, "cannot be read"),
-        ((tmp_path / "empty",), 65, "holds no span"),
-        ((traces, "--frame", "cam/9999"), 66, "no trace of 'cam/9999'"),
+        ((tmp_path / "empty",), 65, "contains no span"),
+        ((traces, "--frame", "cam/9999"), 66, "No trace of 'cam/9999'"),
         ((traces, "-o", tmp_path / "no" / "page.html"), 66, "cannot be written"),
     ):
         done = peoplecounter(run_dir, "trace", *arguments)
-        assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+        assert (done.returncode, message in done.stderr) == (code, True), done.stderr
         assert "Traceback" not in done.stderr
     with traces.open("a") as file:
         file.write('{"resourceSpans": [{"res')  # still being written

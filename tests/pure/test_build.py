@@ -22,11 +22,11 @@ from peoplecounter.common.engine.onnxruntime import DEMO_MODEL
 from peoplecounter.common.engine.refit import refit
 from peoplecounter.common.engine.sidecar import check_fits, read_sidecar, sidecar_path
 from peoplecounter.common.engine.tensorrt_log import logger
-from peoplecounter.common.errors import NO_INPUT, SOFTWARE, Refused
+from peoplecounter.common.errors import NO_INPUT, SOFTWARE, AppError
 from peoplecounter.common.files import sha256
-from peoplecounter.common.settings import Engine
+from peoplecounter.common.settings import EngineSettings
 from peoplecounter.deploy.engine import build as builder
-from peoplecounter.deploy.engine.build import Options, Progress, build_file, build_memory, watched
+from peoplecounter.deploy.engine.build import BuildOptions, BuildProgress, build_file, build_memory, watched
 from peoplecounter.deploy.engine.timing import TimingCache, key
 from tests.support import fake_tensorrt
 from tests.support.squares import make_model
@@ -51,7 +51,7 @@ def plan_of(data):
 
 def built(onnx, tmp_path, **options):
     plan = tmp_path / "net.plan"
-    sidecar, ratio = build_file(onnx, plan, Options(**options), Progress(), fake_tensorrt)
+    sidecar, ratio = build_file(onnx, plan, BuildOptions(**options), BuildProgress(), fake_tensorrt)
     return plan, sidecar, ratio
 
 
@@ -93,40 +93,40 @@ def test_a_profile_for_each_fixed_batch(onnx, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options, said",
+    "options, message",
     [
-        ({"batches": ((4, 2, 8),)}, "The batch 4/2/8 is none"),
+        ({"batches": ((4, 2, 8),)}, "Invalid batch 4/2/8"),
         ({"batches": ((8, 8, 8),)}, "No batch takes a single image"),
-        ({"level": 6}, "level 6 does not exist"),
-        ({"version_compatible": True, "strip": True}, "takes no weights later"),
+        ({"level": 6}, "Invalid optimization level 6"),
+        ({"version_compatible": True, "strip": True}, "cannot be refitted"),
     ],
 )
-def test_options_that_make_no_plan(onnx, tmp_path, options, said):
-    with pytest.raises(Refused, match=said):
+def test_options_that_make_no_plan(onnx, tmp_path, options, message):
+    with pytest.raises(AppError, match=message):
         built(onnx, tmp_path, **options)
 
 
 def test_onnx_files_that_make_no_plan(tmp_path):
-    with pytest.raises(Refused, match="cannot be read: No such file") as refusal:
+    with pytest.raises(AppError, match="cannot be read: No such file") as refusal:
         built(tmp_path / "none.onnx", tmp_path)
     assert refusal.value.code == NO_INPUT
     (tmp_path / "bad.onnx").write_bytes(b"\xff" * 99)
-    with pytest.raises(Refused, match=r"TensorRT does not take .*bad\.onnx: Failed to parse"):
+    with pytest.raises(AppError, match=r"TensorRT does not accept .*bad\.onnx: Failed to parse"):
         built(tmp_path / "bad.onnx", tmp_path)
     assert not (tmp_path / "net.plan").exists()
 
 
 def test_into_memory_piece_by_piece(onnx):
     pieces = []
-    builder.build(onnx, pieces.append, Options(), Progress(), fake_tensorrt)
+    builder.build(onnx, pieces.append, BuildOptions(), BuildProgress(), fake_tensorrt)
     assert len(pieces) == fake_tensorrt.PIECES
-    plan, sidecar, _ = build_memory(onnx, Options(), Progress(), fake_tensorrt)
+    plan, sidecar, _ = build_memory(onnx, BuildOptions(), BuildProgress(), fake_tensorrt)
     assert plan == b"".join(pieces) and sidecar.plan_sha256 == sha256(plan)
 
 
 def test_ctrl_c_cancels_at_the_next_step_and_leaves_what_was_there(onnx, tmp_path, monkeypatch):
     plan, old, _ = built(onnx, tmp_path)
-    progress, shown = Progress(), []
+    progress, shown = BuildProgress(), []
     data = onnx.read_bytes()
     monkeypatch.setattr(builder, "read_onnx", lambda path: progress.cancelled.wait(9) and data)  # a long build
 
@@ -135,14 +135,14 @@ def test_ctrl_c_cancels_at_the_next_step_and_leaves_what_was_there(onnx, tmp_pat
             os.kill(os.getpid(), signal.SIGINT)
         shown.append(1)
 
-    with pytest.raises(Refused, match="cancelled: nothing was written") as refusal:
-        watched(lambda: build_file(onnx, plan, Options(), progress, fake_tensorrt), progress, show)
+    with pytest.raises(AppError, match="cancelled: nothing was written") as refusal:
+        watched(lambda: build_file(onnx, plan, BuildOptions(), progress, fake_tensorrt), progress, show)
     assert refusal.value.code == SOFTWARE and read_sidecar(plan) == old
     assert sha256(plan.read_bytes()) == old.plan_sha256
     assert sorted(p.name for p in tmp_path.iterdir()) == ["net.onnx", "net.plan", "net.plan.json"]
 
 
-def test_a_full_disk_is_a_sentence_and_leaves_nothing(onnx, tmp_path):
+def test_a_full_disk_gives_a_clear_error_and_leaves_nothing(onnx, tmp_path):
     """A limit on file sizes, which the kernel enforces as it does a full disk."""
     code = f"""
 import resource, signal
@@ -154,8 +154,8 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (64, {resource.RLIM_INFINITY}))
 try:
     plan = Path({str(tmp_path / "net.plan")!r})
-    build.build_file(Path({str(onnx)!r}), plan, build.Options(), build.Progress(), fake_tensorrt)
-except build.Refused as refusal:
+    build.build_file(Path({str(onnx)!r}), plan, build.BuildOptions(), build.BuildProgress(), fake_tensorrt)
+except build.AppError as refusal:
     print(refusal.code, refusal)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -199,7 +199,7 @@ def test_a_damaged_cache_is_begun_anew(onnx, tmp_path, caplog, damage):
     cache.write_bytes(damage)
     with caplog.at_level(logging.WARNING):
         _, sidecar, _ = built(onnx, tmp_path, timing_cache=folder)
-    assert sidecar.timing_cache == "cold" and "is damaged: it is begun anew" in caplog.text
+    assert sidecar.timing_cache == "cold" and "is damaged and is replaced" in caplog.text
     assert built(onnx, tmp_path, timing_cache=folder)[1].timing_cache == "warm"
 
 
@@ -218,37 +218,37 @@ def test_weights_come_back_from_the_onnx_file(onnx, tmp_path):
     assert engine._plan["weights"] == plan_of(built(onnx, tmp_path)[0].read_bytes())["weights"]
 
 
-def test_weights_that_do_not_fit_are_a_sentence(onnx, tmp_path, monkeypatch):
+def test_weights_that_do_not_fit_give_a_clear_error(onnx, tmp_path, monkeypatch):
     log = logger(fake_tensorrt)
 
     def engine(**options):
         return fake_tensorrt.ICudaEngine(plan_of(built(onnx, tmp_path, **options)[0].read_bytes()))
 
-    with pytest.raises(Refused, match=r"do not fit net\.plan: The network is another one"):
+    with pytest.raises(AppError, match=r"do not fit net\.plan: The network is another one"):
         refit(fake_tensorrt, engine(refit=True), DEMO_MODEL.read_bytes(), log, "net.plan")
-    with pytest.raises(Refused, match=r"do not fit net\.plan: Failed to parse"):
+    with pytest.raises(AppError, match=r"do not fit net\.plan: Failed to parse"):
         refit(fake_tensorrt, engine(refit=True), b"\xff" * 9, log, "net.plan")
-    with pytest.raises(Refused, match="takes no other weights: build it with --refit"):
+    with pytest.raises(AppError, match="accepts no other weights: build it with --refit"):
         refit(fake_tensorrt, engine(), onnx.read_bytes(), log, "net.plan")
     incomplete = engine(refit=True)
     incomplete._plan["names"].append("conv9.weight")
-    with pytest.raises(Refused, match=r"1 are missing, conv9\.weight for one"):
+    with pytest.raises(AppError, match=r"1 are missing, for example conv9\.weight"):
         refit(fake_tensorrt, incomplete, onnx.read_bytes(), log, "net.plan")
     monkeypatch.delattr(fake_tensorrt, "OnnxParserRefitter")
-    with pytest.raises(Refused, match="needs the full TensorRT package"):
+    with pytest.raises(AppError, match="need the full TensorRT package"):
         refit(fake_tensorrt, engine(refit=True), onnx.read_bytes(), log, "net.plan")
 
 
 def test_a_stripped_plan_finds_its_weights_beside_it(onnx, tmp_path):
     plan, sidecar, _ = built(onnx, tmp_path, strip=True)
-    settings = Engine(model=str(plan))
-    assert model.read(settings).sidecar == sidecar
+    settings = EngineSettings(model=str(plan))
+    assert model.read_model(settings).sidecar == sidecar
     assert model.read_weights(settings, sidecar) == onnx.read_bytes()
     make_model(onnx, gain=3)
-    with pytest.raises(Refused, match=r"is not the one that .*net\.plan was built from"):
+    with pytest.raises(AppError, match=r"is not the one that .*net\.plan was built from"):
         model.read_weights(settings, sidecar)
     onnx.unlink()
-    with pytest.raises(Refused, match=r"net\.onnx, which holds the weights of .*net\.plan, does not exist"):
+    with pytest.raises(AppError, match=r"net\.onnx, which holds the weights of .*net\.plan, does not exist"):
         model.read_weights(settings, sidecar)
 
 
@@ -258,29 +258,29 @@ def rewrite(plan, **changes):
 
 
 @pytest.mark.parametrize(
-    "damage, said",
+    "damage, message",
     [
-        (lambda plan: plan.write_bytes(plan.read_bytes()[:-9]), "it was cut or replaced"),
+        (lambda plan: plan.write_bytes(plan.read_bytes()[:-9]), "it was truncated or replaced"),
         (lambda plan: plan.write_bytes(b"ftrt" + plan.read_bytes()[:3:-1]), "is not the one its sidecar describes"),
         (lambda plan: sidecar_path(plan).write_text("{"), "The sidecar of .* is damaged"),
         (lambda plan: sidecar_path(plan).write_text('{"plan_sha256": 3}'), "The sidecar of .* is damaged"),
         (lambda plan: sidecar_path(plan).write_text("[" * 500_000), "The sidecar of .* is damaged"),
         (lambda plan: rewrite(plan, batches=[1]), r"damaged \(batches or tensors\)"),
         (lambda plan: rewrite(plan, inputs=[{}]), r"damaged \(batches or tensors\)"),
-        (lambda plan: rewrite(plan, refit="sometimes"), "of another version of peoplecounter"),
+        (lambda plan: rewrite(plan, refit="sometimes"), "by another version of peoplecounter"),
         (lambda plan: plan.unlink(), "does not exist"),
     ],
 )
-def test_plans_that_are_not_what_they_were(onnx, tmp_path, damage, said):
+def test_plans_that_are_not_what_they_were(onnx, tmp_path, damage, message):
     plan, _, _ = built(onnx, tmp_path)
     damage(plan)
-    with pytest.raises(Refused, match=said):
-        model.read(Engine(model=str(plan)))
+    with pytest.raises(AppError, match=message):
+        model.read_model(EngineSettings(model=str(plan)))
 
 
-def test_a_json_file_beside_an_onnx_file_is_nobodys_business(onnx):
+def test_a_json_file_beside_an_onnx_file_is_ignored(onnx):
     onnx.with_name("net.onnx.json").write_text('{"name": "net"}')
-    assert model.read(Engine(model=str(onnx))).sidecar is None
+    assert model.read_model(EngineSettings(model=str(onnx))).sidecar is None
 
 
 def test_a_damaged_list_of_builds_costs_no_plan(onnx, tmp_path):
@@ -292,30 +292,34 @@ def test_a_damaged_list_of_builds_costs_no_plan(onnx, tmp_path):
 
 
 def test_hash_and_size_that_the_settings_ask_for(onnx):
-    with pytest.raises(Refused, match=r"engine\.sha256 says 00"):
-        model.read(Engine(model=str(onnx), sha256="0" * 64))
+    with pytest.raises(AppError, match=r"engine\.sha256 expects 00"):
+        model.read_model(EngineSettings(model=str(onnx), sha256="0" * 64))
     with onnx.open("ab") as file:
         file.truncate(3 << 20)
-    with pytest.raises(Refused, match=r"has 3 MB, more than the 2 MB of engine\.limit_mb"):
-        model.read(Engine(model=str(onnx), limit_mb=2))
+    with pytest.raises(AppError, match=r"has 3 MB, more than the 2 MB of engine\.limit_mb"):
+        model.read_model(EngineSettings(model=str(onnx), limit_mb=2))
 
 
 @pytest.mark.parametrize(
-    "changes, here, said",
+    "changes, here, message",
     [
         ({}, ("10.15.1.29", "NVIDIA Fake 9", "9.0"), None),
         ({}, ("10.15.1.77", "NVIDIA Fake 9", "9.0"), None),
-        ({}, ("11.4.0.106", "NVIDIA Fake 9", "9.0"), "built by TensorRT 10.15.1.29, here is 11.4.0.106"),
+        ({}, ("11.4.0.106", "NVIDIA Fake 9", "9.0"), "built by TensorRT 10.15.1.29, 11.4.0.106 is installed"),
         ({"version_compatible": True}, ("11.4.0.106", "NVIDIA Fake 9", "9.0"), None),
-        ({}, ("10.15.1.29", "NVIDIA Fake 8", "8.9"), r"built on NVIDIA Fake 9 \(9.0\), here is NVIDIA Fake 8 \(8.9\)"),
+        (
+            {},
+            ("10.15.1.29", "NVIDIA Fake 8", "8.9"),
+            r"built on NVIDIA Fake 9 \(9.0\), this GPU is NVIDIA Fake 8 \(8.9\)",
+        ),
         ({"hardware_compatible": True}, ("10.15.1.29", "NVIDIA Fake 8", "8.9"), None),
     ],
 )
-def test_where_a_plan_runs(onnx, tmp_path, changes, here, said):
+def test_where_a_plan_runs(onnx, tmp_path, changes, here, message):
     _, sidecar, _ = built(onnx, tmp_path)
-    if said is None:
+    if message is None:
         return check_fits(replace(sidecar, **changes), *here, "net.plan")
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(AppError, match=message):
         check_fits(replace(sidecar, **changes), *here, "net.plan")
 
 
@@ -323,7 +327,7 @@ def test_show_prints_what_a_plan_is(onnx, tmp_path):
     plan, _, _ = built(onnx, tmp_path, strip=True)
     show = [sys.executable, "-m", "peoplecounter.deploy.cli", "engine", "show", str(plan)]
     done = subprocess.run(show, cwd=ROOT, capture_output=True, text=True, check=True)
-    for line in ("whole", "net.onnx", "TensorRT 10.15.1.29 on NVIDIA Fake 9 (9.0)", "1/16/32", "[-1, 3, 80, 80]"):
+    for line in ("intact", "net.onnx", "TensorRT 10.15.1.29 on NVIDIA Fake 9 (9.0)", "1/16/32", "[-1, 3, 80, 80]"):
         assert line in done.stdout
     make_model(onnx, gain=3)
     assert "has changed since" in subprocess.run(show, cwd=ROOT, capture_output=True, text=True).stdout
@@ -332,7 +336,7 @@ def test_show_prints_what_a_plan_is(onnx, tmp_path):
     assert done.returncode == 78 and done.stderr.startswith("peoplecounter: The plan") and not done.stdout
 
 
-def test_without_tensorrt_or_a_gpu_build_is_a_sentence(onnx, tmp_path):
+def test_without_tensorrt_or_a_gpu_build_gives_a_clear_error(onnx, tmp_path):
     command = [sys.executable, "-m", "peoplecounter.deploy.cli", "engine", "build", str(onnx), str(tmp_path / "x.plan")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 78 and len(done.stderr.splitlines()) == 1

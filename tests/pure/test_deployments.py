@@ -1,4 +1,4 @@
-"""Whoever supervises a group starts what topology.py says: systemd, compose and Kubernetes alike, on a GPU too."""
+"""Every supervisor starts what topology.py says: systemd, compose and Kubernetes, on a GPU too."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from peoplecounter.common import backend
-from peoplecounter.common.process.runtime import beat
+from peoplecounter.common.process.liveness import write_heartbeat
 from peoplecounter.common.settings import Settings
 from peoplecounter.common.topology import SERVICES
 from peoplecounter.deploy.systemd import install
@@ -78,12 +78,12 @@ def test_a_heartbeat_holds_nothing_of_the_one_before_it(tmp_path):
     """The successor of a container's process finds the file, with a pid of perhaps more digits."""
     heartbeat = tmp_path / "heartbeat"
     heartbeat.write_text("4194303\n4194303\n")
-    beat(Settings(heartbeat=str(heartbeat)))
+    write_heartbeat(heartbeat)
     assert heartbeat.read_text() == f"{os.getpid()}\n"
 
 
 @pytest.mark.parametrize("age_s, code", [(0, 0), (60, 1)])
-def test_a_health_check_is_the_age_of_a_heartbeat_and_ends_who_is_frozen(age_s, code, tmp_path):
+def test_a_health_check_is_the_age_of_a_heartbeat_and_ends_a_frozen_process(age_s, code, tmp_path):
     heartbeat = tmp_path / "heartbeat"
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as frozen:
         heartbeat.write_text(json.dumps(frozen.pid))

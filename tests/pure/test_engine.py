@@ -1,4 +1,4 @@
-"""Models are told apart by their shapes; a wrong one is refused in a sentence; each layout gives the same persons."""
+"""Models are told apart by their shapes; wrong ones give a clear error; each layout gives the same persons."""
 
 import numpy as np
 import onnx
@@ -8,8 +8,8 @@ from onnx import TensorProto, helper, numpy_helper
 from peoplecounter.common.boxes import iou_matrix, nms, overlapping_pairs
 from peoplecounter.common.engine.heads import head
 from peoplecounter.common.engine.onnxruntime import OnnxEngine
-from peoplecounter.common.errors import CONFIG, NO_INPUT, Refused
-from peoplecounter.common.settings import Engine
+from peoplecounter.common.errors import CONFIG, NO_INPUT, AppError
+from peoplecounter.common.settings import EngineSettings
 from tests.support.squares import SIZE, make_model
 
 PERSON = [[10, 20, 30, 60, 0.9], [100, 20, 130, 90, 0.5]]  # x1, y1, x2, y2, score
@@ -34,12 +34,12 @@ def test_layouts(shapes, dense_classes):
     "shapes", [[], [[1, 1000]], [["B", 300, 7]], [["B", 3, 640, 640]], [["B", 4, 8400]], [["B", 8400, 84]]]
 )
 def test_what_is_no_detector_is_refused(shapes):
-    with pytest.raises(Refused, match="no detector's output known here"):
+    with pytest.raises(AppError, match="outputs are not supported"):
         head(shapes, 0)
 
 
 def test_a_class_the_model_does_not_have_is_refused():
-    with pytest.raises(Refused, match="class 80"):
+    with pytest.raises(AppError, match="class 80"):
         head([["B", 84, 8400]], 80)
 
 
@@ -125,26 +125,26 @@ GOOD = {"output0": (TensorProto.FLOAT, [1, 300, 6])}
         {"images": (TensorProto.FLOAT, [1, 3, 64, 64]), "sizes": (TensorProto.FLOAT, [1])},
     ],
 )
-def test_a_wrong_input_is_refused_in_a_sentence(tmp_path, inputs):
-    with pytest.raises(Refused, match=r"expected one float32 or float16 input \[B, 3, S, S\]") as refusal:
-        OnnxEngine(Engine(model=save(tmp_path / "m.onnx", inputs, GOOD)))
+def test_a_wrong_input_is_rejected_with_a_clear_error(tmp_path, inputs):
+    with pytest.raises(AppError, match=r"expected one float32 or float16 input \[B, 3, S, S\]") as refusal:
+        OnnxEngine(EngineSettings(model=save(tmp_path / "m.onnx", inputs, GOOD)))
     assert refusal.value.code == CONFIG
 
 
 def test_a_missing_a_broken_and_a_foreign_file(tmp_path):
-    with pytest.raises(Refused, match="does not exist") as refusal:
-        OnnxEngine(Engine(model=str(tmp_path / "no.onnx")))
+    with pytest.raises(AppError, match="does not exist") as refusal:
+        OnnxEngine(EngineSettings(model=str(tmp_path / "no.onnx")))
     assert refusal.value.code == NO_INPUT
     whole = make_model(tmp_path / "squares.onnx").read_bytes()
     for name, data in (("cut", whole[: len(whole) // 2]), ("text", b"hello"), ("empty", b"")):
         (tmp_path / f"{name}.onnx").write_bytes(data)
-        with pytest.raises(Refused, match="cannot be loaded") as refusal:
-            OnnxEngine(Engine(model=str(tmp_path / f"{name}.onnx")))
+        with pytest.raises(AppError, match="cannot be loaded") as refusal:
+            OnnxEngine(EngineSettings(model=str(tmp_path / f"{name}.onnx")))
         assert "\n" not in str(refusal.value)
 
 
 def test_the_engine_says_what_it_reads_and_finds_what_is_there(tmp_path):
-    engine = OnnxEngine(Engine(model=str(make_model(tmp_path / "m.onnx"))))
+    engine = OnnxEngine(EngineSettings(model=str(make_model(tmp_path / "m.onnx"))))
     assert (engine.input.size_px, engine.input.dtype) == (SIZE, "float32")
     images = np.zeros((1, 3, SIZE, SIZE), np.float32)
     images[0, :, 16:32, 32:48] = 1

@@ -4,23 +4,23 @@ from types import SimpleNamespace
 
 import pytest
 
-from peoplecounter.common.inference.worker import ERRORS_IN_A_ROW, Inference
-from peoplecounter.common.ipc.messages import Header, Offer, Part, Ref
+from peoplecounter.common.inference.worker import MAX_ERRORS_IN_A_ROW, Inference
+from peoplecounter.common.ipc.messages import FrameHeader, Offer, Part, SlotRef
 
 
 def test_the_error_that_ends_an_infer_process_is_the_engines_own():
     """It was raised again by a bare `raise`, which works only inside of an `except`."""
     dropped = []
     rt = SimpleNamespace(
-        work=SimpleNamespace(then=lambda callback: callback()),
+        work=SimpleNamespace(on_done=lambda callback: callback()),
         drop=lambda header, reason, part: dropped.append(reason),
         log=SimpleNamespace(error=lambda *values, exc_info: None),
     )
-    header = Header(source="cam", seq=1, pts_s=0, captured_ns=0, deadline_ns=0, width=64, height=64)
-    offer, lease = Offer(header, Ref("e", 0, 1), Part("global")), SimpleNamespace(release=lambda: None)
+    header = FrameHeader(source="cam", seq=1, pts_s=0, captured_ns=0, deadline_ns=0, width=64, height=64)
+    offer, lease = Offer(header, SlotRef("e", 0, 1), Part("global")), SimpleNamespace(release=lambda: None)
     inference = Inference(rt, None, None, None)
-    for _ in range(ERRORS_IN_A_ROW - 1):
-        inference._failed(lease, offer, ValueError("not finite"))
+    for _ in range(MAX_ERRORS_IN_A_ROW - 1):
+        inference._fail(lease, offer, ValueError("not finite"))
     with pytest.raises(ValueError, match="not finite"):
-        inference._failed(lease, offer, ValueError("not finite"))
-    assert dropped == ["engine_error"] * ERRORS_IN_A_ROW
+        inference._fail(lease, offer, ValueError("not finite"))
+    assert dropped == ["engine_error"] * MAX_ERRORS_IN_A_ROW

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peoplecounter.common.ipc.messages import Confirmed, Detections, Dropped, Header, Part, Status
+from peoplecounter.common.ipc.messages import Confirmed, Detections, Dropped, FrameHeader, Part, Status
 from peoplecounter.services.fusion.join import Ended, Gap, Join, Settled
 
 MS = 1_000_000
@@ -12,7 +12,7 @@ PARTS = [Part("global", 0, 0, 1, 3), Part("tiles", 0, 1, 4, 3), Part("tiles", 1,
 
 def header(seq, deadline_ns=0, source="cam", early=False):
     known = {"pts_s": 0, "captured_ns": 0, "width": 9, "height": 9}
-    return Header(source=source, seq=seq, deadline_ns=deadline_ns, early=early, **known)
+    return FrameHeader(source=source, seq=seq, deadline_ns=deadline_ns, early=early, **known)
 
 
 def answer(seq, part, deadline_ns=0, early=False):
@@ -198,7 +198,7 @@ def test_a_frame_that_was_offered_early_counts_only_when_its_decoder_confirms_it
             assert settled(join) == []
             assert join.add(Confirmed(header(0, early=True)), 9, 0)
         (due,) = settled(join)
-        assert due.frame.real and due.frame.missing("stale") == {} and 9 in due.frame.receipts
+        assert due.frame.decoded and due.frame.missing("stale") == {} and 9 in due.frame.receipts
 
 
 def test_an_early_frame_that_was_not_decoded_is_dropped_whatever_was_answered():
@@ -211,4 +211,4 @@ def test_an_early_frame_that_was_not_decoded_is_dropped_whatever_was_answered():
     for part in PARTS:
         join.add(answer(1, part, deadline_ns=5 * MS, early=True), part, 0)
     (due,) = settled(join, 6 * MS)  # its decoder died
-    assert not due.frame.real
+    assert not due.frame.decoded

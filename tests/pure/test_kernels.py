@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from peoplecounter.common.geometry import Letterbox, TileGrid
 from peoplecounter.common.ipc.messages import SurfaceLayout, TensorLayout
-from peoplecounter.services.preprocess.kernels import PADDING, colour_matrix, fused, reference, taps
+from peoplecounter.services.preprocess.kernels import fused
+from peoplecounter.services.preprocess.reference import PADDING, colour_matrix, reference, taps
 
 SIZE = 32
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from peoplecounter.common.logs import BURST, KINDS_MAX, WITHIN_S, Json, Repeats
+from peoplecounter.common.logs import BURST, KINDS_MAX, WITHIN_S, JsonFormatter, RepeatFilter
 from tests.support.cli import ROOT, command
 
 
@@ -16,7 +16,7 @@ def record(message, *values):
 
 
 def test_a_line_is_one_json_object():
-    line = json.loads(Json().format(record("seq %d skipped:\n%s", 7, "torn")))
+    line = json.loads(JsonFormatter().format(record("seq %d skipped:\n%s", 7, "torn")))
     assert line["time"].endswith("Z")
     del line["time"]
     assert line == {"level": "warning", "service": "decoder.cam", "message": "seq 7 skipped:\ntorn"}
@@ -24,26 +24,26 @@ def test_a_line_is_one_json_object():
 
 def test_repeats_are_held_back_and_counted():
     now = [0.0]
-    repeats = Repeats(lambda: now[0])
+    repeats = RepeatFilter(lambda: now[0])
     assert sum(repeats.filter(record("seq %d skipped", i)) for i in range(100)) == BURST
     assert repeats.filter(record("another"))
     now[0] = WITHIN_S + 1
     later = record("seq %d skipped", 100)
     assert repeats.filter(later)
-    assert json.loads(Json().format(later))["held_back"] == 100 - BURST
+    assert json.loads(JsonFormatter().format(later))["held_back"] == 100 - BURST
 
 
 def test_two_errors_without_words_in_their_template_are_two_kinds():
     """Two sources that cannot be played were counted as one message: the second one was never shown."""
-    repeats = Repeats(lambda: 0.0)
+    repeats = RepeatFilter(lambda: 0.0)
     shown = [repeats.filter(record("%s", f"source {n} is no video")) for _ in range(100) for n in ("door", "yard")]
     assert sum(shown) == 2 * BURST
 
 
 def test_kinds_of_messages_are_bounded():
-    repeats = Repeats(lambda: 0.0)
+    repeats = RepeatFilter(lambda: 0.0)
     assert all(repeats.filter(record("%s", f"frame {n}")) for n in range(3 * KINDS_MAX))
-    assert len(repeats._seen) == KINDS_MAX
+    assert len(repeats._windows) == KINDS_MAX
 
 
 @pytest.mark.parametrize("where", ["environment", "file", "file with a wrong setting"])
@@ -61,4 +61,4 @@ def test_a_refusal_is_json_where_the_log_is(where, run_dir, tmp_path):
     assert done.returncode == 78
     line = json.loads(done.stderr)
     assert (line["level"], line["service"]) == ("error", "decoder.door")
-    assert ("decoder.slot" if wrong else "is not there") in line["message"]
+    assert ("decoder.slot" if wrong else "does not exist") in line["message"]

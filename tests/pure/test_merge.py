@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from peoplecounter.services.fusion.merge import believe, merge
+from peoplecounter.services.fusion.merge import hysteresis, merge
 
 
 def rows(*boxes):
@@ -14,9 +14,9 @@ def count(*boxes):
     return len(merge(rows(*boxes), 0.5, 0.7))
 
 
-def test_nobody():
+def test_no_boxes():
     assert count() == 0
-    assert len(believe(merge(rows(), 0.5, 0.7), np.zeros((0, 5)), 0.35)) == 0
+    assert len(hysteresis(merge(rows(), 0.5, 0.7), np.zeros((0, 5)), 0.35)) == 0
 
 
 def test_one_person_seen_by_two_tiles_and_the_whole_frame():
@@ -52,15 +52,15 @@ def test_merge_does_not_depend_on_the_order_of_arrival():
         np.testing.assert_array_equal(merge(random.permutation(boxes), 0.5, 0.7), expected)
 
 
-def test_a_weak_box_counts_only_where_somebody_was():
+def test_a_weak_box_counts_only_where_a_person_was():
     weak = np.array([[100, 10, 160, 200, 0.25]], np.float32)
     nearby = np.array([[95, 12, 158, 201, 0.9]], np.float32)
-    assert len(believe(weak, np.zeros((0, 5), np.float32), 0.35)) == 0
-    assert len(believe(weak, nearby, 0.35)) == 1
-    assert len(believe(weak, nearby + np.array([500, 0, 500, 0, 0]), 0.35)) == 0
+    assert len(hysteresis(weak, np.zeros((0, 5), np.float32), 0.35)) == 0
+    assert len(hysteresis(weak, nearby, 0.35)) == 1
+    assert len(hysteresis(weak, nearby + np.array([500, 0, 500, 0, 0]), 0.35)) == 0
 
 
-def test_an_inverted_or_flat_box_takes_nobody_away():
+def test_an_inverted_or_flat_box_removes_no_person():
     """An engine may give them; they overlap nothing and must not pass for a copy of who is there."""
     person = [0, 0, 100, 200, 0.5, 0, 0]
     for strange in ([60, 10, 40, 150, 0.9, 0, 1], [60, 150, 40, 10, 0.9, 0, 1], [50, 10, 50, 150, 0.9, 0, 1]):

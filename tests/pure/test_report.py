@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from peoplecounter.common.errors import Refused
+from peoplecounter.common.errors import AppError
 from peoplecounter.deploy.report import charts, gains
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
@@ -74,24 +74,24 @@ def test_of_what_was_measured_again_the_later_counts(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content, said",
+    "content, message",
     [
         ("no json", "is not JSON"),
-        ([], "names no command"),
-        ({"a": 1}, "names no command"),
-        (FILE, "nothing that the report shows"),
+        ([], "contains no command"),
+        ({"a": 1}, "contains no command"),
+        (FILE, "nothing for the report"),
         ({**FILE, "gains": [{"rows": [{"optimization": "x", "what": "y"}]}]}, "damaged"),
     ],
 )
-def test_what_is_no_result_is_a_sentence(tmp_path, content, said):
-    with pytest.raises(Refused, match=said):
+def test_a_file_that_is_not_a_result_gives_a_clear_error(tmp_path, content, message):
+    with pytest.raises(AppError, match=message):
         gains.build(gains.read([save(tmp_path / "a.json", content)]))
 
 
-def test_a_missing_file_and_an_empty_folder_are_sentences(tmp_path):
-    with pytest.raises(Refused, match="cannot be read"):
+def test_a_missing_file_and_an_empty_folder_give_clear_errors(tmp_path):
+    with pytest.raises(AppError, match="cannot be read"):
         gains.read([tmp_path / "none.json"])
-    with pytest.raises(Refused, match="There are no results"):
+    with pytest.raises(AppError, match="No results"):
         gains.read([tmp_path])
 
 

@@ -20,7 +20,7 @@ class Part:
 @pytest.fixture
 def rt(run_dir):
     settings = Settings(run_dir=run_dir)
-    return runtime.Runtime("fusion", "0", settings, control.claim(settings, "fusion", None)[1])
+    return runtime.Runtime("fusion", "0", settings, control.claim_instance(settings, "fusion", None)[1])
 
 
 def test_a_close_that_raises_skips_no_other(rt, run_dir):
@@ -29,6 +29,7 @@ def test_a_close_that_raises_skips_no_other(rt, run_dir):
     with pytest.raises(RuntimeError, match="second"):
         rt.close()
     assert closed == parts[::-1]
+    assert rt.exit_code == SOFTWARE  # the links that closed later did not say bye
     assert not list(run_dir.glob("*.sock"))
     assert rt.loop.context.closed
 

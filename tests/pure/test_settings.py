@@ -1,12 +1,12 @@
-"""A wrong setting is named in one sentence with the nearest right one; the README's table is the settings' own."""
+"""A wrong setting is named in one error with the most similar one; deploy/SETTINGS.md is generated."""
 
 from pathlib import Path
 
 import pytest
 
 from peoplecounter.common import settings
-from peoplecounter.common.errors import NO_INPUT, Refused
-from peoplecounter.deploy.report.settings_table import table
+from peoplecounter.common.errors import NO_INPUT, AppError
+from peoplecounter.deploy.report.settings_table import page
 
 
 @pytest.fixture(autouse=True)
@@ -33,46 +33,48 @@ def test_environment_wins_over_the_file_which_wins_over_the_defaults(monkeypatch
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, message",
     [
-        ("[decoder]\nslot = 5", "'decoder.slot' does not exist: the nearest is 'decoder.slots'"),
-        ("[engin]\nscore = 0.3", "'engin' does not exist: the nearest is 'engine."),
-        ('[sources.door]\nurl = "a"\nrealtim = true', "nearest is 'sources.NAME.realtime'"),
-        ("[preprocess]\nslots = 2", "'preprocess.slots' is '2': a ring has 3 slots at least"),
+        ("[decoder]\nslot = 5", "'decoder.slot' does not exist: did you mean 'decoder.slots'?"),
+        ("[engin]\nscore = 0.3", "'engin' does not exist: did you mean 'engine."),
+        ('[sources.door]\nurl = "a"\nrealtim = true', "did you mean 'sources.NAME.realtime'?"),
+        ("[preprocess]\nslots = 2", "'preprocess.slots' is '2': a ring needs at least 3 slots"),
         ("[decoder]\nslots = 1", "'decoder.slots' is '1': input should be greater than or equal to 3"),
         ('[fusion]\npublish = "tcp://0.0.0.0:5570"', "beyond loopback: set fusion.key"),
         ('[sources."a/b"]\nurl = "a"', "sources.a/b"),
         ("decoder = [", "not valid TOML"),
     ],
 )
-def test_a_wrong_file_is_one_sentence(monkeypatch, tmp_path, text, said):
+def test_a_wrong_file_gives_one_error(monkeypatch, tmp_path, text, message):
     config(monkeypatch, tmp_path, text)
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(AppError) as refusal:
         settings.load_settings()
-    assert said in str(refusal.value)
+    assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert refusal.value.code == 78
 
 
-def test_an_unknown_variable_is_refused_with_the_nearest(monkeypatch):
+def test_an_unknown_variable_is_rejected_with_the_most_similar_one(monkeypatch):
     monkeypatch.setenv("PEOPLECOUNTER_ENGINE__THREDS", "2")
-    with pytest.raises(Refused, match="PEOPLECOUNTER_ENGINE__THREADS"):
+    with pytest.raises(AppError, match="PEOPLECOUNTER_ENGINE__THREADS"):
         settings.load_settings()
 
 
-def test_a_missing_file_is_said_so(monkeypatch):
+def test_a_missing_file_is_reported(monkeypatch):
     monkeypatch.setenv("PEOPLECOUNTER_CONFIG", "/nowhere.toml")
-    with pytest.raises(Refused, match=r"/nowhere\.toml cannot be read: No such file") as refusal:
+    with pytest.raises(AppError, match=r"/nowhere\.toml cannot be read: No such file") as refusal:
         settings.load_settings()
     assert refusal.value.code == NO_INPUT
 
 
 @pytest.mark.parametrize("url, live", [("a.mp4", False), ("rtsp://cam/1", True), ("http://host/a.mp4", False)])
 def test_what_is_live(url, live):
-    assert settings.Source(url=url).live is live
-    assert settings.Source(url=url, realtime=True).live
+    assert settings.SourceSettings(url=url).live is live
+    assert settings.SourceSettings(url=url, realtime=True).live
 
 
-def test_the_readme_has_the_table_of_settings():
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    assert table() in readme, "regenerate it: python -m peoplecounter.deploy.settings_table"
+def test_the_page_of_settings_is_up_to_date():
+    committed = (Path(__file__).parents[2] / "deploy" / "SETTINGS.md").read_text()
+    assert committed == page(), (
+        "regenerate it: python -m peoplecounter.deploy.report.settings_table > deploy/SETTINGS.md"
+    )

@@ -1,17 +1,17 @@
-"""Which group counts which camera: every one somebody, evenly, and few move when a group comes or goes."""
+"""Which group counts which camera: each camera has one group, evenly, and few move when a group comes or goes."""
 
 from collections import Counter
 
 import pytest
 
-from peoplecounter.common import sources
-from peoplecounter.common.errors import Refused
+from peoplecounter.common.errors import AppError
 from peoplecounter.common.ipc.link import Timing
 from peoplecounter.common.settings import Settings
-from peoplecounter.deploy.group.client import Group
-from peoplecounter.deploy.group.share import GONE_S, Camera, Members, apply, owner, read
+from peoplecounter.common.sources import known_sources
+from peoplecounter.deploy.group.client import RunningGroup
+from peoplecounter.deploy.group.share import GONE_S, GroupDirectory, SharedCamera, apply, owner, read_cameras
 
-CAMERAS = {f"cam{i}": Camera(url=f"rtsp://10.0.0.{i}/1") for i in range(240)}
+CAMERAS = {f"cam{i}": SharedCamera(url=f"rtsp://10.0.0.{i}/1") for i in range(240)}
 
 
 def owners(members):
@@ -24,7 +24,7 @@ def test_every_camera_has_one_group_and_few_move():
     moved = {name for name in CAMERAS if three[name] != four[name]}
     assert {four[name] for name in moved} == {3}
     assert 40 < len(moved) < 80
-    assert owner("x", Camera(url="a", group=7), {0, 1}) == 7
+    assert owner("x", SharedCamera(url="a", group=7), {0, 1}) == 7
 
 
 def test_a_group_that_is_away_for_a_moment_keeps_its_cameras():
@@ -34,36 +34,36 @@ def test_a_group_that_is_away_for_a_moment_keeps_its_cameras():
         if name not in there:
             raise OSError("no such host")
 
-    members = Members("g-{}.g", own=0, most=4, resolve=resolve, now=lambda: now[0])
-    assert members.look() == {0, 2}
+    groups = GroupDirectory("g-{}.g", own=0, groups_max=4, resolve=resolve, now_s=lambda: now[0])
+    assert groups.find() == {0, 2}
     there.remove("g-2.g")
     now[0] = GONE_S
-    assert members.look() == {0, 2}
+    assert groups.find() == {0, 2}
     now[0] = GONE_S + 1
-    assert members.look() == {0}
+    assert groups.find() == {0}
 
 
 def test_the_list_becomes_the_sources_of_this_group(tmp_path):
-    group = Group(Settings(run_dir=tmp_path), tmp_path, Timing.of_ms(250, 2000))
-    pinned = {"a": Camera(url="a.mp4", group=0, loop=True), "b": Camera(url="b.mp4", group=1)}
-    assert apply(group, pinned, {0, 1}, own=0) == ["a: counted here"]
-    assert sources.known(group.settings)["a"].source.loop
+    group = RunningGroup(Settings(run_dir=tmp_path), tmp_path, Timing.of_ms(250, 2000))
+    pinned = {"a": SharedCamera(url="a.mp4", group=0, loop=True), "b": SharedCamera(url="b.mp4", group=1)}
+    assert apply(group, pinned, {0, 1}, own=0) == ["a: counted by this group"]
+    assert known_sources(group.settings)["a"].source.loop
     assert apply(group, pinned, {0, 1}, own=0) == []
-    moved = {"a": Camera(url="a.mp4", group=1), "b": Camera(url="b.mp4", group=0)}
-    assert apply(group, moved, {0, 1}, own=0) == ["a: no longer counted here", "b: counted here"]
-    assert list(sources.known(group.settings)) == ["b"]
+    moved = {"a": SharedCamera(url="a.mp4", group=1), "b": SharedCamera(url="b.mp4", group=0)}
+    assert apply(group, moved, {0, 1}, own=0) == ["a: no longer counted by this group", "b: counted by this group"]
+    assert list(known_sources(group.settings)) == ["b"]
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, message",
     [
-        ('[a]\nurl = "rtsp://u:secret@h"\nrealtim = true', "wrong at realtim"),
+        ('[a]\nurl = "rtsp://u:secret@h"\nrealtim = true', "invalid at realtim"),
         ("a = [", "not valid TOML"),
-        ('["a/b"]\nurl = "x"', "'a/b' is no name"),
+        ('["a/b"]\nurl = "x"', "Invalid camera name 'a/b'"),
     ],
 )
-def test_a_wrong_list_is_a_sentence_without_its_passwords(tmp_path, text, said):
+def test_a_wrong_list_gives_an_error_without_its_passwords(tmp_path, text, message):
     (tmp_path / "cameras.toml").write_text(text)
-    with pytest.raises(Refused, match=said) as refusal:
-        read(tmp_path / "cameras.toml")
+    with pytest.raises(AppError, match=message) as refusal:
+        read_cameras(tmp_path / "cameras.toml")
     assert "secret" not in str(refusal.value)

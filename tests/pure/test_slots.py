@@ -1,20 +1,20 @@
-"""The ring never reuses a slot that somebody may still read, and never loses one."""
+"""The ring never reuses a slot that may still be read, and never loses one."""
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from peoplecounter.common.ipc.slots import Ring
+from peoplecounter.common.ipc.slots import Slots
 
 PARTS = [("global", 0), ("tiles", 0), ("tiles", 1)]
 
 
-class RingMachine(RuleBasedStateMachine):
+class SlotsMachine(RuleBasedStateMachine):
     """Random owners and holders against the plainest possible model: who reads which (slot, part)."""
 
     @initialize(slots=st.integers(1, 4))
     def start(self, slots):
-        self.ring = Ring(slots)
+        self.ring = Slots(slots)
         self.writing = set()
         self.reads = {}  # (slot, part) -> (holder, generation)
         self.waits = set()  # (slot, part)
@@ -96,12 +96,12 @@ class RingMachine(RuleBasedStateMachine):
         assert oldest is None or (oldest not in self.touched and any(slot == oldest for slot, _ in self.waits))
 
 
-RingMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
-TestRing = RingMachine.TestCase
+SlotsMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestSlots = SlotsMachine.TestCase
 
 
 def test_quarantined_part_blocks_its_slot_until_its_holder_releases_it_after_all():
-    ring = Ring(1)
+    ring = Slots(1)
     slot = ring.acquire()
     generation = ring.offer(slot, [("frame", 0)])
     ring.lease(slot, ("frame", 0), "frozen")
@@ -112,7 +112,7 @@ def test_quarantined_part_blocks_its_slot_until_its_holder_releases_it_after_all
 
 
 def test_oldest_untouched_is_the_oldest_by_offer_not_by_index():
-    ring = Ring(3)
+    ring = Slots(3)
     a, b, c = ring.acquire(), ring.acquire(), ring.acquire()
     for slot in (c, a, b):
         ring.offer(slot, [("frame", 0)])

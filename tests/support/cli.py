@@ -35,7 +35,7 @@ def checked(*argv, check=True, timeout=120, **options):
 
 
 def gpu_used_mb() -> int:
-    """GPU memory in use by everybody, MB."""
+    """GPU memory in use by all processes, MB."""
     query = ("--query-gpu=memory.used", "--format=csv,noheader,nounits")
     return int(checked("nvidia-smi", *query).stdout.split()[0])
 

@@ -39,9 +39,9 @@ class Docker:
         until_s = time.monotonic() + 20
         while subprocess.run(["docker", "info"], env=self.environment, capture_output=True).returncode:
             if time.monotonic() > until_s or self._process.poll() is not None:
-                said = (self.folder / "log").read_text()[-2000:]
+                message = (self.folder / "log").read_text()[-2000:]
                 self.close()
-                raise RuntimeError(f"dockerd does not start: {said}")
+                raise RuntimeError(f"dockerd does not start: {message}")
             time.sleep(0.1)
 
     @property

@@ -14,7 +14,7 @@ WORK = {
     "preprocess": ("peoplecounter.services.preprocess.kernels", "fused"),
     "infer_global": ("peoplecounter.common.engine.onnxruntime", "OnnxEngine.run"),
     "infer_tiles": ("peoplecounter.common.engine.onnxruntime", "OnnxEngine.run"),
-    "fusion": ("peoplecounter.services.fusion.merge", "merge"),
+    "fusion": ("peoplecounter.services.fusion.service", "merge"),
 }
 LEAST_S = 0.002  # taken as the duration of work that is faster: ten times nothing is nothing
 

@@ -51,7 +51,7 @@ class Collector:
                 yield from ((process, span) for scope in resource.scope_spans for span in scope.spans)
 
     def senders(self) -> set[str]:
-        """service.instance.id of whoever sent metrics."""
+        """service.instance.id of the processes that sent metrics."""
         found = [r.resource.attributes for request in self.requests for r in getattr(request, "resource_metrics", ())]
         return {a.value.string_value for attributes in found for a in attributes if a.key == "service.instance.id"}
 

@@ -1,7 +1,7 @@
 """Real RTSP cameras over TCP: GStreamer's server, run by the system's Python, played by a process that a test may kill.
 
-`/usr/bin/python3 rtsp.py PORT FILE…` plays FILE number i at /cam<i>, and the first one at /cam, for whoever knows the
-password. A camera does not wait for its viewers: one who comes later begins at a later frame, mostly between keyframes.
+`/usr/bin/python3 rtsp.py PORT FILE…` plays FILE number i at /cam<i>, and the first one at /cam, for clients that know
+the password. A camera does not wait for its viewers: a late one starts at a later frame, mostly between keyframes.
 """
 
 import random
@@ -14,7 +14,7 @@ from pathlib import Path
 
 PYTHON = "/usr/bin/python3"  # the one that Debian's python3-gi is for
 USER, PASSWORD = "user", "s3cr3t-of-this-camera"
-PORTS = 20_000, 30_000  # below those that the kernel gives to clients: nobody takes a dead camera's port
+PORTS = 20_000, 30_000  # below those that the kernel gives to clients: no client takes a dead camera's port
 ELEMENTS = "parsebin", "qtdemux", "tsdemux", "h264parse", "h265parse", "rtph264pay", "rtph265pay", "appsrc"
 
 
@@ -26,7 +26,7 @@ def missing() -> str:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 where nobody listens."""
+    """A port of 127.0.0.1 where no process listens."""
     while True:
         try:
             with socket.create_server(("127.0.0.1", port := random.randrange(*PORTS))):

@@ -18,7 +18,7 @@ done
 
 export version
 exec unshare --fork --kill-child=SIGKILL --pid --mount --propagation private --cgroup --ipc --uts bash -euc '
-  mount --make-rshared /  # as on a machine of its own, but nobody outside is a peer of it
+  mount --make-rshared /  # as on a machine of its own, but without a peer outside
   mount -t proc proc /proc
   mount -t tmpfs -o mode=755 tmpfs /run
   mkdir -p /run/lock /run/systemd/system

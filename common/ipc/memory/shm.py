@@ -1,7 +1,7 @@
 """Shared memory as a plain file, mapped by name, in the private run directory (which should be on a tmpfs).
 
-No POSIX shm names and no multiprocessing resource tracker: nothing unlinks a ring behind its owner's back, and what a
-killed owner leaves is swept by the next owner of the same name, which holds the lock that proves the other is dead.
+No POSIX shm names and no multiprocessing resource tracker: nothing unlinks a ring behind its owner's back. Files of a
+killed owner are removed by the next owner of the same name, which holds the lock that proves that the first is dead.
 """
 
 import errno
@@ -13,70 +13,74 @@ from pathlib import Path
 
 import numpy as np
 
-from peoplecounter.common.errors import SOFTWARE, Refused
+from peoplecounter.common.errors import SOFTWARE, AppError
 from peoplecounter.common.ipc.loop import Loop
+from peoplecounter.common.ipc.memory.interface import MemoryKind
 from peoplecounter.common.ipc.messages import RingSpec
 
-_NAME = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[0-9a-f]+\.shm")
-PAGE = mmap.PAGESIZE
+_FILE_NAME = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[0-9a-f]+\.shm")
+PAGE_BYTES = mmap.PAGESIZE
 
 
-class Work:
-    """Work on shared memory is finished when its code is."""
+class InlineWorkQueue:
+    """Work on shared memory is finished when its code has run."""
 
     kind = "shm"
+    stream = 0
 
     def __init__(self, loop: Loop):
-        self.on_stuck: list[Callable[[], None]] = []  # nobody gets stuck here
+        self.on_stuck: list[Callable[[], None]] = []  # never called: nothing gets stuck here
 
-    def then(self, callback: Callable[[], None]) -> None:
-        """Calls back at once."""
+    def on_done(self, callback: Callable[[], None]) -> None:
         callback()
 
     def finish(self) -> None:
-        """It has."""
+        pass
 
     def gauges(self) -> dict[str, int]:
-        """What is shared is seen by whoever looks at the files."""
         return {}
 
     def close(self) -> None:
-        """Nothing to give back."""
+        pass
 
 
-class _Slots:
+class _ShmSlots:
     def __init__(self, fd: int, slots: int, slot_bytes: int, access: int):
-        self._step = -(-slot_bytes // PAGE) * PAGE
-        self._nbytes = slot_bytes
-        self._map = mmap.mmap(fd, slots * self._step, access=access)
+        self._step_bytes = _in_pages(slot_bytes)
+        self._slot_bytes = slot_bytes
+        self._map: mmap.mmap | None = mmap.mmap(fd, slots * self._step_bytes, access=access)
 
     def slot(self, index: int) -> np.ndarray:
         """uint8 [slot_bytes], page-aligned."""
-        return np.frombuffer(self._map, np.uint8, self._nbytes, index * self._step)
+        assert self._map is not None
+        return np.frombuffer(self._map, np.uint8, self._slot_bytes, index * self._step_bytes)
 
-    def close(self) -> None:
+    def _unmap(self) -> None:
         self._map = None  # unmapped when the last array over it is gone
 
 
-class Owned(_Slots):
-    """Creates `<name>.<epoch>.shm`, all of it backed by memory now: no SIGBUS later. Raises Refused when it is full."""
+class ShmOwnedMemory(_ShmSlots):
+    """Creates `<name>.<epoch>.shm`, backed by memory at once so that no write raises SIGBUS.
 
-    def __init__(self, work: Work, run_dir: Path, name: str, epoch: str, slots: int, slot_bytes: int):
+    Raises AppError when the file system is full.
+    """
+
+    def __init__(self, work: InlineWorkQueue, run_dir: Path, name: str, epoch: str, slots: int, slot_bytes: int):
         for stale in run_dir.glob(f"{name}.*.shm"):
             stale.unlink(missing_ok=True)
         self._path = run_dir / f"{name}.{epoch}.shm"
         self.handle = self._path.name.encode()
-        total = slots * (-(-slot_bytes // PAGE) * PAGE)
+        total_bytes = slots * _in_pages(slot_bytes)
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            os.posix_fallocate(fd, 0, total)
+            os.posix_fallocate(fd, 0, total_bytes)
             super().__init__(fd, slots, slot_bytes, mmap.ACCESS_WRITE)
         except OSError as error:
             self._path.unlink()
             if error.errno != errno.ENOSPC:
                 raise
-            raise Refused(
-                f"No room for {total >> 20} MB of shared memory in {run_dir}: enlarge it or take fewer slots.",
+            raise AppError(
+                f"No room for {total_bytes >> 20} MB of shared memory in {run_dir}: enlarge it or use fewer slots.",
                 SOFTWARE,
             ) from None
         finally:
@@ -86,22 +90,22 @@ class Owned(_Slots):
         """Nothing to do: a store is visible to every process that learns of it through a socket."""
 
     def close(self) -> None:
-        super().close()
+        self._unmap()
         self._path.unlink(missing_ok=True)
 
 
-class Mapped(_Slots):
+class ShmMappedMemory(_ShmSlots):
     """Maps an owner's ring read-only. Raises FileNotFoundError when the owner has replaced it meanwhile."""
 
-    def __init__(self, work: Work, run_dir: Path, spec: RingSpec):
+    def __init__(self, work: InlineWorkQueue, run_dir: Path, spec: RingSpec):
         name = spec.handle.decode(errors="replace")
-        if not _NAME.fullmatch(name):
-            raise Refused(f"The ring handle {name!r} is not a shared memory name.")
+        if not _FILE_NAME.fullmatch(name):
+            raise AppError(f"The ring handle {name!r} is not a shared memory name.")
         fd = os.open(run_dir / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            needed = spec.slots * (-(-spec.slot_bytes // PAGE) * PAGE)
-            if os.fstat(fd).st_size < needed:
-                raise Refused(f"The ring {name} is {os.fstat(fd).st_size} bytes long, its owner said {needed}.")
+            needed_bytes, file_bytes = spec.slots * _in_pages(spec.slot_bytes), os.fstat(fd).st_size
+            if file_bytes < needed_bytes:
+                raise AppError(f"The ring {name} has {file_bytes} bytes, its owner announced {needed_bytes}.")
             super().__init__(fd, spec.slots, spec.slot_bytes, mmap.ACCESS_READ)
         finally:
             os.close(fd)
@@ -109,10 +113,17 @@ class Mapped(_Slots):
     def wait(self, index: int, generation: int) -> None:
         """Nothing to wait for: the owner wrote the slot before it offered it."""
 
-    def lift(self, index: int, generation: int) -> None:
-        """Nothing to lift."""
+    def abort_wait(self, index: int, generation: int) -> None:
+        """There is no wait to end."""
 
-    def close(self, then: Callable[[], None] = lambda: None) -> None:
-        """Unmaps the ring, then calls `then`."""
-        super().close()
-        then()
+    def close(self, on_done: Callable[[], None] = lambda: None) -> None:
+        self._unmap()
+        on_done()
+
+
+def _in_pages(nbytes: int) -> int:
+    """The bytes of as many whole pages."""
+    return -(-nbytes // PAGE_BYTES) * PAGE_BYTES
+
+
+SHM = MemoryKind(InlineWorkQueue, ShmOwnedMemory, ShmMappedMemory)

@@ -1,0 +1,233 @@
+"""Fusion: receives results, joins them, merges each frame's boxes, keeps the ledger, publishes counts."""
+
+import secrets
+from collections.abc import Callable
+
+import numpy as np
+
+from peoplecounter.common.budgets import BudgetWindow
+from peoplecounter.common.errors import AppError
+from peoplecounter.common.ipc.messages import DROP_REASONS, Confirmed, Detections, Dropped, Report, Status
+from peoplecounter.common.ipc.results import Body, Receipt, ResultReceiver
+from peoplecounter.common.process.runtime import Runtime
+from peoplecounter.services.fusion.join import Ended, Gap, Join, PendingFrame, Settled
+from peoplecounter.services.fusion.members import Members
+from peoplecounter.services.fusion.merge import hysteresis, merge
+from peoplecounter.services.fusion.publish import Publisher, utc_now
+from peoplecounter.services.fusion.state import GroupState, SourceState, SourceStates
+from peoplecounter.services.fusion.timings import timings
+
+STATUS_NS = 1_000_000_000
+
+
+class Fusion:
+    """The loop of fusion calls settle() and publish_statuses() after every tick."""
+
+    def __init__(self, rt: Runtime):
+        settings, now_ns = rt.settings, rt.loop.now_ns()
+        self.rt, self.settings = rt, settings.fusion
+        self.join = Join(settings.fusion.reorder_frames, int(settings.fusion.idle_s * 1e9))
+        self.receiver = rt.closing(
+            ResultReceiver(
+                rt.loop, settings.run_dir, secrets.token_hex(8), rt.timing, self.on_result, self.on_process_change
+            )
+        )
+        self.publisher = rt.closing(Publisher(rt.loop.context, settings))
+        self.sources = rt.closing(SourceStates(settings, now_ns, self.join.resume))
+        self.members = Members()
+        self.group = GroupState(self.sources, self.members, rt.loop.now_ns)
+        self.window = BudgetWindow(settings.budgets)
+        self.status_due_ns = 0
+        self.metrics = None
+        if settings.telemetry.metrics:
+            from peoplecounter.services.fusion.metrics import Metrics  # an SDK and an HTTP server, if needed
+
+            self.metrics = rt.closing(Metrics(self.group, rt.name, settings.telemetry))
+
+    def source(self, name: str) -> SourceState:
+        return self.sources.get(name, self.rt.loop.now_ns())
+
+    def on_result(self, body: Body | Report, receipt: Receipt) -> None:
+        """A process sends a result or a report."""
+        now_ns, peer = self.rt.loop.now_ns(), receipt[0]
+        if isinstance(body, Report):
+            self.on_report(body, now_ns)
+        elif not is_acceptable(body, peer.hello.service, lambda name: self.is_known(name, now_ns)):
+            self.rt.counters["results_refused"] += 1
+            self.receiver.settle([receipt])
+        elif isinstance(body, Status):
+            self.on_status(body, receipt, now_ns)
+        else:
+            self.source(body.header.source)
+            if not self.join.add(body, receipt, now_ns):
+                self.rt.counters["results_late"] += 1
+                self.receiver.settle([receipt])
+
+    def on_report(self, report: Report, now_ns: int) -> None:
+        """A process sends its counters, and which frames its ring holds."""
+        self.log_change(self.members.report(report, now_ns))
+        self.publish_process(report.service, now_ns)
+        for source, seq in report.holding:
+            self.join.held(source, seq, now_ns)
+
+    def on_process_change(self, name: str, state: str) -> None:
+        """A process is silent, down or ended."""
+        now_ns = self.rt.loop.now_ns()
+        self.log_change(self.members.change(name, state, now_ns))
+        self.publish_process(name, now_ns)
+        if state == "ended":
+            self.members.forget(name)
+
+    def log_change(self, line: str) -> None:
+        if line:
+            self.rt.log.warning("%s", line)
+
+    def on_status(self, status: Status, receipt: Receipt, now_ns: int) -> None:
+        """A decoder sends the state of its source. Its end is settled behind its last frame."""
+        source = self.source(status.source)
+        source.heard_ns, source.detail = now_ns, status.detail
+        if status.state == "ended":
+            self.join.end(status, receipt, now_ns)
+            return
+        changed = source.state != status.state
+        source.state = status.state
+        if changed:
+            self.publish_status(status.source, now_ns)
+        self.receiver.settle([receipt])
+
+    def is_known(self, name: str, now_ns: int) -> bool:
+        """True for a source of this group."""
+        try:
+            return self.sources.is_known(name, now_ns)
+        except AppError as error:
+            self.rt.log.error("sources cannot be read: %s", error)
+            return False
+
+    def settle(self) -> None:
+        """Publishes or drops every frame that is due."""
+        for due in self.join.settle(self.rt.loop.now_ns()):
+            if isinstance(due, Settled):
+                frame = due.frame
+                if frame.dropped or not frame.answers or not frame.decoded:
+                    self.drop(frame.header.source, frame.header.seq, due.reason)
+                else:
+                    self.count(frame, due.reason)
+                self.receiver.settle(frame.receipts)
+            elif isinstance(due, Gap):
+                self.drop(due.source, due.first, "stale", due.count)
+            else:
+                self.end(due)
+
+    def count(self, frame: PendingFrame, reason: str) -> None:
+        """Merges the frame's boxes, commits it to the ledger, then publishes it."""
+        began_ns, header = self.rt.loop.now_ns(), frame.header
+        source, missing = self.source(header.source), frame.missing(reason)
+        try:
+            persons = self.merge(frame, source)
+        except Exception:
+            self.rt.log.exception("merging failed on %s %d", header.source, header.seq)
+            return self.drop(header.source, header.seq, "engine_error")
+        if not missing:
+            source.persons, source.people = persons, len(persons)
+        source.ledger.count(header.seq, complete=not missing)
+        ended_ns = source.frame_ns = self.rt.loop.now_ns()
+        stages_ms, hops_ms = timings(frame, began_ns, ended_ns)
+        end_to_end_ms = round((ended_ns - header.captured_ns) / 1e6, 3)
+        self.publish_count(frame, persons, missing, end_to_end_ms, stages_ms, hops_ms)
+        self.rt.counters["frames_counted"] += 1
+        self.rt.tracer.record(
+            "fusion", header, began_ns, self.rt.loop.now_ns(), people=len(persons), complete=not missing
+        )
+        if header.deadline_ns:  # a lossless file waits in its own queue: its times say nothing about the budgets
+            self.window.add(ended_ns, {**stages_ms, **hops_ms, "end_to_end": end_to_end_ms})
+        if self.metrics:
+            self.metrics.record(header.source, stages_ms, hops_ms, end_to_end_ms)
+
+    def merge(self, frame: PendingFrame, source: SourceState) -> np.ndarray:
+        """The persons of a frame, float32 [k, 5]: x1, y1, x2, y2 (frame px), score."""
+        rows = [answer.rows() for answer in frame.answers.values()]
+        persons = merge(np.vstack([r for r in rows if r is not None]), self.settings.same_iou, self.settings.same_ios)
+        return hysteresis(persons, source.persons, self.settings.new_score)
+
+    def drop(self, name: str, first: int, reason: str, frames: int = 1) -> None:
+        """Commits dropped frames to the ledger, then publishes them."""
+        source = self.source(name)
+        source.ledger.drop(first, frames, reason)
+        self.rt.counters[f"dropped_{reason}"] += frames
+        totals = source.ledger.totals.public()
+        content = {"source": name, "seq": first, "frames": frames, "reason": reason, "totals": totals}
+        self.publisher.send("dropped", name, content)
+
+    def end(self, due: Ended) -> None:
+        """All frames of a source are settled."""
+        self.source(due.source).state = "ended"
+        self.publish_status(due.source, self.rt.loop.now_ns())
+        self.receiver.settle(due.receipts)
+
+    def publish_count(
+        self,
+        frame: PendingFrame,
+        persons: np.ndarray,
+        missing: dict[str, str],
+        end_to_end_ms: float,
+        stages_ms: dict[str, float],
+        hops_ms: dict[str, float],
+    ) -> None:
+        header = frame.header
+        identity = {
+            "source": header.source,
+            "seq": header.seq,
+            "pts_s": round(header.pts_s, 6),
+            "time": utc_now(),
+        }
+        content = {
+            **identity,
+            "count": len(persons),
+            "complete": not missing,
+            "missing": missing,
+            "end_to_end_ms": end_to_end_ms,
+            "stages_ms": stages_ms,
+            "hops_ms": hops_ms,
+            "totals": self.source(header.source).ledger.totals.public(),
+        }
+        self.publisher.send("counts", header.source, content)
+        boxes = [[*(round(float(v), 1) for v in p[:4]), round(float(p[4]), 3)] for p in persons]
+        self.publisher.send("detections", header.source, {**identity, "boxes": boxes})
+
+    def publish_statuses(self) -> None:
+        """Publishes every source's state once a second, for late subscribers and for sources without frames."""
+        now_ns = self.rt.loop.now_ns()
+        if now_ns < self.status_due_ns:
+            return
+        self.status_due_ns = now_ns + STATUS_NS
+        try:
+            self.sources.refresh(now_ns)
+        except AppError as error:
+            self.rt.log.error("sources cannot be read: %s", error)
+        for name in self.sources.names():
+            self.publish_status(name, now_ns)
+        for name, process in self.members.processes.items():
+            if process.state != "up":  # the others have just published their report
+                self.publish_process(name, now_ns)
+        before, self.group.budgets = self.group.budgets, self.window.states(now_ns)
+        if self.group.budgets or before:  # once more when there are none any more
+            self.publisher.send("budgets", "group", self.group.budgets)
+
+    def publish_process(self, name: str, now_ns: int) -> None:
+        self.publisher.send("service", name, self.members.processes[name].public(now_ns))
+
+    def publish_status(self, name: str, now_ns: int) -> None:
+        self.publisher.send("status", name, self.source(name).public(name, now_ns))
+
+
+def is_acceptable(
+    body: Detections | Dropped | Confirmed | Status, sender: str, is_known: Callable[[str], bool]
+) -> bool:
+    """False for results of an unknown source, from the wrong process, or with an invalid part, box or reason."""
+    if isinstance(body, Status):
+        return sender == f"decoder.{body.source}" and is_known(body.source)
+    if not is_known(body.header.source) or (body.part is not None and not body.part.is_of_tensors):
+        return False
+    if isinstance(body, Confirmed):
+        return sender == f"decoder.{body.header.source}"
+    return body.rows() is not None if isinstance(body, Detections) else body.reason in DROP_REASONS

@@ -1,0 +1,99 @@
+"""What preprocess computes: NV12 surface -> RGB tensors of the letterboxed frame and every tile, in float64.
+
+`reference` defines the values, without optimization. The kernels (kernels.py) give the same values within 1/255.
+
+- Colour: R, G, B = clip(matrix @ (Y, U, V) - offset) in 0..1; the stream says which matrix and range. A luma sample
+  takes the chroma sample whose 2x2 block it lies in, so chroma needs no siting convention.
+- Tiles are the frame's own pixels. Beyond a small frame's right or bottom edge they are padding, 114/255.
+- The letterboxed frame is resampled plane by plane, then converted. Shrinking averages the area that an output pixel
+  covers: every source pixel counts once, so that a distant person does not flicker between sample points. Enlarging is
+  bilinear. Both are centre-aligned: output pixel i covers [i, i + 1) / scale of the source.
+"""
+
+from functools import lru_cache
+from math import ceil, floor
+from typing import Any
+
+import numpy as np
+
+from peoplecounter.common.geometry import Letterbox, TileGrid
+from peoplecounter.common.ipc.messages import SurfaceLayout, TensorLayout
+
+Pixels = Any  # np.ndarray or torch.Tensor
+PADDING = 114 / 255
+LUMA_WEIGHTS = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}  # Kr, Kb
+
+
+def colour_matrix(matrix: str, full_range: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(float64 [3, 3], float64 [3]): RGB in 0..1 = M @ (Y, U, V as 0..255) + c. ITU-R BT.601, BT.709, BT.2020."""
+    kr, kb = LUMA_WEIGHTS[matrix]
+    kg = 1 - kr - kb
+    luma, chroma, black = (255.0, 255.0, 0.0) if full_range else (219.0, 224.0, 16.0)
+    v_to_r, u_to_b = 2 * (1 - kr), 2 * (1 - kb)
+    m = np.array([[1, 0, v_to_r], [1, -u_to_b * kb / kg, -v_to_r * kr / kg], [1, u_to_b, 0]])
+    m = m / np.array([luma, chroma, chroma])
+    return m, -m @ np.array([black, 128.0, 128.0])
+
+
+def planes(surface: Pixels, layout: SurfaceLayout) -> tuple[Pixels, Pixels]:
+    """uint8 slot -> views of its luma [height, width] and chroma [ceil(height/2), ceil(width/2), 2].
+
+    NumPy arrays and torch tensors alike.
+    """
+    rows = surface[: layout.nbytes].reshape(-1, layout.pitch)
+    rows = rows[:, layout.sample_bytes - 1 :: layout.sample_bytes]
+    half = (layout.width + 1) // 2
+    luma, chroma = rows[: layout.height, : layout.width], rows[layout.height :, : 2 * half]
+    return luma, chroma.reshape(chroma.shape[0], half, 2)
+
+
+@lru_cache(maxsize=64)
+def taps(source: int, target: int, halved: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Resampling of one axis: (indices int [target, k], weights float64 [target, k]); a row's weights sum to 1.
+
+    `halved`: the plane has one sample for two source pixels, each of which takes that sample's value.
+    """
+    scale = source / target
+    rows = []
+    for i in range(target):
+        if scale > 1:
+            begin, end = i * scale, (i + 1) * scale
+            index = np.arange(floor(begin), min(ceil(end), source))
+            weight = np.minimum(index + 1, end) - np.maximum(index, begin)
+        else:
+            centre = (i + 0.5) * scale - 0.5
+            index = np.array([floor(centre), floor(centre) + 1])
+            weight = np.array([index[1] - centre, centre - index[0]])
+        rows.append((np.clip(index, 0, source - 1) // (2 if halved else 1), weight / weight.sum()))
+    k = max(len(index) for index, _ in rows)
+    indices, weights = np.zeros((target, k), np.intp), np.zeros((target, k))
+    for i, (index, weight) in enumerate(rows):
+        indices[i, : len(index)], weights[i, : len(weight)] = index, weight
+    return indices, weights
+
+
+def reference(surface: np.ndarray, layout: SurfaceLayout, tensor: TensorLayout) -> np.ndarray:
+    """uint8 slot of an NV12 surface -> float64 [1 + tiles, 3, S, S] in 0..1."""
+    size = tensor.size_px
+    luma, chroma = planes(surface, layout)
+    full = np.repeat(np.repeat(chroma, 2, 0), 2, 1)[: layout.height, : layout.width]
+    yuv = np.dstack([luma, full]).astype(np.float64)
+    m, c = colour_matrix(layout.matrix, layout.full_range)
+
+    box = Letterbox(layout.width, layout.height, size)
+    (width, height), (left, top) = box.scaled, box.origin
+    (columns, column_weights), (rows, row_weights) = (
+        taps(layout.width, width, False),
+        taps(layout.height, height, False),
+    )
+    across = (yuv[:, columns] * column_weights[None, :, :, None]).sum(2)
+    small = (across[rows] * row_weights[:, :, None, None]).sum(1)
+
+    grid = TileGrid(layout.width, layout.height, size, tensor.overlap)
+    out = np.full((1 + len(grid), 3, size, size), PADDING)
+    out[0, :, top : top + height, left : left + width] = np.clip(small @ m.T + c, 0, 1).transpose(2, 0, 1)
+    rgb = np.clip(yuv @ m.T + c, 0, 1).transpose(2, 0, 1)
+    for tile, (x, y) in enumerate(grid.origins(), 1):
+        part = rgb[:, y : y + size, x : x + size]
+        out[tile, :, : part.shape[1], : part.shape[2]] = part
+    return out

@@ -1,0 +1,156 @@
+"""The tensors ring, and the input that all engines behind it must share."""
+
+import msgspec
+
+from peoplecounter.common.errors import AppError
+from peoplecounter.common.geometry import TileGrid
+from peoplecounter.common.ipc.consumer import Lease, RingConnection
+from peoplecounter.common.ipc.messages import (
+    FrameHeader,
+    Hello,
+    Input,
+    Offer,
+    Part,
+    Refuse,
+    SurfaceLayout,
+    TensorLayout,
+)
+from peoplecounter.common.process.runtime import Runtime
+from peoplecounter.common.sources import known_sources
+from peoplecounter.common.topology import GLOBAL, TILES
+from peoplecounter.services.preprocess.kernels import load_kernel
+
+SLOTS_MAX = 64
+
+
+class Preprocess:
+    """Turns surfaces into tensors."""
+
+    def __init__(self, rt: Runtime):
+        settings = rt.settings
+        self.rt, self.kernel = rt, load_kernel(rt.work)
+        self.input: Input | None = None  # what the engines read; None: no engine has connected yet
+        self.prepared: set[tuple[SurfaceLayout, TensorLayout]] = set()
+        self.tensors = rt.open_ring(self.slots_for(len(known_sources(settings))), on_lost=rt.drop, admit=self.admit)
+        self.surfaces = rt.open_inputs(settings.link.credits)
+
+    def slots_for(self, sources: int) -> int:
+        """Slots of the tensors ring for this many sources, whose frames wait there side by side."""
+        return self.rt.settings.preprocess.slots or min(SLOTS_MAX, max(3, sources + 2))
+
+    def admit(self, hello: Hello) -> Refuse | None:
+        """The first engine decides what the tensors are; while it is connected, others must read the same."""
+        if hello.wants is None:
+            return Refuse(f"{hello.service} did not say what input its engine reads.")
+        if self.input not in (None, hello.wants):
+            if self.input in [other.wants for other in self.tensors.consumers if other is not hello]:
+                return Refuse(
+                    f"the tensors of this ring are {_describe(self.input)}, {hello.service} reads "
+                    f"{_describe(hello.wants)}: give all infer services models with the same input."
+                )
+            self.tensors.retire()  # it was made for an engine that has gone
+        self.input = hello.wants
+        return None
+
+    def process(self, connection: RingConnection, offer: Offer) -> None:
+        """One surface: runs the kernel and offers the tensors. Every way out offers the frame or drops it."""
+        rt, header = self.rt, offer.header
+        lease = self.surfaces.lease(connection, offer, on_abort=lambda: rt.drop(header, "stale"))
+        if lease is None:
+            return rt.drop(header, "stale")
+        try:
+            self.fill_slot(lease, header)
+        finally:
+            rt.work.on_done(lease.release)
+
+    def fill_slot(self, lease: Lease, header: FrameHeader) -> None:
+        """Writes the frame's tensors into a slot and offers it, on a GPU while it is still being written."""
+        rt, surface = self.rt, lease.layout
+        assert isinstance(surface, SurfaceLayout)
+        self.make_room(surface)
+        self.prepare_kernel(surface)
+        index = self.acquire(header)
+        tensor = self.tensors.layout
+        if lease.aborted or lease.stale or not isinstance(tensor, TensorLayout):  # something changed meanwhile
+            if index is not None:
+                self.tensors.abandon(index)
+            if not lease.aborted:  # an aborted lease has dropped the frame
+                rt.drop(header, "stale")
+            return
+        if index is None:
+            return rt.drop(header, "deadline" if rt.running else "stale")
+        began_ns = rt.loop.now_ns()
+        try:
+            self.kernel.run(lease.slot, surface, tensor, self.tensors.slot(index))
+        except AppError:  # the GPU is lost
+            raise
+        except Exception:
+            rt.log.exception("the kernel failed on %s %d", header.source, header.seq)
+            self.tensors.abandon(index)
+            return rt.drop(header, "engine_error")
+        ended_ns = rt.loop.now_ns()
+        header = msgspec.structs.replace(header, marks={**header.marks, "preprocess": (began_ns, ended_ns)})
+        self.tensors.offer(index, header, self.parts(header, tensor))  # before the release: engines wait for it
+        rt.counters["frames_preprocessed"] += 1
+        rt.tracer.record("preprocess", header, began_ns, ended_ns)
+
+    def make_room(self, surface: SurfaceLayout) -> None:
+        """Opens a tensors ring that fits a frame of this size, once the frames in the old ring have been read.
+
+        It has room for frames of every current source: sources may be added at run time.
+        """
+        needed, current = self.layout_for(surface), self.tensors.layout
+        slots = self.slots_for(len(self.surfaces.attached))
+        fits = (
+            isinstance(current, TensorLayout)
+            and current.images >= needed.images
+            and (current.size_px, current.dtype) == (needed.size_px, needed.dtype)
+        )
+        if fits and self.tensors.slots >= slots:
+            return
+        while current and self.rt.running and not self.tensors.drained:
+            self.rt.tick()
+        self.tensors.slots = max(self.tensors.slots, slots)
+        self.tensors.open(needed)
+
+    def prepare_kernel(self, surface: SurfaceLayout) -> None:
+        """Prepares the kernel for layouts it has not run with yet, ticking meanwhile."""
+        tensor = self.tensors.layout
+        if not isinstance(tensor, TensorLayout) or (surface, tensor) in self.prepared:
+            return
+        self.prepared.add((surface, tensor))
+        ready = self.kernel.prepare(surface, tensor)
+        while ready and self.rt.running and not ready.done():
+            self.rt.tick()
+
+    def layout_for(self, surface: SurfaceLayout) -> TensorLayout:
+        """The tensors of a surface, for the input that the engines read."""
+        assert self.input is not None
+        size_px, overlap = self.input.size_px, self.rt.settings.preprocess.overlap
+        tiles = len(TileGrid(surface.width, surface.height, size_px, overlap))
+        return TensorLayout(1 + tiles, size_px, self.input.dtype, overlap)
+
+    def acquire(self, header: FrameHeader) -> int | None:
+        """A free tensor slot. A frame waits for it; a live one may evict an older frame of its own source.
+
+        So sources do not evict each other: when there are too many, each drops its own oldest frames.
+        """
+        live = header.deadline_ns > 0
+        while self.rt.running and not self.rt.late(header):
+            index = self.tensors.acquire(evict=lambda older: live and older.source == header.source)
+            if index is not None:
+                return index
+            self.rt.tick()
+        return None
+
+    def parts(self, header: FrameHeader, tensor: TensorLayout) -> list[Part]:
+        """Image 0 as one part, the tiles in groups of about equal size."""
+        settings = self.rt.settings.preprocess
+        groups = TileGrid(header.width, header.height, tensor.size_px, settings.overlap).groups(settings.group)
+        of = 1 + len(groups)
+        tiles = [Part(TILES, i, 1 + first, count, of) for i, (first, count) in enumerate(groups)]
+        return [Part(GLOBAL, 0, 0, 1, of), *tiles]
+
+
+def _describe(read: Input | None) -> str:
+    return f"{read.dtype} {read.size_px} px" if read else "unknown"
