@@ -113,7 +113,7 @@ def watch(
     keys = _keys(key, server_key)
     screen, processes, silent_s = display(as_json), ProcessStates(), 0.0
     try:
-        for message in messages(endpoint, (*DISPLAYED, "service"), threading.Event(), keys):
+        for message in messages(endpoint, (*DISPLAYED, "service"), _stop_event(), keys):
             if message is not None:
                 silent_s = 0.0
                 kind, name, content = message
@@ -126,8 +126,6 @@ def watch(
             if before_s < SILENT_S <= silent_s:  # a running group publishes something every second
                 hint = " Its subscribers file must contain your public key." if keys else ""
                 screen.say(f"Nothing is published on {endpoint}: waiting for a running group.{hint}")
-    except KeyboardInterrupt:
-        pass
     finally:
         screen.close()
 

@@ -147,6 +147,7 @@ def test_watch_shows_a_running_group(running, run_dir):
     lines = [json.loads(watch.stdout.readline()) for _ in range(3)]
     watch.send_signal(signal.SIGINT)
     watch.communicate(timeout=10)
+    assert watch.returncode == 0
     assert lines[1]["seq"] > lines[0]["seq"]
 
 
