@@ -49,6 +49,8 @@ class SourceSettings(Section):
     """Frame rate of a file played in real time, frames/s; 0: the file's own"""
     loop: bool = False
     """Restart a file when it ends"""
+    stream: int = Field(-1, ge=-1)
+    """Index of the video stream, as ffprobe shows it; -1: the default stream, among several the largest"""
 
     @property
     def live(self) -> bool:

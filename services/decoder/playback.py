@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import av
+from av.stream import Disposition
 
-from peoplecounter.common.errors import BAD_DATA, NO_INPUT, SourceError
+from peoplecounter.common.errors import BAD_DATA, CONFIG, NO_INPUT, SourceError
 from peoplecounter.common.ipc.memory import Slot
 from peoplecounter.common.ipc.messages import SurfaceLayout
 from peoplecounter.common.settings import DecoderSettings, SourceSettings
@@ -155,7 +156,7 @@ def _once(
 ) -> Iterator[Event]:
     """One opening of a source, to its end. A looping file is rewound with the same decoder, if it can be rewound."""
     with _open(source.url, settings) as container:
-        stream = _video(container, source.url)
+        stream = _video(container, source)
         decoder = codec(stream, source.live)
         if after_pts is not None:
             container.seek(after_pts, stream=stream, backward=True)
@@ -245,13 +246,25 @@ def _open(url: str, settings: DecoderSettings) -> av.container.InputContainer:
         raise SourceError(f"The source {redacted(url)} cannot be opened: {_why(error)}.", code) from None
 
 
-def _video(container: av.container.InputContainer, url: str) -> av.VideoStream:
-    if not container.streams.video or container.format.name == "tty":  # FFmpeg accepts any text as ANSI art
-        raise SourceError(f"The source {redacted(url)} has no video stream.", BAD_DATA)
-    stream = container.streams.video[0]
-    if stream.codec_context is None:
-        raise SourceError(f"The source {redacted(url)} uses a codec that this FFmpeg cannot decode.", BAD_DATA)
-    return stream
+def _video(container: av.container.InputContainer, source: SourceSettings) -> av.VideoStream:
+    """The stream that the source names; else the default, among several the largest. Cover art is none."""
+    videos = [] if container.format.name == "tty" else container.streams.video  # FFmpeg accepts any text as ANSI art
+    streams = {stream.index: stream for stream in videos if not stream.disposition & Disposition.attached_pic}
+    url = redacted(source.url)
+    if not streams:
+        raise SourceError(f"The source {url} has no video stream.", BAD_DATA)
+    if source.stream >= 0 and source.stream not in streams:
+        raise SourceError(
+            f"The source {url} has no video stream {source.stream}: its video streams are "
+            f"{', '.join(f'{index} ({stream.width}x{stream.height})' for index, stream in streams.items())}.",
+            CONFIG,
+        )
+    decodable = [stream for stream in streams.values() if stream.codec_context is not None]
+    if source.stream >= 0:
+        decodable = [stream for stream in decodable if stream.index == source.stream]
+    if not decodable:
+        raise SourceError(f"The source {url} uses a codec that this FFmpeg cannot decode.", BAD_DATA)
+    return max(decodable, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
 
 
 def _why(error: Exception) -> str:

@@ -8,6 +8,7 @@ import time
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from peoplecounter.common.errors import BAD_DATA, NO_INPUT, SourceError
 from peoplecounter.common.settings import DecoderSettings, SourceSettings
@@ -141,6 +142,52 @@ def test_a_sound_file_has_no_video(tmp_path):
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
+    with pytest.raises(SourceError, match="no video stream"):
+        watch(path)
+
+
+def make_streams(path, **videos):
+    """A file of one picture a stream: name -> (width, disposition); `cover` is a JPEG, which only MP4 marks as such."""
+    options = {"default_mode": "passthrough"} if path.suffix == ".mkv" else {}
+    with av.open(str(path), "w", options=options) as container:
+        streams = []
+        for name, (width, disposition) in videos.items():
+            stream = container.add_stream("mjpeg" if name == "cover" else "libx264", rate=FPS)
+            stream.width, stream.height = width, width // 2
+            stream.pix_fmt = "yuvj420p" if name == "cover" else "yuv420p"
+            stream.disposition = disposition
+            streams.append(stream)
+        for stream in streams:
+            frame = av.VideoFrame(stream.width, stream.height, stream.pix_fmt)
+            container.mux([*stream.encode(frame), *stream.encode()])
+    return path
+
+
+@pytest.mark.parametrize(
+    "videos, chosen, width",
+    [
+        ({"small": (64, 0), "large": (256, Disposition.default)}, -1, 256),
+        ({"small": (64, Disposition.default), "large": (256, 0)}, -1, 64),
+        ({"small": (64, 0), "large": (256, 0)}, -1, 256),
+        ({"small": (64, Disposition.default), "large": (256, Disposition.default)}, -1, 256),
+        ({"small": (64, 0), "large": (256, 0)}, 0, 64),
+    ],
+)
+def test_the_stream_is_the_named_the_default_or_the_largest(tmp_path, videos, chosen, width):
+    path = make_streams(tmp_path / "streams.mkv", **videos)
+    assert [p.surface.frame.width for p in pictures(watch(path, stream=chosen))] == [width]
+
+
+def test_a_stream_that_a_file_does_not_have_gives_an_error_with_those_it_has(tmp_path):
+    path = make_streams(tmp_path / "streams.mkv", small=(64, 0), large=(256, 0))
+    with pytest.raises(SourceError, match=r"no video stream 7: its video streams are 0 \(64x32\), 1 \(256x128\)"):
+        watch(path, stream=7)
+
+
+def test_cover_art_is_not_a_video(tmp_path):
+    path = make_streams(tmp_path / "film.mp4", cover=(512, Disposition.attached_pic), film=(64, 0))
+    assert [p.surface.frame.width for p in pictures(watch(path))] == [64]
+    path = make_streams(tmp_path / "song.mp4", cover=(64, Disposition.attached_pic))
     with pytest.raises(SourceError, match="no video stream"):
         watch(path)
 
