@@ -2,6 +2,7 @@
 
 import av
 import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
 
 from peoplecounter.common.ipc.messages import SurfaceLayout
 
@@ -51,8 +52,8 @@ class AvSurface:
 def layout_of(frame: av.VideoFrame) -> SurfaceLayout:
     """The surface that a frame becomes. An unspecified matrix is BT.709 from 720 rows on, BT.601 below."""
     pitch = pitch_of(frame.width)
-    if frame.format.is_rgb:  # swscale converts it to BT.601, limited range
-        return SurfaceLayout(frame.width, frame.height, pitch, "bt601", False)
+    if _is_rgb(frame):  # copy_nv12 converts it to BT.601, full range: no level is lost
+        return SurfaceLayout(frame.width, frame.height, pitch, "bt601", True)
     colour = colour_of(frame.colorspace, frame.color_range, frame.format.name, frame.height)
     return SurfaceLayout(frame.width, frame.height, pitch, *colour)
 
@@ -72,7 +73,9 @@ def copy_nv12(frame: av.VideoFrame, layout: SurfaceLayout, slot: np.ndarray) -> 
     """Writes a frame into a uint8 slot as NV12. 8-bit 4:2:0 is copied exactly, swscale converts other formats."""
     rows = slot[: layout.nbytes].reshape(-1, layout.pitch)
     luma, chroma = rows[: layout.height], rows[layout.height :]
-    if frame.format.name not in PLANAR:
+    if _is_rgb(frame):
+        frame = frame.reformat(format="nv12", dst_color_range=ColorRange.JPEG, dst_colorspace=Colorspace.ITU601)
+    elif frame.format.name not in PLANAR:
         frame = frame.reformat(format="nv12")
     luma[:, : layout.width] = _plane(frame, 0, layout.width)
     half = (layout.width + 1) // 2
@@ -81,6 +84,10 @@ def copy_nv12(frame: av.VideoFrame, layout: SurfaceLayout, slot: np.ndarray) -> 
     else:
         chroma[:, 0 : 2 * half : 2] = _plane(frame, 1, half)
         chroma[:, 1 : 2 * half : 2] = _plane(frame, 2, half)
+
+
+def _is_rgb(frame: av.VideoFrame) -> bool:
+    return frame.format.is_rgb or frame.format.has_palette
 
 
 def _plane(frame: av.VideoFrame, index: int, row_bytes: int) -> np.ndarray:

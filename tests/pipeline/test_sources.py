@@ -72,6 +72,33 @@ def test_other_formats_become_nv12_of_the_same_picture(name):
     assert np.abs(chroma.astype(int) - 128).max() <= 2
 
 
+@pytest.mark.parametrize(
+    "file, codec, pixel_format",
+    [
+        ("ramp.png", "png", "rgb24"),
+        ("ramp.png", "png", "rgba"),
+        ("ramp.mkv", "ffv1", "bgr0"),
+        ("ramp.mkv", "libx264rgb", "rgb24"),
+        ("ramp.gif", "gif", "rgb8"),
+    ],
+)
+def test_rgb_keeps_its_range(tmp_path, file, codec, pixel_format):
+    """Every level of a ramp becomes itself, whether the file states a range or not."""
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 64, axis=0).repeat(3, axis=2)
+    frame = av.VideoFrame.from_ndarray(ramp, "rgb24").reformat(format=pixel_format)
+    with av.open(str(tmp_path / file), "w") as container:
+        stream = container.add_stream(codec, rate=FPS, options={"qp": "0"} if codec == "libx264rgb" else {})
+        stream.width, stream.height, stream.pix_fmt = 256, 64, pixel_format
+        container.mux([*stream.encode(frame), *stream.encode()])
+    (shown,) = pictures(watch(tmp_path / file))
+    rgb = shown.surface.frame.to_ndarray(format="rgb24")
+    layout, luma, _ = nv12(shown.surface.frame)
+    assert (layout.matrix, layout.full_range) == ("bt601", True)
+    assert np.abs(luma - rgb @ [0.299, 0.587, 0.114]).max() <= 1
+    if codec != "gif":  # which has 256 colours
+        np.testing.assert_array_equal(rgb, ramp)
+
+
 def test_the_colour_matrix_is_the_streams_or_what_its_size_suggests():
     frame = av.VideoFrame(64, 48, "yuv420p")
     assert layout_of(frame).matrix == "bt601"
