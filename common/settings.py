@@ -52,6 +52,15 @@ class SourceSettings(Section):
     stream: int = Field(-1, ge=-1)
     """Index of the video stream, as ffprobe shows it; -1: the default stream, among several the largest"""
 
+    @field_validator("url")
+    @classmethod
+    def _is_percent_encoded(cls, url: str) -> str:
+        rest = url.partition("://")[2]
+        host = re.split("[/?#]", rest)[0]
+        if "@" in rest and "@" not in host and re.search(r":(?!\d+\Z)", re.sub(r"\[.*?\]", "", host)):
+            raise ValueError("percent-encode the password: / is %2F, ? is %3F, # is %23")
+        return url
+
     @property
     def live(self) -> bool:
         """True for sources that cannot be paused: network streams, and files played in real time."""
@@ -308,6 +317,14 @@ def load_settings(**overrides: Any) -> Settings:
         raise AppError(_message(error, known)) from None
 
 
+def source_settings(**values: Any) -> SourceSettings:
+    """The settings of one source. Raises AppError, which never contains the URL."""
+    try:
+        return SourceSettings(**values)
+    except ValidationError as error:
+        raise AppError(_message(error, {})) from None
+
+
 def requested_log_format() -> str:
     """The log format of the environment or file, even when other settings there are invalid; "text" if unclear."""
     chosen = os.environ.get(PREFIX + "LOG_FORMAT")
@@ -355,4 +372,6 @@ def _message(error: Exception, known: dict[str, Any]) -> str:
         generic = re.sub(r"^sources\.[^.]+\.", "sources.NAME.", path)
         return f"The setting {path!r} does not exist: {_nearest(generic, known)}"
     problem = first["msg"].removeprefix("Value error, ")
+    if first["loc"][-1] == "url":  # which may contain a password
+        return f"The setting {path!r} is not valid: {problem[0].lower()}{problem[1:]}."
     return f"The setting {path!r} is {str(first['input'])[:60]!r}: {problem[0].lower()}{problem[1:]}."

@@ -17,6 +17,9 @@ from peoplecounter.common.files import write_file
 from peoplecounter.common.settings import Section, Settings, SourceSettings, check_name
 
 FOLDER = "sources"  # in the run directory
+SECRETS = (
+    r"(?i)/?[^/=]*(?:user|login|pass|pwd|psw|token|auth|key|secret|session|sid)[^/=]*="  # cameras take them in paths
+)
 
 
 class SourceChange(Section):
@@ -80,8 +83,11 @@ def write_change(settings: Settings, name: str, source: SourceSettings | None) -
 
 
 def redacted(url: str) -> str:
-    """The URL without user name, password and query."""
-    return re.sub(r"//[^/]*@", "//", url).split("?")[0]
+    """The URL without whatever may be secret: user name, password, query, and the path from the first of SECRETS on."""
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme.lower() == "file":
+        return url
+    return scheme + separator + re.split(SECRETS, re.split("[?#;]", rest)[0].rpartition("@")[2])[0]
 
 
 def _read(path: Path) -> SourceChange:

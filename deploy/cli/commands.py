@@ -14,7 +14,7 @@ from peoplecounter.common import __version__
 from peoplecounter.common.errors import AppError
 from peoplecounter.common.keys import CHARACTERS, key_pair
 from peoplecounter.common.logs import Level
-from peoplecounter.common.settings import PREFIX, SourceSettings
+from peoplecounter.common.settings import PREFIX, source_settings
 from peoplecounter.deploy.cli import engine_commands
 from peoplecounter.deploy.cli.display import (
     DISPLAYED,
@@ -277,7 +277,7 @@ def add_source(
     run_dir: RunDir = None,
 ) -> None:
     """Add a source to a running group; it gets a decoder of its own."""
-    source = SourceSettings(url=url if "://" in url else str(Path(url).absolute()), realtime=realtime, loop=loop)
+    source = source_settings(url=url if "://" in url else str(Path(url).absolute()), realtime=realtime, loop=loop)
     print(source_changes.add(client.find_group(config, run_dir), name, source))
 
 

@@ -16,7 +16,7 @@ from peoplecounter.common.files import Lock, make_private
 from peoplecounter.common.process.control import SUPERVISOR, sources_to_decode
 from peoplecounter.common.process.runtime import SUPERVISOR_PID
 from peoplecounter.common.settings import Settings
-from peoplecounter.common.sources import forget_changes
+from peoplecounter.common.sources import forget_changes, redacted
 from peoplecounter.common.topology import SERVICES, ServiceRow
 from peoplecounter.deploy.group import mps
 from peoplecounter.deploy.group.client import owners
@@ -165,8 +165,8 @@ class GroupSupervisor:
 
 
 def source_name(url: str, taken: set[str]) -> str:
-    """A source name made from a URL, with letters, digits, - and _ only; different from the taken ones."""
-    stem = Path(url.split("?")[0].rstrip("/")).stem or "source"
+    """A name made from a URL without its secrets: letters, digits, - and _ only; different from the taken ones."""
+    stem = Path(redacted(url).rstrip("/")).stem or "source"
     name = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in stem).strip("-_")[:48] or "source"
     candidates = [name, *(f"{name}-{i}" for i in range(2, 1000))]
     return next(c for c in candidates if c not in taken)

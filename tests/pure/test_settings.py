@@ -6,6 +6,8 @@ import pytest
 
 from peoplecounter.common import settings
 from peoplecounter.common.errors import NO_INPUT, AppError
+from peoplecounter.common.sources import redacted
+from peoplecounter.deploy.group.circus import source_name
 from peoplecounter.deploy.report.settings_table import page
 
 
@@ -65,6 +67,39 @@ def test_a_missing_file_is_reported(monkeypatch):
     with pytest.raises(AppError, match=r"/nowhere\.toml cannot be read: No such file") as refusal:
         settings.load_settings()
     assert refusal.value.code == NO_INPUT
+
+
+@pytest.mark.parametrize(
+    "url, shown",
+    [
+        ("rtsp://user:secret@10.0.0.1/stream", "rtsp://10.0.0.1/stream"),
+        ("rtsp://user:se@cret@10.0.0.1:554/stream", "rtsp://10.0.0.1:554/stream"),
+        ("rtsp://user:secret@[fe80::1]:554/a", "rtsp://[fe80::1]:554/a"),
+        ("rtsp://10.0.0.1:554/user=admin&password=secret&channel=1.sdp", "rtsp://10.0.0.1:554"),
+        ("rtsp://10.0.0.1/live/user=admin_password=secret_channel=1", "rtsp://10.0.0.1/live"),
+        ("rtsp://10.0.0.1/ch=1&PWD=secret", "rtsp://10.0.0.1/ch="),
+        ("http://10.0.0.1/video.cgi?user=a&pwd=secret", "http://10.0.0.1/video.cgi"),
+        ("http://10.0.0.1/video;token=secret", "http://10.0.0.1/video"),
+        ("rtsp://user:secret@10.0.0.1", "rtsp://10.0.0.1"),
+        ("/films/user@home.mp4", "/films/user@home.mp4"),
+        ("file:///films/user@home.mp4", "file:///films/user@home.mp4"),
+    ],
+)
+def test_no_secret_of_a_url_is_shown(url, shown):
+    assert redacted(settings.source_settings(url=url).url) == shown
+    assert "secret" not in source_name(url, set())
+
+
+@pytest.mark.parametrize("password", ["se/cret", "se?cret", "se#cret", "/secret", "12/se:cret@"])
+def test_a_password_that_splits_its_url_is_not_accepted_nor_shown(monkeypatch, tmp_path, password):
+    url = f"rtsp://admin:x{password}@10.0.0.1/stream"
+    with pytest.raises(AppError, match="percent-encode the password: / is %2F") as refusal:
+        settings.source_settings(url=url)
+    assert "cret" not in str(refusal.value)
+    config(monkeypatch, tmp_path, f'[sources.door]\nurl = "{url}"\n')
+    with pytest.raises(AppError, match=r"'sources\.door\.url' is not valid: percent-encode") as refusal:
+        settings.load_settings()
+    assert "cret" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("url, live", [("a.mp4", False), ("rtsp://cam/1", True), ("http://host/a.mp4", False)])
