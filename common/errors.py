@@ -21,6 +21,10 @@ class SourceError(AppError):
     """A source that cannot be opened or decoded: it is missing (NO_INPUT) or not a video (BAD_DATA)."""
 
 
+class ModelOutputError(ValueError):
+    """A model gave an output that cannot be read as persons; its text is enough, without a traceback."""
+
+
 class GpuLost(AppError):
     """The GPU failed or does not answer. The process' CUDA context is unusable, even for cleaning up."""
 

@@ -13,7 +13,10 @@ from peoplecounter.common.engine.heads import DENSE_ANCHORS_MAX, DENSE_IOU, Head
 
 @triton.jit
 def nms_kernel(boxes_ptr, scores_ptr, counts_ptr, iou, ANCHORS: tl.constexpr):
-    """One image: boxes float32 [ANCHORS, 4], best first, of which the first `count` are valid. Removed: score 0."""
+    """One image: boxes float32 [ANCHORS, 4], best first, of which the first `count` are valid. Removed: score 0.
+
+    A score that is NaN stays: topk puts it first, and `Head.of_rows` raises for it.
+    """
     image = tl.program_id(0)
     boxes_ptr += image * ANCHORS * 4
     scores_ptr += image * ANCHORS
@@ -38,7 +41,7 @@ def nms_kernel(boxes_ptr, scores_ptr, counts_ptr, iou, ANCHORS: tl.constexpr):
             union = tl.maximum(area + (bx2 - bx1) * (by2 - by1) - inter, 1e-9)
             lives = tl.max(tl.where(k == i, alive, 0), axis=0)
             alive = tl.where((lives > 0) & (k > i) & (inter / union > iou), 0, alive)
-    tl.store(scores_ptr + k, tl.where(alive > 0, scores, 0.0))
+    tl.store(scores_ptr + k, tl.where((alive > 0) | (scores != scores), scores, 0.0))
 
 
 def rows(output: torch.Tensor, head: Head, score: float, anchors: int = DENSE_ANCHORS_MAX) -> torch.Tensor:

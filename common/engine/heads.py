@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from peoplecounter.common.boxes import nms
-from peoplecounter.common.errors import AppError
+from peoplecounter.common.errors import AppError, ModelOutputError
 
 MASKS = 32
 DENSE_ANCHORS_MAX = 1024  # the best anchors of an image, which go through NMS: no picture shows as many persons
@@ -27,13 +27,18 @@ class Head:
     person_class: int
 
     def persons(self, output: np.ndarray, score: float) -> np.ndarray:
-        """First output [B, …] -> float32 [k, 6]: image, x1, y1, x2, y2 (input px), score; by image, best first."""
+        """First output [B, …] -> float32 [k, 6]: image, x1, y1, x2, y2 (input px), score; by image, best first.
+
+        Raises ModelOutputError for NaN in boxes or scores.
+        """
         if self.dense_classes:
+            _check_numbers(output[:, : 4 + self.dense_classes])
             output = _padded([self._dense_rows(image, score) for image in output])
         return self.of_rows(output, score)
 
     def of_rows(self, output: np.ndarray, score: float) -> np.ndarray:
         """Rows [B, n, 6 or more], after NMS -> the same as persons()."""
+        _check_numbers(output[..., :6])
         keep = (output[..., 4] >= score) & (np.rint(output[..., 5]) == self.person_class)
         image = np.nonzero(keep)[0].astype(np.float32)[:, None]
         persons = np.hstack([image, output[keep][:, :5].astype(np.float32)])
@@ -64,6 +69,12 @@ def head(shapes: Sequence[Sequence[int | str | None]], person_class: int) -> Hea
         f"The model's outputs are not supported ({outputs}): expected [B, n, 6] rows or [B, 4 + classes, anchors] "
         f"(with masks: + {MASKS}) that contain class {person_class}."
     )
+
+
+def _check_numbers(values: np.ndarray) -> None:
+    """A comparison with NaN is false: without this check, a model that gives NaN would count nobody."""
+    if values.size and np.isnan(values.min()):
+        raise ModelOutputError("the model's output is not a number (NaN)")
 
 
 def _padded(rows: list[np.ndarray]) -> np.ndarray:

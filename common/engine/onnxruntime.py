@@ -47,7 +47,7 @@ class OnnxEngine:
         self._head = head([output.shape for output in outputs], settings.person_class)
 
     def warm_up(self) -> None:
-        self.run(np.zeros((1, 3, self.input.size_px, self.input.size_px), self.input.dtype))
+        self._infer(np.zeros((1, 3, self.input.size_px, self.input.size_px), self.input.dtype))
 
     def batch(self, images: int) -> int:
         return 1
@@ -60,10 +60,12 @@ class OnnxEngine:
         return lambda: (persons, 0)
 
     def run(self, images: np.ndarray) -> Persons:
-        """Images [1, 3, S, S] -> persons, see base.Persons."""
+        """Images [1, 3, S, S] -> persons, see base.Persons. Raises ModelOutputError for an output with NaN."""
+        return self._head.persons(self._infer(images), self._score)
+
+    def _infer(self, images: np.ndarray) -> np.ndarray:
         self.counters["batches_plain"] += 1
-        (output,) = self._session.run(self._output_names, {self._input_name: images})
-        return self._head.persons(output, self._score)
+        return self._session.run(self._output_names, {self._input_name: images})[0]
 
     def close(self) -> None:
         self._session = None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from peoplecounter.common.engine.base import Engine, Persons
-from peoplecounter.common.errors import AppError
+from peoplecounter.common.errors import SOFTWARE, AppError, ModelOutputError
 from peoplecounter.common.inference.swap import Swap
 from peoplecounter.common.ipc.consumer import Lease, RingConnection, RingConsumer
 from peoplecounter.common.ipc.messages import Detections, FrameHeader, Offer, Part, TensorLayout
@@ -109,7 +109,7 @@ class Inference:
                 lease.release()
                 return rt.drop(header, "stale", part)
             if not all(np.isfinite(boxes).all() for boxes in persons):
-                raise ValueError("the model's boxes are not finite")
+                raise ModelOutputError("the model's boxes are not finite")
             boxes = self._to_frame(lease.layout, header, part, np.vstack(persons), rt.settings.fusion.edge_px)
         except Exception as error:
             return self._fail(lease, offer, error)
@@ -129,6 +129,12 @@ class Inference:
         self._rt.work.on_done(lease.release)  # behind the work that was queued before the error
         self._errors_in_a_row += 1
         self._rt.drop(offer.header, "engine_error", offer.part)
+        source, seq = offer.header.source, offer.header.seq
+        if isinstance(error, ModelOutputError):
+            if self._errors_in_a_row >= MAX_ERRORS_IN_A_ROW:
+                raise AppError(f"The engine failed on {self._errors_in_a_row} parts in a row: {error}.", SOFTWARE)
+            self._rt.log.error("the engine failed on %s %d: %s", source, seq, error)
+            return
         if self._errors_in_a_row >= MAX_ERRORS_IN_A_ROW:
             raise error
-        self._rt.log.error("the engine failed on %s %d", offer.header.source, offer.header.seq, exc_info=error)
+        self._rt.log.error("the engine failed on %s %d", source, seq, exc_info=error)

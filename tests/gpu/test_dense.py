@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from peoplecounter.common.engine.heads import head
+from peoplecounter.common.errors import ModelOutputError
 from tests.gpu.conftest import GPU
 
 torch = pytest.importorskip("torch", reason="torch is installed for Python 3.11 only, see the extra 'dev'")
@@ -36,6 +37,16 @@ def test_a_head_that_gives_fewer_anchors_than_rows():
     output[0, :5, 2] = 50, 50, 10, 20, 0.9
     found = rows(torch.from_numpy(output).to(DEVICE), _head(), 0.3, anchors=64)
     np.testing.assert_allclose(_head().of_rows(found.cpu().numpy(), 0.3), [[0, 45, 40, 55, 60, 0.9]])
+
+
+@pytest.mark.parametrize("channel", [0, 3, 4])
+def test_nan_reaches_the_check_on_the_cpu(channel):
+    output = np.zeros((2, 84, 400), np.float32)
+    output[:, :5, 2] = 50, 50, 10, 20, 0.9
+    output[1, channel, 2] = np.nan
+    found = rows(torch.from_numpy(output).to(DEVICE), _head(), 0.3, anchors=64)
+    with pytest.raises(ModelOutputError, match="not a number"):
+        _head().of_rows(found.cpu().numpy(), 0.3)
 
 
 def _head():

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from peoplecounter.common.boxes import iou_matrix, nms, overlapping_pairs
 from peoplecounter.common.engine.heads import head
 from peoplecounter.common.engine.onnxruntime import OnnxEngine
-from peoplecounter.common.errors import CONFIG, NO_INPUT, AppError
+from peoplecounter.common.errors import CONFIG, NO_INPUT, AppError, ModelOutputError
 from peoplecounter.common.settings import EngineSettings
 from tests.support.squares import SIZE, make_model
 
@@ -73,6 +73,29 @@ def test_every_layout_gives_the_same_persons(shapes, output):
     found = head(shapes, 0).persons(np.vstack([output, output]), 0.25)
     np.testing.assert_allclose(found[:, 1:], np.vstack([PERSON, PERSON]), rtol=1e-6)
     assert found[:, 0].tolist() == [0] * len(PERSON) + [1] * len(PERSON)
+
+
+@pytest.mark.parametrize("column", range(6))
+def test_nan_in_rows_is_an_error(column):
+    output = rows_output()
+    output[0, 200, column] = np.nan
+    with pytest.raises(ModelOutputError, match="not a number"):
+        head([["B", 300, 6]], 0).persons(output, 0.25)
+
+
+@pytest.mark.parametrize("channel", [0, 3, 4, 83])
+def test_nan_in_a_dense_output_is_an_error(channel):
+    output = dense_output()
+    output[0, channel, 5000] = np.nan
+    with pytest.raises(ModelOutputError, match="not a number"):
+        head([["B", 84, 8400]], 0).persons(output, 0.25)
+
+
+def test_no_rows_and_masks_that_are_nan_are_no_error():
+    assert len(head([["B", "n", 6]], 0).persons(np.zeros((1, 0, 6), np.float32), 0.25)) == 0
+    output = rows_output(38)
+    output[..., 6:] = np.nan
+    assert len(head([["B", 300, 38], ["B", 32, 160, 160]], 0).persons(output, 0.25)) == len(PERSON)
 
 
 def test_nms_keeps_the_best_and_the_far():
