@@ -94,6 +94,8 @@ def run(
         print(json.dumps(summary), flush=True)
     elif summary["frames"] or not code:
         print("\n".join(["", *summary_lines(summary)]), flush=True)
+    if summary["problem"]:
+        raise AppError(f"{summary['problem']}.", code)
     raise typer.Exit(code)
 
 

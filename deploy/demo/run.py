@@ -36,6 +36,8 @@ def run_demo(size: str, folder: Path, as_json: bool) -> int:
     summary, code = run_group(settings, environment, as_json, folder / "counts.jsonl", read_truth(truth))
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(json.dumps(summary) if as_json else "\n".join(["", *summary_lines(summary)]), flush=True)
+    if summary["problem"]:
+        raise AppError(f"{summary['problem']}.", code)
     return code
 
 

@@ -87,7 +87,10 @@ def run_group(
     out: Path | None,
     truth: dict[int, int] | None = None,
 ) -> tuple[dict, int]:
-    """Runs a group to its end and shows its counts; returns (summary, exit code)."""
+    """Runs a group to its end and shows its counts; returns (summary, exit code).
+
+    The summary's `problem` says what a file has lost; then the exit code is not 0.
+    """
     screen, tally = display(as_json), Tally()
     live: set[str] = set()  # names of live sources
     if not isinstance(screen, JsonLines):
@@ -132,7 +135,9 @@ def run_group(
     summary = tally.summary(truth)
     summary["restarts"] = group.restarts
     summary["budgets"] = tally.budgets(settings.budgets.by_name, live)
-    return summary, group.exit_code
+    problem, code = tally.lost(live) or (None, 0)
+    summary["problem"] = problem
+    return summary, group.exit_code or code
 
 
 def _open(out: Path) -> TextIO:

@@ -9,6 +9,7 @@ import numpy as np
 import zmq
 
 from peoplecounter.common.budgets import budget_state
+from peoplecounter.common.errors import BAD_DATA, SOFTWARE
 
 POLL_S = 0.1
 WAIT = "fusion_wait"  # the one hop that has a budget
@@ -81,6 +82,22 @@ class Tally:
             if times:
                 states[budget] = budget_state(ms, times)
         return states
+
+    def lost(self, live: set[str]) -> tuple[str, int] | None:
+        """What a file has lost though it waits for every frame, and the exit code; None when nothing was lost.
+
+        Damaged frames are no loss, unless nothing else was in the file. Sources that have not ended are not judged.
+        """
+        for name in sorted(self.ended & self.totals.keys() - live):
+            totals = self.totals[name]
+            lost = {reason: frames for reason, frames in totals["dropped"].items() if reason != "decode_error"}
+            if sum(lost.values()):
+                reasons = ", ".join(f"{frames} {reason}" for reason, frames in sorted(lost.items()) if frames)
+                dropped = f"{sum(lost.values())} of {totals['frames']} frames were dropped ({reasons})"
+                return f"{name} is not counted completely: {dropped}", SOFTWARE
+            if totals["frames"] and not totals["counted"]:
+                return f"{name} is not counted: none of its {totals['frames']} frames could be decoded", BAD_DATA
+        return None
 
     def summary(self, truth: dict[int, int] | None = None) -> dict:
         """The run in numbers; with the true count of each frame also `mae` and `mean_truth`."""

@@ -13,7 +13,7 @@ import pytest
 from peoplecounter.common.topology import SERVICES
 from peoplecounter.deploy.report.evaluate import compare, read_truth
 from tests.support.cli import ROOT, command, peoplecounter
-from tests.support.squares import FRAMES, expected
+from tests.support.squares import FRAMES, expected, make_model
 
 
 def test_run_json_out_and_eval(run_dir, clip, model, tmp_path):
@@ -25,6 +25,7 @@ def test_run_json_out_and_eval(run_dir, clip, model, tmp_path):
     assert [json.loads(line) for line in out.read_text().splitlines()] == counts
     assert {"frames", "counted", "dropped", "mae", "mean_truth", "stages_ms"} <= summary.keys()
     assert (summary["frames"], summary["counted"], summary["dropped"]) == (FRAMES, FRAMES, {})
+    assert summary["problem"] is None
     assert not run_dir.exists()  # nothing is left
 
     rows = ["frame,person", *(f"{seq},{i}" for seq in range(FRAMES) for i in range(expected(seq) - (seq == 3)))]
@@ -35,6 +36,18 @@ def test_run_json_out_and_eval(run_dir, clip, model, tmp_path):
     }  # fmt: skip
     assert "MAE 0.017" in peoplecounter(run_dir, "eval", out, truth).stdout
     assert len(peoplecounter(run_dir, "eval", out, truth, "--frames").stdout.splitlines()) == FRAMES + 1
+
+
+def test_a_model_that_gives_nan_counts_nothing_and_run_says_so(run_dir, clip, tmp_path):
+    model = make_model(tmp_path / "nan.onnx", gain=float("nan"))
+    done = peoplecounter(run_dir, "run", f"door={clip}", "--model", model, "--json")
+    assert done.returncode == 70
+    *counts, summary = map(json.loads, done.stdout.splitlines())
+    assert not any(c["complete"] for c in counts)
+    assert summary["counted"] == len(counts) < FRAMES
+    assert "the model's output is not a number (NaN)" in done.stderr and "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "giving up" in done.stderr or last.startswith("peoplecounter: door is not counted completely: ")
 
 
 def test_run_in_plain_lines_names_endpoint_and_summary(run_dir, clip, model):
