@@ -17,9 +17,8 @@ from peoplecounter.common.files import write_file
 from peoplecounter.common.settings import Section, Settings, SourceSettings, check_name
 
 FOLDER = "sources"  # in the run directory
-SECRETS = (
-    r"(?i)/?[^/=]*(?:user|login|pass|pwd|psw|token|auth|key|secret|session|sid)[^/=]*="  # cameras take them in paths
-)
+# keys of parameters that some cameras take in the path
+SECRETS = r"(?i)/?[^/=]*(?:user|login|pass|pwd|psw|token|auth|key|secret|session|sid)[^/=]*="
 
 
 class SourceChange(Section):

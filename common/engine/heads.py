@@ -72,7 +72,7 @@ def head(shapes: Sequence[Sequence[int | str | None]], person_class: int) -> Hea
 
 
 def _check_numbers(values: np.ndarray) -> None:
-    """A comparison with NaN is false: without this check, a model that gives NaN would count nobody."""
+    """A comparison with NaN is false: without this check, NaN would become a count of 0."""
     if values.size and np.isnan(values.min()):
         raise ModelOutputError("the model's output is not a number (NaN)")
 

@@ -84,9 +84,9 @@ class Tally:
         return states
 
     def lost(self, live: set[str]) -> tuple[str, int] | None:
-        """What a file has lost though it waits for every frame, and the exit code; None when nothing was lost.
+        """(what an ended file has lost, exit code); None when nothing was lost.
 
-        Damaged frames are no loss, unless nothing else was in the file. Sources that have not ended are not judged.
+        Damaged frames are not a loss, unless the file has no others. `live` sources may drop frames.
         """
         for name in sorted(self.ended & self.totals.keys() - live):
             totals = self.totals[name]

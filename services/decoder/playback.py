@@ -247,7 +247,7 @@ def _open(url: str, settings: DecoderSettings) -> av.container.InputContainer:
 
 
 def _video(container: av.container.InputContainer, source: SourceSettings) -> av.VideoStream:
-    """The stream that the source names; else the default, among several the largest. Cover art is none."""
+    """The stream that the source names; else the default, among several the largest. Cover art is not a video."""
     videos = [] if container.format.name == "tty" else container.streams.video  # FFmpeg accepts any text as ANSI art
     streams = {stream.index: stream for stream in videos if not stream.disposition & Disposition.attached_pic}
     url = redacted(source.url)
