@@ -64,7 +64,12 @@ class SourceSettings(Section):
     @property
     def live(self) -> bool:
         """True for sources that cannot be paused: network streams, and files played in real time."""
-        return self.realtime or bool(re.match(r"(rtsps?|rtmps?|udp|rtp|srt|tcp)://", self.url))
+        return self.realtime or self.network
+
+    @property
+    def network(self) -> bool:
+        """True for streams that are reconnected when they break; http(s) is played like a file."""
+        return bool(re.match(r"(rtsps?|rtmps?|udp|rtp|srt|tcp)://", self.url))
 
 
 class LinkSettings(Section):

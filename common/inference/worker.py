@@ -129,12 +129,13 @@ class Inference:
         self._rt.work.on_done(lease.release)  # behind the work that was queued before the error
         self._errors_in_a_row += 1
         self._rt.drop(offer.header, "engine_error", offer.part)
-        source, seq = offer.header.source, offer.header.seq
-        if isinstance(error, ModelOutputError):
-            if self._errors_in_a_row >= MAX_ERRORS_IN_A_ROW:
-                raise AppError(f"The engine failed on {self._errors_in_a_row} parts in a row: {error}.", SOFTWARE)
-            self._rt.log.error("the engine failed on %s %d: %s", source, seq, error)
-            return
+        known = isinstance(error, ModelOutputError)
         if self._errors_in_a_row >= MAX_ERRORS_IN_A_ROW:
+            if known:
+                raise AppError(f"The engine failed on {MAX_ERRORS_IN_A_ROW} parts in a row: {error}.", SOFTWARE)
             raise error
-        self._rt.log.error("the engine failed on %s %d", source, seq, exc_info=error)
+        source, seq = offer.header.source, offer.header.seq
+        if known:
+            self._rt.log.error("the engine failed on %s %d: %s", source, seq, error)
+        else:
+            self._rt.log.error("the engine failed on %s %d", source, seq, exc_info=error)

@@ -106,7 +106,7 @@ def play(
     missing, is not a video or has no frame.
     """
     codec = codec or FfmpegDecoder
-    if is_network(source.url):
+    if source.network:
         yield from _network(source, settings, wait, codec)
         return
     while True:
@@ -122,11 +122,6 @@ def play(
             yield StateChanged("ended")
             return
         after_pts = None
-
-
-def is_network(url: str) -> bool:
-    """True for streams that are reconnected when they break; http(s) is played like a file."""
-    return SourceSettings(url=url).live
 
 
 def _network(source: SourceSettings, settings: DecoderSettings, wait: Callable, codec: Callable) -> Iterator[Event]:
@@ -160,14 +155,14 @@ def _once(
         decoder = codec(stream, source.live)
         if after_pts is not None:
             container.seek(after_pts, stream=stream, backward=True)
-        pace = _Pace(source.fps) if source.realtime and not is_network(source.url) else None
+        pace = _Pace(source.fps) if source.realtime and not source.network else None
         seen = True
         while seen:
             seen = False
             for event in _pass(container, stream, decoder, source, after_pts, pace, wait):
                 seen = seen or isinstance(event, Picture)
                 yield event
-            if wait(0) or not source.loop or is_network(source.url) or not _rewound(container, stream, decoder):
+            if wait(0) or not source.loop or source.network or not _rewound(container, stream, decoder):
                 return
             after_pts = None
             if pace:
@@ -179,7 +174,7 @@ def _pass(
 ) -> Iterator[Event]:
     """From the container's position to its end."""
     captured: dict[int | None, int] = {}
-    for packet in _packets(container, stream, source.url):
+    for packet in _packets(container, stream, source):
         if isinstance(packet, Damaged):
             yield packet
             continue
@@ -219,7 +214,9 @@ def _rewound(container: av.container.InputContainer, stream: av.VideoStream, dec
     return True
 
 
-def _packets(container: av.container.InputContainer, stream: av.VideoStream, url: str) -> Iterator[av.Packet | Damaged]:
+def _packets(
+    container: av.container.InputContainer, stream: av.VideoStream, source: SourceSettings
+) -> Iterator[av.Packet | Damaged]:
     packets = container.demux(stream)
     while True:
         try:
@@ -227,8 +224,8 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream, url
         except StopIteration:
             return
         except (av.error.FFmpegError, OSError) as error:
-            if is_network(url):
-                raise SourceError(f"The connection to {redacted(url)} broke: {_why(error)}.", BAD_DATA) from None
+            if source.network:
+                raise SourceError(f"The connection to {redacted(source.url)} broke: {_why(error)}.", BAD_DATA) from None
             yield Damaged(_why(error))
             return
 
@@ -253,15 +250,17 @@ def _video(container: av.container.InputContainer, source: SourceSettings) -> av
     url = redacted(source.url)
     if not streams:
         raise SourceError(f"The source {url} has no video stream.", BAD_DATA)
-    if source.stream >= 0 and source.stream not in streams:
+    if source.stream < 0:
+        candidates = list(streams.values())
+    elif source.stream in streams:
+        candidates = [streams[source.stream]]
+    else:
         raise SourceError(
             f"The source {url} has no video stream {source.stream}: its video streams are "
             f"{', '.join(f'{index} ({stream.width}x{stream.height})' for index, stream in streams.items())}.",
             CONFIG,
         )
-    decodable = [stream for stream in streams.values() if stream.codec_context is not None]
-    if source.stream >= 0:
-        decodable = [stream for stream in decodable if stream.index == source.stream]
+    decodable = [stream for stream in candidates if stream.codec_context is not None]
     if not decodable:
         raise SourceError(f"The source {url} uses a codec that this FFmpeg cannot decode.", BAD_DATA)
     return max(decodable, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
