@@ -3,12 +3,10 @@
 import json
 import lzma
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.cli import ROOT, argv
 
 
 @pytest.fixture(scope="session")
@@ -21,17 +19,16 @@ def yolo(footage, tmp_path_factory):
 
 def count_and_compare(run_dir, out, truth, *arguments):
     """(summary of the run, error of its counts), both by the command line."""
-    cli = [sys.executable, "-m", "peoplecounter.deploy.cli"]
-    command = [*cli, "run", *map(str, arguments), "--run-dir", str(run_dir), "--out", str(out), "--json"]
+    command = argv("run", *arguments, "--run-dir", run_dir, "--out", out, "--json")
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
-    error = subprocess.run([*cli, "eval", str(out), str(truth), "--json"], cwd=ROOT, capture_output=True, check=True)
+    error = subprocess.run(argv("eval", out, truth, "--json"), cwd=ROOT, capture_output=True, check=True)
     return json.loads(run.stdout.splitlines()[-1]), json.loads(error.stdout)
 
 
 def test_the_demo_on_its_held_out_plaza(tmp_path):
     """`make demo`, whole: every frame counted, at most 5 % of the mean count wrong, the summary written."""
-    demo = [sys.executable, "-m", "peoplecounter.deploy.cli", "demo", "--json", "--folder", str(tmp_path)]
+    demo = argv("demo", "--json", "--folder", tmp_path)
     done = subprocess.run(demo, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())

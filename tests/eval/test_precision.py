@@ -15,6 +15,7 @@ from peoplecounter.deploy.demo.plaza import render_clip
 from peoplecounter.deploy.engine import precision
 from peoplecounter.deploy.engine.precision import environment
 from tests.eval.test_accuracy import yolo  # noqa: F401
+from tests.support.cli import argv
 from tests.support.squares import make_model
 
 ROOT = Path(__file__).parents[2]
@@ -24,8 +25,7 @@ modelopt = pytest.mark.skipif(
 
 
 def engine(*arguments):
-    command = [sys.executable, "-m", "peoplecounter.deploy.cli", "engine", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(argv("engine", *arguments), cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="session")

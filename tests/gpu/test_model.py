@@ -2,11 +2,11 @@
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.cli import argv
 from tests.support.group import Group
 
 pytestmark = pytest.mark.gpu
@@ -70,16 +70,7 @@ def test_a_plan_without_a_refitter_takes_no_other_weights(live, plan, tmp_path):
 
 
 def test_engines_start_from_a_plan_that_is_served(live, plan):
-    command = [
-        sys.executable,
-        "-m",
-        "peoplecounter.deploy.cli",
-        "engine",
-        "serve",
-        str(plan),
-        "--bind",
-        "tcp://127.0.0.1:*",
-    ]
+    command = argv("engine", "serve", plan, "--bind", "tcp://127.0.0.1:*")
     server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         endpoint = [server.stdout.readline() for _ in range(2)][1].split('"')[1]

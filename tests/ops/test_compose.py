@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
 from peoplecounter.common import topology
 from tests.ops.conftest import ENOUGH, FPS, IMAGE, check_started_again
-from tests.support.cli import missing_as_root
+from tests.support.cli import argv, missing_as_root
 from tests.support.docker import NEEDED, Docker
 from tests.support.published import Published
 
@@ -116,9 +115,7 @@ def test_three_workers_share_the_load(compose):
 
 def test_restart_and_scale_back_work_from_the_host(compose):
     before = compose.pids()
-    message = compose.docker.do(
-        sys.executable, "-m", "peoplecounter.deploy.cli", "scale", "infer_tiles", 1, "--run-dir", compose.run_dir
-    )
+    message = compose.docker.do(*argv("scale", "infer_tiles", 1, "--run-dir", compose.run_dir))
     assert message == "infer_tiles: 1 ready, before: 3\n"
     assert len(compose.pids()) == len(before) - 2
     assert "preprocess.0 is ready again" in compose.peoplecounter("restart", "preprocess")

@@ -12,6 +12,7 @@ import pytest
 from peoplecounter.common.errors import CONFIG, NO_INPUT, AppError
 from peoplecounter.common.keys import key_pair, public_keys
 from peoplecounter.deploy.group.subscribe import messages
+from tests.support.cli import argv
 from tests.support.rtsp import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -66,8 +67,7 @@ def test_only_known_keys_receive_anything(published, tmp_path):
 
 def test_watch_shows_a_group_on_another_machine(published, tmp_path):
     _, endpoint, public, _, _ = published
-    command = [sys.executable, "-m", "peoplecounter.deploy.cli", "watch", endpoint, "--json"]
-    command += ["--key", str(tmp_path / "mine.key"), "--server-key", public.decode()]
+    command = argv("watch", endpoint, "--json", "--key", tmp_path / "mine.key", "--server-key", public.decode())
     watch = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert '"count":' in watch.stdout.readline()
@@ -102,7 +102,7 @@ def test_what_cannot_be_published_gives_a_clear_error(run_dir, tmp_path, setting
 
 
 def test_keys_are_made_once_and_for_their_owner_alone(tmp_path):
-    command = [sys.executable, "-m", "peoplecounter.deploy.cli", "keys", str(tmp_path / "key")]
+    command = argv("keys", tmp_path / "key")
     first, second = (subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True) for _ in range(2))
     assert first.stdout == second.stdout and len(first.stdout.strip()) == 40
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600

@@ -2,7 +2,6 @@
 
 import hashlib
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from peoplecounter.common.files import sha256
 from peoplecounter.common.ipc.messages import SCHEMA, Chunk, Fetch, decode, encode
 from peoplecounter.common.keys import key_pair
 from peoplecounter.deploy.engine.serve import PIECE_BYTES, Item, Server, items
+from tests.support.cli import argv
 from tests.support.squares import FRAMES, expected
 
 ROOT = Path(__file__).parents[2]
@@ -49,16 +49,7 @@ def client():
 
 def test_a_group_counts_with_a_served_model(group, clip, model, tmp_path):
     key = tmp_path / "key"
-    command = [
-        sys.executable,
-        "-m",
-        "peoplecounter.deploy.cli",
-        "engine",
-        "serve",
-        str(model),
-        "--bind",
-        "tcp://127.0.0.1:*",
-    ]
+    command = argv("engine", "serve", model, "--bind", "tcp://127.0.0.1:*")
     server = subprocess.Popen([*command, "--key", str(key)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         _, told = server.stdout.readline(), server.stdout.readline()
@@ -181,16 +172,7 @@ def test_only_the_weights_that_a_plan_was_built_from_are_served(tmp_path):
         sha256(b"ftrt"), 4, "secret", sha256(b"another"), "10.15.1.29", "GPU", "9.0", False, False, True, "any"
     )
     sidecar_path(plan).write_bytes(sidecar.encode())
-    command = [
-        sys.executable,
-        "-m",
-        "peoplecounter.deploy.cli",
-        "engine",
-        "serve",
-        str(plan),
-        "--bind",
-        "tcp://127.0.0.1:*",
-    ]
+    command = argv("engine", "serve", plan, "--bind", "tcp://127.0.0.1:*")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert done.returncode == CONFIG and "is not the one that" in done.stderr
 

@@ -29,6 +29,7 @@ from peoplecounter.deploy.engine import build as builder
 from peoplecounter.deploy.engine.build import BuildOptions, BuildProgress, build_file, build_memory, watched
 from peoplecounter.deploy.engine.timing import TimingCache, key
 from tests.support import fake_tensorrt
+from tests.support.cli import argv
 from tests.support.squares import make_model
 
 ROOT = Path(__file__).parents[2]
@@ -325,7 +326,7 @@ def test_where_a_plan_runs(onnx, tmp_path, changes, here, message):
 
 def test_show_prints_what_a_plan_is(onnx, tmp_path):
     plan, _, _ = built(onnx, tmp_path, strip=True)
-    show = [sys.executable, "-m", "peoplecounter.deploy.cli", "engine", "show", str(plan)]
+    show = argv("engine", "show", plan)
     done = subprocess.run(show, cwd=ROOT, capture_output=True, text=True, check=True)
     for line in ("intact", "net.onnx", "TensorRT 10.15.1.29 on NVIDIA Fake 9 (9.0)", "1/16/32", "[-1, 3, 80, 80]"):
         assert line in done.stdout
@@ -337,7 +338,7 @@ def test_show_prints_what_a_plan_is(onnx, tmp_path):
 
 
 def test_without_tensorrt_or_a_gpu_build_gives_a_clear_error(onnx, tmp_path):
-    command = [sys.executable, "-m", "peoplecounter.deploy.cli", "engine", "build", str(onnx), str(tmp_path / "x.plan")]
+    command = argv("engine", "build", onnx, tmp_path / "x.plan")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 78 and len(done.stderr.splitlines()) == 1
     assert "the full TensorRT package, which is not installed" in done.stderr

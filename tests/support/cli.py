@@ -9,10 +9,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
+def argv(*arguments):
+    """The command line of `peoplecounter`, in this Python."""
+    return [sys.executable, "-m", "peoplecounter.deploy.cli", *map(str, arguments)]
+
+
 def command(run_dir, *arguments, **variables):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PEOPLECOUNTER_")}
     environment |= {"PEOPLECOUNTER_RUN_DIR": str(run_dir), **variables}
-    return [sys.executable, "-m", "peoplecounter.deploy.cli", *map(str, arguments)], environment
+    return argv(*arguments), environment
 
 
 def missing(*tools):
@@ -25,12 +30,12 @@ def missing_as_root(*tools):
     return "root" if os.getuid() else missing(*tools)
 
 
-def checked(*argv, check=True, timeout=120, **options):
+def checked(*words, check=True, timeout=120, **options):
     """A program that has ended, its output as text; with `check`, an error of it is one here."""
-    argv = [str(word) for word in argv]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=timeout, **options)
+    words = [str(word) for word in words]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, **options)
     if check and done.returncode:
-        raise RuntimeError(f"{argv} ended with {done.returncode}: {done.stdout[-1000:]}{done.stderr[-2000:]}")
+        raise RuntimeError(f"{words} ended with {done.returncode}: {done.stdout[-1000:]}{done.stderr[-2000:]}")
     return done
 
 
@@ -41,5 +46,5 @@ def gpu_used_mb() -> int:
 
 
 def peoplecounter(run_dir, *arguments, **variables):
-    argv, environment = command(run_dir, *arguments, **variables)
-    return subprocess.run(argv, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    words, environment = command(run_dir, *arguments, **variables)
+    return subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.cli import ROOT
+from tests.support.cli import ROOT, argv
 from tests.support.published import Published
 
 SERVICES = ("fusion.0", "infer_global.0", "infer_tiles.0", "preprocess.0", "decoder.cam")
@@ -48,8 +48,9 @@ class Group(Published):
 
     def peoplecounter(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         """Runs a command in this group's environment."""
-        command = [sys.executable, "-m", "peoplecounter.deploy.cli", *map(str, arguments)]
-        return subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            argv(*arguments), cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=120
+        )
 
     def signal(self, name: str, number: signal.Signals) -> None:
         self.processes[name].send_signal(number)
