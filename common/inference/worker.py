@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -84,16 +85,14 @@ class Inference:
     def _start(self, lease: Lease, part: Part) -> list[_Batch]:
         """Starts every batch of the part, or those before the slot was lost: then the lease is aborted."""
         assert isinstance(lease.layout, TensorLayout)
-        batches: list[_Batch] = []
-        first = 0
+        engine, batches, first = self._engine, list[_Batch](), 0
         while first < part.count:
-            if first:
-                self._rt.tick(0)  # a long batch on a CPU must not look like a frozen process
-                if lease.stale:
-                    break
-            count = self._engine.batch(part.count - first)
-            batches.append(_Batch(first, self._engine.start(lease.slot, lease.layout, part.first + first, count)))
+            count = engine.batch(part.count - first)
+            start = partial(engine.start, lease.slot, lease.layout, part.first + first, count)
+            batches.append(_Batch(first, self._rt.work.call(start, self._rt.tick)))
             first += count
+            if lease.stale:
+                break
         return batches
 
     def _finish(self, lease: Lease, offer: Offer, batches: list[_Batch], began_ns: int) -> None:

@@ -51,7 +51,8 @@ class RingProducer:
 
     Parts wait for a consumer with credit, oldest first; among those with credit, the least recently used one gets the
     part. `on_lost(header, reason, part)` is called for every part that will not be answered: its deadline passed, it
-    was dropped for a newer frame, or its holder went silent or ended. `admit(hello)` may refuse a consumer.
+    was dropped for a newer frame, its holder ended, or went silent with a live frame. `admit(hello)` may refuse a
+    consumer.
     """
 
     def __init__(
@@ -213,7 +214,8 @@ class RingProducer:
             self.loop.counters["messages_unexpected"] += 1
 
     def _on_silent(self, peer: Peer) -> None:
-        self._report_lost(self._slots.quarantine(peer.identity))
+        """A lossless frame waits for its holder, which may come back; a live one does not."""
+        self._report_lost(self._slots.quarantine(peer.identity, lambda i: self._content[i].header.deadline_ns > 0))
 
     def _on_gone(self, peer: Peer) -> None:
         self._report_lost(self._slots.forget(peer.identity))

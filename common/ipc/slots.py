@@ -4,11 +4,11 @@
                          |                  each part: waiting --lease--> leased --release--> gone
                          +--abandon--> FREE
 
-A part whose holder went silent is quarantined: it still blocks the slot, because the holder may still be reading,
-until the holder releases it or its process is known to have ended.
+A part that is given up because its holder went silent is quarantined: it still blocks the slot, because the holder may
+still be reading, until the holder releases it or its process is known to have ended.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 
 Holder = Hashable
@@ -134,12 +134,14 @@ class Slots:
         """How many parts the holder has leased."""
         return sum(h == holder for slot in self._slots for h in slot.leased.values())
 
-    def quarantine(self, holder: Holder) -> list[tuple[int, PartKey]]:
-        """Marks a silent holder's leases; returns those that were not marked before."""
+    def quarantine(
+        self, holder: Holder, gives_up: Callable[[int], bool] = lambda index: True
+    ) -> list[tuple[int, PartKey]]:
+        """Marks a silent holder's leases of slots that `gives_up(index)`; returns those that were not marked before."""
         marked = []
         for index, slot in enumerate(self._slots):
             for part, owner in slot.leased.items():
-                if owner == holder and part not in slot.quarantined:
+                if owner == holder and part not in slot.quarantined and gives_up(index):
                     slot.quarantined.add(part)
                     marked.append((index, part))
         return marked

@@ -99,7 +99,7 @@ class Decoder:
         if index is None:
             return rt.drop(header, "no_slot")
         copy_ns = rt.loop.now_ns()
-        picture.surface.write(self.surfaces.slot(index))
+        rt.work.call(partial(picture.surface.write, self.surfaces.slot(index)), rt.tick)
         marks = {"decode": (picture.decode_ns, picture.decoded_ns), "copy": (copy_ns, rt.loop.now_ns())}
         header = msgspec.structs.replace(header, marks=marks)
         if rt.tracer.begin():

@@ -1,5 +1,7 @@
 """The tensors ring, and the input that all engines behind it must share."""
 
+from functools import partial
+
 import msgspec
 
 from peoplecounter.common.errors import AppError
@@ -81,7 +83,8 @@ class Preprocess:
             return rt.drop(header, "deadline" if rt.running else "stale")
         began_ns = rt.loop.now_ns()
         try:
-            self.kernel.run(lease.slot, surface, tensor, self.tensors.slot(index))
+            run = partial(self.kernel.run, lease.slot, surface, tensor, self.tensors.slot(index))
+            rt.work.call(run, rt.tick)
         except AppError:  # the GPU is lost
             raise
         except Exception:

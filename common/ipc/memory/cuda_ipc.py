@@ -23,7 +23,7 @@ from peoplecounter.common import cuda
 from peoplecounter.common.cuda import HANDLE_BYTES, UUID_BYTES, CudaError, check, cudart, driver
 from peoplecounter.common.errors import SOFTWARE, AppError, GpuLost
 from peoplecounter.common.ipc.loop import Loop
-from peoplecounter.common.ipc.memory.interface import Block, MemoryKind
+from peoplecounter.common.ipc.memory.interface import Block, MemoryKind, Result
 from peoplecounter.common.ipc.messages import RingSpec
 
 ALIGN_BYTES = 512  # slots start at multiples of this; the fences lie in front of the first slot
@@ -55,6 +55,10 @@ class CudaWorkQueue:
         loop.watch(self._wake_fd, self._on_wake)
         loop.every_tick(self._collect)
         threading.Thread(target=self._wait_for_events, daemon=True, name="gpu").start()
+
+    def call(self, work: Callable[[], Result], tick: Callable[[], None]) -> Result:
+        """Calls at once: the work only queues what the GPU does."""
+        return work()
 
     def on_done(self, callback: Callable[[], None]) -> None:
         """Calls back, from the loop, when everything queued on the stream so far has finished."""

@@ -8,7 +8,7 @@ has ended.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from peoplecounter.common.ipc.loop import Loop
 from peoplecounter.common.ipc.messages import RingSpec
@@ -26,6 +26,7 @@ class Block:
         return {"shape": (self.nbytes,), "typestr": "|u1", "data": (self.address, False), "version": 3, "strides": None}
 
 
+Result = TypeVar("Result")
 Slot = Any  # shared memory: np.ndarray uint8 [slot_bytes]; GPU memory: Block
 
 
@@ -35,6 +36,13 @@ class WorkQueue(Protocol):
     kind: str  # "shm" | "cuda"
     stream: int  # the CUDA stream that work is queued on; 0 without a GPU
     on_stuck: list[Callable[[], None]]  # called when queued work takes suspiciously long
+
+    def call(self, work: Callable[[], Result], tick: Callable[[], None]) -> Result:
+        """Does work that may take long on a CPU, and ticks meanwhile; returns its result or raises its exception.
+
+        On a GPU the work is only queued, so it is called at once.
+        """
+        ...
 
     def on_done(self, callback: Callable[[], None]) -> None:
         """Calls back, from the loop, when everything queued so far has finished."""

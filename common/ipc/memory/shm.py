@@ -4,32 +4,54 @@ No POSIX shm names and no multiprocessing resource tracker: nothing unlinks a ri
 killed owner are removed by the next owner of the same name, which holds the lock that proves that the first is dead.
 """
 
+import contextlib
 import errno
 import mmap
 import os
+import queue
 import re
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from peoplecounter.common.errors import SOFTWARE, AppError
 from peoplecounter.common.ipc.loop import Loop
-from peoplecounter.common.ipc.memory.interface import MemoryKind
+from peoplecounter.common.ipc.memory.interface import MemoryKind, Result
 from peoplecounter.common.ipc.messages import RingSpec
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[0-9a-f]+\.shm")
 PAGE_BYTES = mmap.PAGESIZE
 
 
-class InlineWorkQueue:
-    """Work on shared memory is finished when its code has run."""
+class CpuWorkQueue:
+    """Work on shared memory is finished when its code has run. What may take long runs in a thread of its own.
+
+    So a process that works goes on beating, while one whose loop is stuck does not.
+    """
 
     kind = "shm"
     stream = 0
 
     def __init__(self, loop: Loop):
         self.on_stuck: list[Callable[[], None]] = []  # never called: nothing gets stuck here
+        self._loop = loop
+        self._calls: queue.SimpleQueue[tuple[Future, Callable] | None] = queue.SimpleQueue()
+        self._wake_fd: int | None = None  # None: nothing was called yet
+
+    def call(self, work: Callable[[], Result], tick: Callable[[], None]) -> Result:
+        if self._wake_fd is None:
+            self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self._loop.watch(self._wake_fd, partial(_reset, self._wake_fd))
+            threading.Thread(target=self._work, args=(self._wake_fd,), daemon=True, name="work").start()
+        future: Future[Result] = Future()
+        self._calls.put((future, work))
+        while not future.done():
+            tick()
+        return future.result()
 
     def on_done(self, callback: Callable[[], None]) -> None:
         callback()
@@ -41,7 +63,17 @@ class InlineWorkQueue:
         return {}
 
     def close(self) -> None:
-        pass
+        self._calls.put(None)
+
+    def _work(self, wake_fd: int) -> None:
+        for future, work in iter(self._calls.get, None):
+            try:
+                result = work()
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+            os.eventfd_write(wake_fd, 1)
 
 
 class _ShmSlots:
@@ -65,7 +97,7 @@ class ShmOwnedMemory(_ShmSlots):
     Raises AppError when the file system is full.
     """
 
-    def __init__(self, work: InlineWorkQueue, run_dir: Path, name: str, epoch: str, slots: int, slot_bytes: int):
+    def __init__(self, work: CpuWorkQueue, run_dir: Path, name: str, epoch: str, slots: int, slot_bytes: int):
         for stale in run_dir.glob(f"{name}.*.shm"):
             stale.unlink(missing_ok=True)
         self._path = run_dir / f"{name}.{epoch}.shm"
@@ -97,7 +129,7 @@ class ShmOwnedMemory(_ShmSlots):
 class ShmMappedMemory(_ShmSlots):
     """Maps an owner's ring read-only. Raises FileNotFoundError when the owner has replaced it meanwhile."""
 
-    def __init__(self, work: InlineWorkQueue, run_dir: Path, spec: RingSpec):
+    def __init__(self, work: CpuWorkQueue, run_dir: Path, spec: RingSpec):
         name = spec.handle.decode(errors="replace")
         if not _FILE_NAME.fullmatch(name):
             raise AppError(f"The ring handle {name!r} is not a shared memory name.")
@@ -121,9 +153,14 @@ class ShmMappedMemory(_ShmSlots):
         on_done()
 
 
+def _reset(wake_fd: int) -> None:
+    with contextlib.suppress(BlockingIOError):
+        os.eventfd_read(wake_fd)
+
+
 def _in_pages(nbytes: int) -> int:
     """The bytes of as many whole pages."""
     return -(-nbytes // PAGE_BYTES) * PAGE_BYTES
 
 
-SHM = MemoryKind(InlineWorkQueue, ShmOwnedMemory, ShmMappedMemory)
+SHM = MemoryKind(CpuWorkQueue, ShmOwnedMemory, ShmMappedMemory)
