@@ -26,6 +26,7 @@ PREFIX = "PEOPLECOUNTER_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"  # path of the TOML file
 ENDPOINT = r"tcp://[^/\s]+:\d+\Z"
 LOOPBACK = r"tcp://(127\.\d+\.\d+\.\d+|\[::1\]|localhost):(\d+|\*)\Z"
+PATHS = {"run_dir", "sources_dir", "heartbeat", "url", "model", "key", "subscribers", "file"}  # settings with a path
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME)]
 
@@ -42,24 +43,37 @@ class Section(BaseModel):
 
 class SourceSettings(Section):
     url: str
-    """File or URL that FFmpeg opens; http(s) is played like a file, RTSP and other streams are reconnected"""
+    """File, folder of images, sequence (%03d), USB camera (/dev/video0) or URL; streams are reconnected"""
     realtime: bool = False
-    """Play a file at its own rate and drop late frames, as a camera does; needed for http cameras"""
+    """Play a file at its own rate and drop late frames, as a camera does"""
     fps: float = Field(0, ge=0, le=1000)
     """Frame rate of a file played in real time, frames/s; 0: the file's own"""
     loop: bool = False
     """Restart a file when it ends"""
     stream: int = Field(-1, ge=-1)
     """Index of the video stream, as ffprobe shows it; -1: the default stream, among several the largest"""
+    rotate: Literal["auto", "0", "90", "180", "270"] = "auto"
+    """Clockwise turn that makes the pictures upright, degrees; auto: what the source says"""
+    mirror: bool = False
+    """Mirror the pictures left to right, after the turn"""
+    pixel_aspect: str = Field("auto", pattern=r"^(auto|[1-9]\d{0,4}:[1-9]\d{0,4})$")
+    """Width of a stored pixel to its height, e.g. 2:1 for a DVR's 1080N (960x1080); auto: what the source says"""
+    transport: Literal["auto", "tcp", "udp", "http"] = "auto"
+    """How RTSP video travels; auto: TCP, or UDP if the camera does not offer TCP"""
+
+    @field_validator("rotate", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> str:
+        return str(value)
 
     @field_validator("url")
     @classmethod
     def _is_percent_encoded(cls, url: str) -> str:
-        rest = url.partition("://")[2]
+        scheme, separator, rest = url.partition("://")
         host = re.split("[/?#]", rest)[0]
         if "@" in rest and "@" not in host and re.search(r":(?!\d+\Z)", re.sub(r"\[.*?\]", "", host)):
             raise ValueError("percent-encode the password: / is %2F, ? is %3F, # is %23")
-        return url
+        return scheme.lower() + separator + rest if separator else url
 
     @property
     def live(self) -> bool:
@@ -68,8 +82,8 @@ class SourceSettings(Section):
 
     @property
     def network(self) -> bool:
-        """True for streams that are reconnected when they break; http(s) is played like a file."""
-        return bool(re.match(r"(rtsps?|rtmps?|udp|rtp|srt|tcp)://", self.url))
+        """True for cameras and streams that are reconnected when they break; for http(s), only their answer tells."""
+        return bool(re.match(r"(rtsp[st]?|rtmps?|udp|rtp|srt|tcp)://|/dev/video", self.url))
 
 
 class LinkSettings(Section):
@@ -93,11 +107,13 @@ class DecoderSettings(Section):
     open_timeout_s: float = Field(5, gt=0, le=120)
     """Timeout for opening a network source, s"""
     read_timeout_s: float = Field(2, gt=0, le=120)
-    """Reconnect when a network source sends nothing for this long, s"""
+    """Reconnect when a network source sends nothing for this long, s; by HTTP, for at least 10 s"""
     backoff_min_s: float = Field(0.5, gt=0, le=60)
     """First wait before reconnecting, doubled after each failure, s"""
     backoff_max_s: float = Field(30, gt=0, le=600)
     """Longest wait before reconnecting, s"""
+    recover_s: float = Field(5, ge=0, le=600)
+    """Without a keyframe for this long after damage, frames are counted again, as incomplete, s"""
 
 
 class PreprocessSettings(Section):
@@ -292,7 +308,23 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         file = os.environ.get(CONFIG_VARIABLE)
-        return init_settings, env_settings, *([TomlConfigSettingsSource(settings_cls, file)] if file else [])
+        return init_settings, env_settings, *([_SettingsFile(settings_cls, file)] if file else [])
+
+
+class _SettingsFile(TomlConfigSettingsSource):
+    """The settings of a TOML file, whose relative paths are relative to the file."""
+
+    def __call__(self) -> dict[str, Any]:
+        values, folder = super().__call__(), Path(os.environ[CONFIG_VARIABLE]).absolute().parent
+        tables: list[Any] = [values, *(values.get(name) for name in ("engine", "fusion", "telemetry"))]
+        sources = values.get("sources")
+        tables += sources.values() if isinstance(sources, dict) else []
+        for table in tables:
+            for key in PATHS & table.keys() if isinstance(table, dict) else ():
+                path = table[key]
+                if isinstance(path, str) and path and "://" not in path:
+                    table[key] = str(folder / path)
+        return values
 
 
 def load_settings(**overrides: Any) -> Settings:

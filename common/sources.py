@@ -81,6 +81,13 @@ def write_change(settings: Settings, name: str, source: SourceSettings | None) -
             os.chown(created, parent.st_uid, parent.st_gid)
 
 
+def absolute_url(url: str, folder: Path) -> str:
+    """The URL, or the path of a file as seen from `folder`; "-" is this process' standard input."""
+    if url == "-":
+        return f"/proc/{os.getpid()}/fd/0"
+    return url if "://" in url else str(folder.absolute() / url)
+
+
 def redacted(url: str) -> str:
     """The URL without whatever may be secret: user name, password, query, and the path from the first of SECRETS on."""
     scheme, separator, rest = url.partition("://")

@@ -31,7 +31,7 @@ from msgspec import Meta, Struct
 from peoplecounter.common.logs import Level
 from peoplecounter.common.topology import GLOBAL, TILES
 
-SCHEMA = 4
+SCHEMA = 5
 ROW_BYTES = 7 * 4  # of one detection
 MAX_BOXES = 1000  # of one image
 MAX_BYTES = 1 << 20  # of one message; libzmq refuses more, see link.py
@@ -56,11 +56,13 @@ class FrameHeader(Struct, frozen=True, kw_only=True):
 
     source: SourceName
     seq: Seq
-    pts_s: float  # presentation time in the source, seconds
+    pts_s: float | None  # presentation time in the source, seconds; None: the source has no timestamps
     captured_ns: Count  # CLOCK_MONOTONIC when the frame's packet arrived in the decoder
     deadline_ns: Count  # CLOCK_MONOTONIC after which work on the frame is dropped; 0: no deadline (lossless)
-    width: Small
+    width: Small  # of the surface, whose pixels are square
     height: Small
+    aspect: Annotated[float, Meta(gt=0)] = 1.0  # width of a stored pixel over its height
+    doubtful: bool = False  # the picture may refer to lost data: its count is incomplete
     early: bool = False  # offered before it was decoded: counted only when its decoder has confirmed it
     traceparent: Annotated[str, Meta(max_length=64)] = ""  # W3C trace context; empty: the frame is not traced
     marks: dict[Name, tuple[Count, Count]] = {}  # stage -> CLOCK_MONOTONIC ns (begin, end)
@@ -243,6 +245,7 @@ class Status(Struct, frozen=True, tag="status"):
     state: Name  # "online" | "reconnecting" | "ended"
     frames: Seq = 0
     detail: Text = ""
+    live: bool = False  # it cannot be paused: late frames are dropped
 
 
 class Report(Struct, frozen=True, tag="report"):

@@ -15,6 +15,7 @@ from peoplecounter.common.errors import AppError
 from peoplecounter.common.keys import CHARACTERS, key_pair
 from peoplecounter.common.logs import Level
 from peoplecounter.common.settings import PREFIX, source_settings
+from peoplecounter.common.sources import absolute_url
 from peoplecounter.deploy.cli import engine_commands
 from peoplecounter.deploy.cli.display import (
     DISPLAYED,
@@ -279,7 +280,7 @@ def add_source(
     run_dir: RunDir = None,
 ) -> None:
     """Add a source to a running group; it gets a decoder of its own."""
-    source = source_settings(url=url if "://" in url else str(Path(url).absolute()), realtime=realtime, loop=loop)
+    source = source_settings(url=absolute_url(url, Path()), realtime=realtime, loop=loop)
     print(source_changes.add(client.find_group(config, run_dir), name, source))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from peoplecounter.common.geometry import TileGrid
 from peoplecounter.common.ipc.messages import SurfaceLayout, TensorLayout
 from peoplecounter.common.settings import DecoderSettings, SourceSettings
-from peoplecounter.services.decoder.playback import Picture, play
+from peoplecounter.services.decoder.playback import START, Picture, play
 from peoplecounter.services.preprocess.kernels import fused
 
 
@@ -42,5 +42,5 @@ def images(clip: Path, count: int, size_px: int, overlap: float) -> np.ndarray:
 
 
 def _pictures(clip: Path) -> Iterator[Picture]:
-    events = play(SourceSettings(url=str(clip)), DecoderSettings(), None, lambda seconds: False)
+    events = play(SourceSettings(url=str(clip)), DecoderSettings(), START, lambda seconds: False)
     return (event for event in events if isinstance(event, Picture))

@@ -1,6 +1,5 @@
 """A group in the foreground: from options to settings, from settings to processes, shown and summed up to its end."""
 
-import contextlib
 import json
 import os
 from pathlib import Path
@@ -18,7 +17,7 @@ from peoplecounter.common.settings import (
     WorkerSettings,
     load_settings,
 )
-from peoplecounter.common.sources import known_sources
+from peoplecounter.common.sources import absolute_url, known_sources
 from peoplecounter.deploy.cli.display import DISPLAYED, JsonLines, display
 from peoplecounter.deploy.group.circus import GroupSupervisor, source_name
 from peoplecounter.deploy.group.subscribe import Follower, Tally
@@ -38,11 +37,9 @@ def overrides(
     named: dict[str, dict] = {}
     for argument in sources:
         name, equals, url = argument.partition("=")
-        if not equals or not name.replace("-", "").replace("_", "").isalnum():
-            name, url = source_name(argument, set(named)), argument
-        if "://" not in url and not url.startswith("/dev/"):
-            url = str(Path(url).absolute())
-        named[name] = {"url": url, "realtime": realtime, "loop": loop}
+        if not equals or not name.replace("-", "").replace("_", "").isalnum() or Path(argument).exists():
+            name, url = source_name("stdin" if argument == "-" else argument, set(named)), argument
+        named[name] = {"url": absolute_url(url, Path()), "realtime": realtime, "loop": loop}
     if named:
         changes["SOURCES"] = json.dumps(named)
     if model:
@@ -75,8 +72,8 @@ def configure(config: Path | None, changes: dict[str, str]) -> tuple[Settings, d
 
 
 def check_source(name: str, source: SourceSettings) -> None:
-    """Raises AppError for a file that does not exist."""
-    if "://" not in source.url and not Path(source.url).exists():
+    """Raises AppError for a file that does not exist; a USB camera may be plugged in later."""
+    if "://" not in source.url and not source.network and not Path(source.url).exists() and "%" not in source.url:
         raise AppError(f"The file {source.url} of the source {name!r} does not exist.", NO_INPUT)
 
 
@@ -114,9 +111,8 @@ def run_group(
             lines.write(json.dumps(content, separators=(",", ":")) + "\n")
             lines.flush()
         if kind == "status":
-            with contextlib.suppress(AppError):  # an invalid source file, which fusion reports
-                sources = known_sources(settings).items()
-                live.update(name for name, change in sources if change.source and change.source.live)
+            if content["live"]:
+                live.add(name)
             if content["state"] == "ended":
                 stop_if_ended()
 

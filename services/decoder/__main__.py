@@ -4,7 +4,7 @@ file, RTSP, … --> PyAV, or its demuxer and NVDEC --> surfaces ring, part "fram
 """
 
 from peoplecounter.common.process.runtime import Runtime, serve
-from peoplecounter.services.decoder.playback import Damaged, PacketArrived, Picture
+from peoplecounter.services.decoder.playback import Damaged, Opened, PacketArrived, Picture
 from peoplecounter.services.decoder.service import Decoder
 
 
@@ -20,6 +20,8 @@ def run(rt: Runtime) -> None:
                 decoder.publish_frame(event)
             elif isinstance(event, Damaged):
                 decoder.drop_damaged(event)
+            elif isinstance(event, Opened):
+                decoder.on_opened(event)
             else:
                 decoder.change_state(event)
             if not rt.running:

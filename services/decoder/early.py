@@ -15,10 +15,10 @@ from peoplecounter.common.ipc.producer import RingProducer
 from peoplecounter.common.process.runtime import Runtime
 from peoplecounter.common.process.telemetry import FrameSpan
 from peoplecounter.common.topology import FRAME
-from peoplecounter.services.decoder.playback import PacketArrived, Picture
+from peoplecounter.services.decoder.playback import PacketArrived, Picture, Position
 
-# (layout, captured_ns, pts, pts_s) -> the header of the next frame, see Decoder.new_header
-NewHeader = Callable[[SurfaceLayout, int, int | None, float | None], FrameHeader]
+# (layout, captured_ns, pts_s, position) -> the header of the next frame, see Decoder.new_header
+NewHeader = Callable[[SurfaceLayout, int, float | None, Position], FrameHeader]
 
 
 @dataclass
@@ -26,14 +26,14 @@ class EarlyFrame:
     """A live frame that was offered before it is decoded."""
 
     index: int  # of its slot
-    pts: int
+    number: int  # of its packet
     layout: SurfaceLayout
     header: FrameHeader
     span: FrameSpan | None
     copied_ns: tuple[int, int] | None = None  # (begin, end) of queueing the copy into the slot
 
     def is_of(self, picture: Picture) -> bool:
-        return self.pts == picture.pts and self.layout == picture.surface.layout
+        return self.number == picture.number and self.layout == picture.surface.layout
 
 
 class EarlyOffers:
@@ -63,11 +63,11 @@ class EarlyOffers:
         index = self._surfaces.acquire(evict=lambda older: True)
         if index is None:
             return  # there may be a slot when the frame is decoded
-        header = self._new_header(layout, event.captured_ns, event.pts, event.pts_s)
+        header = self._new_header(layout, event.captured_ns, event.pts_s, event.position)
         span = self._rt.tracer.open("decode", header, event.captured_ns) if self._rt.tracer.begin() else None
         header = msgspec.structs.replace(header, early=True, traceparent=span.traceparent if span else "")
         self._surfaces.offer(index, header, [Part(FRAME)], written=False)
-        self._frame = EarlyFrame(index, event.pts, layout, header, span)
+        self._frame = EarlyFrame(index, event.number, layout, header, span)
 
     def copy(self, picture: Picture) -> None:
         """Copies the picture into the slot of its early frame and sets the fence. Called by the reader's thread."""
@@ -86,7 +86,10 @@ class EarlyOffers:
         frame, self._frame = self._frame, None
         assert frame.copied_ns is not None
         marks = {"decode": (picture.decode_ns, picture.decoded_ns), "copy": frame.copied_ns}
-        self._rt.results.send(Confirmed(msgspec.structs.replace(frame.header, marks=marks)))
+        header = msgspec.structs.replace(
+            frame.header, marks=marks, aspect=picture.surface.aspect, doubtful=picture.doubtful
+        )
+        self._rt.results.send(Confirmed(header))
         if frame.span:
             frame.span.end(picture.decoded_ns)
         self._rt.counters["frames_decoded"] += 1

@@ -1,11 +1,13 @@
 """NVDEC: packets from FFmpeg's demuxer -> NV12 (or P016) surfaces on the GPU, copied on the decoder's own stream.
 
+NVDEC deinterlaces by itself. What turns or stretches the pictures is read where FFmpeg shows it, see _look.
+
 A live source is decoded with latency ZERO: a picture comes out with its own packet. A stream with B-frames then comes
 in decoding order, because nothing waits for the frames that are presented earlier. Lossless files come in the order of
 presentation.
 """
 
-from fractions import Fraction
+import contextlib
 
 import av
 import PyNvVideoCodec as nvc
@@ -15,8 +17,10 @@ from peoplecounter.common import cuda
 from peoplecounter.common.cuda import check, cudart
 from peoplecounter.common.errors import BAD_DATA, SourceError
 from peoplecounter.common.ipc.messages import SurfaceLayout
+from peoplecounter.common.settings import SourceSettings
 from peoplecounter.services.decoder.ffmpeg import colour_of, pitch_of
-from peoplecounter.services.decoder.playback import DecodeError
+from peoplecounter.services.decoder.playback import PENDING_MAX, DecodeError
+from peoplecounter.services.decoder.upright import Upright, upright
 
 CODECS = {  # FFmpeg's name -> (NVDEC's name, bitstream filters whose output NVDEC's parser reads)
     "h264": ("H264", "h264_mp4toannexb"),
@@ -27,6 +31,7 @@ CODECS = {  # FFmpeg's name -> (NVDEC's name, bitstream filters whose output NVD
     "mpeg2video": ("MPEG2", None),
 }
 FORMATS = {"yuv420p": 8, "yuvj420p": 8, "nv12": 8, "yuv420p10le": 10, "p010le": 10, "yuv420p12le": 12}  # 4:2:0, bits
+TURNING = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # containers with a display matrix
 ANNEX_B = b"\0\0\1"
 ON_DEVICE = cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
 
@@ -40,16 +45,18 @@ def capabilities(codec: str, bits: int = 8) -> dict[str, int]:
 class NvdecDecoder:
     """Decodes one opening of a source. Raises SourceError for a stream that this GPU's NVDEC cannot decode."""
 
-    def __init__(self, stream: av.VideoStream, live: bool, cuda_stream: int):
+    def __init__(self, stream: av.VideoStream, source: SourceSettings, live: bool, cuda_stream: int):
         context = stream.codec_context
+        self._video, self._source = stream, source
+        self._upright: Upright | None = None  # None: no packet has come yet
         refuse_unless_supported(context.name, context.pix_fmt, context.width, context.height)
         cuda.start()  # this is the reader's thread
         codec, filters = CODECS[context.name]
-        self._time_base, self._stream = stream.time_base or Fraction(1), cuda_stream
+        self._stream = cuda_stream
         self._filter = BitStreamFilterContext(filters, stream) if filters else None
         self._lead = bytes(context.extradata or b"")  # with RTSP: parameter sets, which may not be in the stream itself
         self._lead = self._lead if ANNEX_B in self._lead[:4] else b""
-        self._timed = True
+        self._sent: dict[int, av.Packet] = {}  # by number, until the picture comes
         self._pitches: dict[SurfaceLayout, int] = {}
         self._colour = colour_of(context.colorspace, context.color_range, context.pix_fmt, context.height)
         self.early = live
@@ -68,23 +75,41 @@ class NvdecDecoder:
         except Exception as error:  # NVDEC sessions or memory have run out
             raise SourceError(f"NVDEC cannot create a decoder for this source: {_why(error)}.", BAD_DATA) from None
 
-    def decode(self, packet: av.Packet) -> list["NvdecFrame"]:
-        """The frames that a packet gives; their pixels are valid until the next call."""
-        ended = not packet.size
+    def decode(self, packet: av.Packet) -> tuple[list["NvdecFrame"], str]:
+        """The frames that a packet gives; their pixels are valid until the next call. NVDEC reports no damage."""
+        ended, number = not packet.size, int(packet.opaque)  # type: ignore[call-overload]
+        if self._upright is None and not ended:
+            self._upright = self._look(packet)
         packets = [packet] if not ended else []
+        if not ended:
+            self._sent[number] = packet
+            self._sent.pop(number - PENDING_MAX, None)
         if self._filter:
             packets = list(self._filter.filter(None if ended else packet))
-        frames = [frame for one in packets for frame in self._decode(one)]
-        return frames + (self._feed(nvc.PacketData()) if ended else [])
+        frames = [frame for one in packets for frame in self._decode(one, number)]
+        return frames + (self._feed(nvc.PacketData()) if ended else []), ""
 
-    def _decode(self, packet: av.Packet) -> list["NvdecFrame"]:
-        self._timed = packet.pts is not None
+    def _look(self, packet: av.Packet) -> Upright:
+        """How the pictures become upright. A container that may turn them has its first picture decoded by FFmpeg."""
+        frames: list[av.VideoFrame] = []
+        if self._video.container.format.name in TURNING:
+            with contextlib.suppress(av.error.FFmpegError):
+                frames = self._video.codec_context.decode(packet)
+                frames += self._video.codec_context.decode(None)
+        found = upright(self._source, self._video, next(iter(frames), None), bytes)
+        if found:  # imported here, in the reader's thread: it takes seconds
+            from peoplecounter.services.decoder import turn_triton
+
+            self.turning = turn_triton
+        return found
+
+    def _decode(self, packet: av.Packet, number: int) -> list["NvdecFrame"]:
         lead, self._lead = self._lead, b""
         if lead:
             packet = _with_data(packet, lead + bytes(packet))
         data = nvc.PacketData()
         data.bsl_data, data.bsl = packet.buffer_ptr, packet.buffer_size
-        data.pts, data.dts = packet.pts or 0, packet.dts or 0
+        data.pts = data.dts = number  # NVDEC gives it back with the picture
         data.key, data.decode_flag = int(packet.is_keyframe), self._flags
         return self._feed(data)
 
@@ -96,7 +121,8 @@ class NvdecDecoder:
             if code[0] != cudart.cudaError_t.cudaErrorNotReady:
                 check(code)  # the GPU is lost: the data was not the cause
             raise DecodeError(_why(error)) from None
-        return [NvdecFrame(self, frame, data.pts if self.early else frame.getPTS()) for frame in decoded]
+        numbers = [data.pts if self.early else frame.getPTS() for frame in decoded]
+        return [NvdecFrame(self, frame, n, self._sent.pop(n, None)) for frame, n in zip(decoded, numbers)]
 
     def surface(self, frame: "NvdecFrame") -> "NvdecFrame":
         return frame
@@ -113,10 +139,20 @@ class NvdecDecoder:
         if self._filter:
             self._filter.flush()
 
+    @property
+    def upright(self) -> Upright:
+        return self._upright or Upright()
+
+    def stored(self, frame: nvc.DecodedFrame) -> SurfaceLayout:
+        """The frame as NVDEC gives it, but with the pitch of the CPU backend."""
+        return self._layout(frame, self._decoder.GetWidth(), self._decoder.GetHeight())
+
     def layout(self, frame: nvc.DecodedFrame) -> SurfaceLayout:
         """The layout of a slot for this frame, with the same pitch as the CPU backend."""
+        return self._layout(frame, *self.upright.size(self._decoder.GetWidth(), self._decoder.GetHeight()))
+
+    def _layout(self, frame: nvc.DecodedFrame, width: int, height: int) -> SurfaceLayout:
         sample_bytes = 2 if "P016" in str(frame.format) else 1
-        width, height = self._decoder.GetWidth(), self._decoder.GetHeight()
         return SurfaceLayout(width, height, pitch_of(width) * sample_bytes, *self._colour, sample_bytes)
 
 
@@ -125,14 +161,16 @@ class NvdecFrame:
 
     is_corrupt = False
 
-    def __init__(self, codec: NvdecDecoder, frame: nvc.DecodedFrame, pts: int):
-        self._codec, self._frame = codec, frame
-        self.pts = pts if codec._timed else None
-        self.time = float(self.pts * Fraction(codec._time_base)) if self.pts is not None else None
-        self.layout = codec.layout(frame)
+    def __init__(self, codec: NvdecDecoder, frame: nvc.DecodedFrame, number: int, packet: av.Packet | None):
+        self._codec, self._frame, self.opaque = codec, frame, number
+        self.pts = packet.pts if packet else None
+        self.time = float(packet.pts * packet.time_base) if packet and packet.pts is not None else None
+        self.layout, self.aspect = codec.layout(frame), float(codec.upright.aspect)
 
     def write(self, slot) -> None:
         """Queues the copy into a slot on the decoder's stream, which decodes the next frame after it."""
+        if self._codec.upright:
+            return self._turn(slot)
         layout, stream = self.layout, self._codec._stream
         row_bytes = layout.width * layout.sample_bytes
         pitch, half_rows = self._codec.pitch(self._frame, layout), (layout.height + 1) // 2
@@ -143,6 +181,19 @@ class NvdecFrame:
                     slot.address + offset, layout.pitch, source, pitch, row_bytes, rows, ON_DEVICE, stream
                 )
             )
+
+    def _turn(self, slot) -> None:
+        turning, stored, layout = self._codec.turning, self._codec.stored(self._frame), self.layout
+        pitch, sample = self._codec.pitch(self._frame, stored), layout.sample_bytes
+        with turning.torch.cuda.stream(turning.torch.cuda.ExternalStream(self._codec._stream)):
+            for index, channels in enumerate((1, 2)):
+                sizes = [((s.width + index) // channels, (s.height + index) // channels) for s in (stored, layout)]
+                offset = index * layout.pitch * layout.height
+                turning.turn(
+                    turning.plane(self._frame.GetPtrToPlane(index), *sizes[0], channels, pitch, sample),
+                    self._codec.upright,
+                    turning.plane(slot.address + offset, *sizes[1], channels, layout.pitch, sample),
+                )
 
 
 def refuse_unless_supported(codec: str, pixel_format: str | None, width: int, height: int) -> None:

@@ -1,24 +1,39 @@
-"""Plays a source: `play` yields what happens to it, in order, for any file or URL that FFmpeg opens.
+"""Plays a source: `play` yields what happens to it, in order, for anything that opening.py opens.
 
 A Codec decodes its packets: ffmpeg.py, or nvdec.py on a GPU. reader.py runs this in a thread.
 """
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import av
-from av.stream import Disposition
+import msgspec
 
-from peoplecounter.common.errors import BAD_DATA, CONFIG, NO_INPUT, SourceError
+from peoplecounter.common.errors import BAD_DATA, SourceError
 from peoplecounter.common.ipc.memory import Slot
 from peoplecounter.common.ipc.messages import SurfaceLayout
 from peoplecounter.common.settings import DecoderSettings, SourceSettings
 from peoplecounter.common.sources import redacted
+from peoplecounter.services.decoder.damage import Damage, Verdict, listen
 from peoplecounter.services.decoder.ffmpeg import FfmpegDecoder
+from peoplecounter.services.decoder.opening import Opening, Unreachable, can_be_resumed, open_source, parts_of, why
 
 JUMP_S = 1.0  # a file played in real time that is this late, or jumps this far, restarts its clock
+PENDING_MAX = 256  # packets whose picture may still come
+IMAGES_PER_S = 25  # of a folder of images that is played in real time
+INDEXED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"}  # formats that find a frame by its time, surely
+
+
+class Position(msgspec.Struct, frozen=True):
+    """How far a file has been played."""
+
+    frames: int = 0  # pictures and damaged packets since its start
+    pts: int | None = None  # of the last one, in the stream's time base; None: only counting finds the next one
+
+
+START = Position()
 
 
 @dataclass(frozen=True)
@@ -26,24 +41,36 @@ class Picture:
     """One decoded frame.
 
     `captured_ns`: when its packet arrived. `decode_ns`, `decoded_ns`: begin and end of the call that decoded it. All
-    are CLOCK_MONOTONIC.
+    are CLOCK_MONOTONIC. `number`: of its packet. `doubtful`: it may refer to lost data, see damage.py.
     """
 
     surface: "Surface"
-    pts: int | None
-    pts_s: float
+    number: int
+    pts_s: float | None  # None: the source has no timestamps
     captured_ns: int
     decode_ns: int
     decoded_ns: int
+    position: Position = START
+    doubtful: bool = False
 
 
 class Surface(Protocol):
     """Decoded pixels, which still belong to the decoder."""
 
     layout: SurfaceLayout  # of a slot that they fit into
+    aspect: float  # width of a stored pixel over its height; the surface's pixels are square
 
     def write(self, slot: Slot) -> None:
         """Copies the pixels into a slot of the surfaces ring, or queues the copy."""
+
+
+class Frame(Protocol):
+    """What a Codec gives for a packet."""
+
+    opaque: int | None  # of the packet
+    pts: int | None
+    time: float | None  # pts in seconds
+    is_corrupt: bool
 
 
 class Codec(Protocol):
@@ -51,11 +78,14 @@ class Codec(Protocol):
 
     early: bool  # a frame may be offered when its packet has arrived, see early.py
 
-    def decode(self, packet: av.Packet) -> list:
-        """The frames that a packet gives (an empty packet marks the end); each has pts, time and is_corrupt."""
+    def decode(self, packet: av.Packet) -> tuple[list, str]:
+        """(frames that a packet gives, what is wrong with it or empty). An empty packet marks the end.
+
+        Raises DecodeError or an error of FFmpeg for a packet that gives no picture.
+        """
 
     def surface(self, frame) -> Surface:
-        """A frame's pixels."""
+        """The pixels of a Frame."""
 
     def restart(self) -> None:
         """The next packet is the start of the file again."""
@@ -67,9 +97,17 @@ class DecodeError(Exception):
 
 @dataclass(frozen=True)
 class Damaged:
-    """A packet or frame that cannot be decoded."""
+    """A frame that is lost because its data, or data that it refers to, is damaged."""
 
     detail: str
+    position: Position = START
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The source was opened. `live`: it cannot be paused."""
+
+    live: bool
 
 
 @dataclass(frozen=True)
@@ -84,193 +122,270 @@ class StateChanged:
 class PacketArrived:
     """A packet of a live source is about to be decoded by a codec that allows early offers."""
 
-    pts: int
+    number: int
     pts_s: float
     captured_ns: int
+    position: Position = START
 
 
-Event = PacketArrived | Picture | Damaged | StateChanged
+Event = Opened | PacketArrived | Picture | Damaged | StateChanged
+MakeCodec = Callable[[av.VideoStream, SourceSettings, bool], Codec]
+Wait = Callable[[float], bool]
 
 
 def play(
     source: SourceSettings,
     settings: DecoderSettings,
-    after_pts: int | None,
-    wait: Callable[[float], bool],
-    codec: Callable[[av.VideoStream, bool], Codec] | None = None,
+    resume: Position,
+    wait: Wait,
+    codec: MakeCodec | None = None,
 ) -> Iterator[Event]:
     """Everything that happens to a source, in order, until it has ended or `wait(seconds)` returns True.
 
-    A file ends, or restarts with `loop`; a network stream is reconnected for ever. `after_pts`: resume a file behind
-    this presentation time. `codec(stream, live)` decodes; the default is FFmpeg. Raises SourceError for a file that is
-    missing, is not a video or has no frame.
+    A file ends, or restarts with `loop`; a stream from a network or a USB camera is opened again for ever. `resume`: go
+    on behind this position of a file. `codec(stream, source, live)` decodes; the default is FFmpeg. Raises SourceError
+    for a file that is missing, is not a video or has no frame.
     """
-    codec = codec or FfmpegDecoder
-    if source.network:
-        yield from _network(source, settings, wait, codec)
-        return
+    network, failures = source.network, 0
     while True:
-        seen = False
-        for event in _once(source, settings, after_pts, wait, codec):
-            if isinstance(event, Picture) and not seen:
-                yield StateChanged("online")
-                seen = True
-            yield event
-        if not seen and after_pts is None:
-            raise SourceError(f"The source {redacted(source.url)} has no frame that can be decoded.", BAD_DATA)
-        if not source.loop or wait(0):
-            yield StateChanged("ended")
-            return
-        after_pts = None
-
-
-def _network(source: SourceSettings, settings: DecoderSettings, wait: Callable, codec: Callable) -> Iterator[Event]:
-    failures = 0
-    while True:
-        detail, online = "the stream ended", False
+        online, retry, detail = False, network, "the stream ended"
         try:
-            for event in _once(source, settings, None, wait, codec):
-                if isinstance(event, Picture) and not online:
+            for event in _once(source, settings, resume, wait, codec or FfmpegDecoder):
+                if isinstance(event, Opening):
+                    network = retry = event.network
+                    event = Opened(source.realtime or network)
+                elif isinstance(event, Picture) and not online:
                     yield StateChanged("online")
                     online, failures = True, 0
                 yield event
         except SourceError as error:
-            detail = str(error)
-        yield StateChanged("reconnecting", detail)
-        if wait(min(settings.backoff_min_s * 2**failures, settings.backoff_max_s)):
+            if not network and not isinstance(error, Unreachable):
+                raise
+            retry, detail = True, str(error)
+        if retry:
+            yield StateChanged("reconnecting", detail)
+            if wait(min(settings.backoff_min_s * 2**failures, settings.backoff_max_s)):
+                return
+            failures = min(failures + 1, 30)
+            continue
+        if not online and resume == START:
+            raise SourceError(f"The source {redacted(source.url)} has no frame that can be decoded.", BAD_DATA)
+        if not source.loop or wait(0):
+            yield StateChanged("ended")
             return
-        failures = min(failures + 1, 30)
+        resume = START
 
 
 def _once(
-    source: SourceSettings,
-    settings: DecoderSettings,
-    after_pts: int | None,
-    wait: Callable[[float], bool],
-    codec: Callable,
-) -> Iterator[Event]:
+    source: SourceSettings, settings: DecoderSettings, resume: Position, wait: Wait, codec: MakeCodec
+) -> Iterator[Event | Opening]:
     """One opening of a source, to its end. A looping file is rewound with the same decoder, if it can be rewound."""
-    with _open(source.url, settings) as container:
-        stream = _video(container, source)
-        decoder = codec(stream, source.live)
-        if after_pts is not None:
-            container.seek(after_pts, stream=stream, backward=True)
-        pace = _Pace(source.fps) if source.realtime and not source.network else None
-        seen = True
-        while seen:
-            seen = False
-            for event in _pass(container, stream, decoder, source, after_pts, pace, wait):
-                seen = seen or isinstance(event, Picture)
-                yield event
-            if wait(0) or not source.loop or source.network or not _rewound(container, stream, decoder):
-                return
-            after_pts = None
-            if pace:
-                pace.rewound()
-
-
-def _pass(
-    container, stream, decoder: Codec, source: SourceSettings, after_pts: int | None, pace, wait
-) -> Iterator[Event]:
-    """From the container's position to its end."""
-    captured: dict[int | None, int] = {}
-    for packet in _packets(container, stream, source):
-        if isinstance(packet, Damaged):
-            yield packet
-            continue
-        shown = after_pts is None or packet.pts is None or packet.pts > after_pts
-        if pace and packet.size and shown and wait(pace.seconds_until(packet, stream)):
-            return
-        captured[packet.pts] = now_ns = time.monotonic_ns()
-        if decoder.early and packet.size and packet.pts is not None:
-            yield PacketArrived(packet.pts, float(packet.pts * packet.time_base), now_ns)
+    parts = parts_of(source.url)
+    progress = _Progress(resume if can_be_resumed(source.url) else START)
+    pace = _Pace(source.fps or (IMAGES_PER_S if len(parts) > 1 else 0))
+    for part in parts:
         try:
-            frames = decoder.decode(packet)
-        except (av.error.FFmpegError, DecodeError) as error:
-            captured.pop(packet.pts, None)
-            yield Damaged(_why(error))
+            opened = open_source(part, source, settings)
+        except SourceError as error:
+            if len(parts) == 1:
+                raise
+            yield from progress.of(Damaged(str(error)))
             continue
-        decoded_ns = time.monotonic_ns()
-        for frame in frames:
-            if after_pts is not None and frame.pts is not None and frame.pts <= after_pts:
-                captured.pop(frame.pts, None)
-            elif frame.is_corrupt:
-                captured.pop(frame.pts, None)
-                yield Damaged("the frame refers to lost data")
-            else:
-                captured_ns = captured.pop(frame.pts, now_ns)
-                yield Picture(decoder.surface(frame), frame.pts, frame.time or 0.0, captured_ns, now_ns, decoded_ns)
+        with opened.container:
+            yield opened
+            play_one = _Pass(opened, source, settings, progress, pace if source.realtime else None, wait, codec)
+            yield from play_one.run()
+            while source.loop and len(parts) == 1 and not wait(0) and play_one.rewind():
+                progress.restart()
+                yield from play_one.run()
+                if not progress.frames:
+                    return
         if wait(0):
             return
 
 
-def _rewound(container: av.container.InputContainer, stream: av.VideoStream, decoder: Codec) -> bool:
-    """Rewinds a file; False when it cannot be rewound (a raw stream, for instance) and must be opened again."""
-    try:
-        container.seek(0, stream=stream, backward=True)
-    except (av.error.FFmpegError, OSError):
-        return False
-    decoder.restart()
-    return True
+class _Progress:
+    """How much of a file has been played, and what a restarted decoder leaves out because it was counted before."""
+
+    def __init__(self, resume: Position):
+        self.frames = 0
+        self._resume, self._sought = resume, False  # sought: the frame was searched for by its pts
+        self._pts: int | None = None
+        self._in_order = True
+
+    def restart(self) -> None:
+        """The file begins again."""
+        self.frames, self._resume, self._sought, self._pts, self._in_order = 0, START, False, None, True
+
+    def seek(self) -> int | None:
+        """The pts to search for, so that what was counted need not be decoded again; None: play from the start."""
+        pts = self._resume.pts
+        if pts is not None:
+            self.frames, self._pts, self._sought = self._resume.frames, pts, True
+        return pts
+
+    def was_counted(self, pts: int | None) -> bool:
+        """True for a packet or frame that a restarted decoder reads again."""
+        if self._sought:
+            assert self._resume.pts is not None
+            return pts is not None and pts <= self._resume.pts
+        return self.frames < self._resume.frames
+
+    def position(self, pts: int | None) -> Position:
+        """The position behind the next frame."""
+        in_order = self._in_order and pts is not None and (self._pts is None or pts > self._pts)
+        return Position(self.frames + 1, pts if in_order else None)
+
+    def of(self, event: "Picture | Damaged", pts: int | None = None) -> Iterator["Picture | Damaged"]:
+        """The event with its position, unless it was counted before."""
+        known = self.was_counted(pts)
+        if known and self._sought:
+            return
+        self._sought = False  # found: the clock of the stream may start again behind it
+        # a damaged packet comes before frames that are shown earlier, so only counting finds what is behind it
+        position = self.position(None if isinstance(event, Damaged) else pts)
+        self.frames, self._pts, self._in_order = position.frames, pts, position.pts is not None
+        if not known:
+            yield replace(event, position=position)
 
 
-def _packets(
-    container: av.container.InputContainer, stream: av.VideoStream, source: SourceSettings
-) -> Iterator[av.Packet | Damaged]:
-    packets = container.demux(stream)
-    while True:
+@dataclass
+class _Sent:
+    """A packet that the decoder was given."""
+
+    captured_ns: int
+    verdict: Verdict
+
+
+class _Pass:
+    """Plays an opened source from its position to its end, more than once when it is rewound."""
+
+    def __init__(
+        self,
+        opened: Opening,
+        source: SourceSettings,
+        settings: DecoderSettings,
+        progress: _Progress,
+        pace: "_Pace | None",
+        wait: Wait,
+        codec: MakeCodec,
+    ):
+        self._container, self._stream, self._network = opened.container, opened.stream, opened.network
+        self._lost = opened.lost
+        self._source, self._progress, self._wait = source, progress, wait
+        self._pace = None if opened.network else pace
+        self._live = source.realtime or opened.network
+        self._decoder = codec(opened.stream, source, self._live)
+        self._damage = Damage(settings.recover_s)
+        self._sent: dict[int, _Sent] = {}
+        self._number, self._time_s = 0, 0.0  # of the packet that was decoded last
+        if opened.container.format.name in INDEXED and (pts := progress.seek()) is not None:
+            opened.container.seek(pts, stream=opened.stream, backward=True)
+
+    def rewind(self) -> bool:
+        """Goes back to the start; False when it cannot (a raw stream, for instance) and must be opened again."""
         try:
-            yield next(packets)
-        except StopIteration:
+            self._container.seek(0, stream=self._stream, backward=True)
+        except (av.error.FFmpegError, OSError):
+            return False
+        self._decoder.restart()
+        if self._pace:
+            self._pace.rewound()
+        return True
+
+    def run(self) -> Iterator[Event]:
+        for packet, lost in self._packets():
+            known = self._progress.was_counted(packet.pts)
+            if self._pace and packet.size and not known and self._wait(self._pace.seconds_until(packet, self._stream)):
+                return
+            yield from self._decode(packet, lost, time.monotonic_ns())
+            if self._wait(0):
+                return
+
+    def _packets(self) -> Iterator[tuple[av.Packet, str]]:
+        """Each packet, with what is lost of it or before it; the last packet is empty.
+
+        Where one MPEG-TS recording is joined to another, FFmpeg takes the end of the first one for damaged.
+        """
+        reads = self._read()
+        for packet, lost in reads:
+            while lost and packet.size:
+                try:
+                    following = next(reads, None)
+                except SourceError:
+                    yield packet, lost
+                    raise
+                yield packet, "" if following and _is_joined(packet, following[0]) else lost
+                if following is None:
+                    return
+                packet, lost = following
+            yield packet, lost
+
+    def _read(self) -> Iterator[tuple[av.Packet, str]]:
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet, said = listen(lambda: next(packets, None))
+            except (av.error.FFmpegError, OSError) as error:
+                if self._network:
+                    url = redacted(self._source.url)
+                    raise SourceError(f"The connection to {url} broke: {why(error)}.", BAD_DATA) from None
+                yield av.Packet(), why(error)  # what was read before it can still be decoded
+                return
+            if packet is None:
+                return
+            self._lost.hear(said)
+            yield packet, self._lost.of(packet)
+
+    def _decode(self, packet: av.Packet, lost: str, now_ns: int) -> Iterator[Event]:
+        self._number += 1
+        number, pts_s = self._number, float(packet.pts * packet.time_base) if packet.pts is not None else None
+        packet.opaque = number
+        if self._decoder.early and packet.size and pts_s is not None and not self._damage.spoils(packet.is_keyframe):
+            yield PacketArrived(number, pts_s, now_ns, self._progress.position(packet.pts))
+        try:
+            frames, problem = self._decoder.decode(packet)
+            failed = False
+        except (av.error.FFmpegError, DecodeError) as error:
+            frames, problem, failed = [], why(error), True
+        decoded_ns = time.monotonic_ns()
+        if packet.size or lost:
+            self._time_s = pts_s if pts_s is not None and not self._live else now_ns / 1e9
+            verdict = self._damage.judge(packet.is_keyframe, packet.pts, self._time_s, bool(lost or problem))
+            if failed or not packet.size:
+                verdict = "void"
+            if verdict == "void":
+                yield from self._progress.of(
+                    Damaged(lost or problem or "it refers to a damaged frame"), packet.pts if packet.size else None
+                )
+            self._sent[number] = _Sent(now_ns, verdict)
+            self._sent.pop(number - PENDING_MAX, None)
+        for frame in frames:
+            yield from self._show(frame, now_ns, decoded_ns)
+
+    def _show(self, frame: Frame, now_ns: int, decoded_ns: int) -> Iterator[Picture | Damaged]:
+        sent = self._sent.pop(frame.opaque or self._number, None) or _Sent(now_ns, "whole")
+        if sent.verdict == "void":
             return
-        except (av.error.FFmpegError, OSError) as error:
-            if source.network:
-                raise SourceError(f"The connection to {redacted(source.url)} broke: {_why(error)}.", BAD_DATA) from None
-            yield Damaged(_why(error))
+        if frame.is_corrupt:
+            self._damage.begin(self._time_s)
+            yield from self._progress.of(Damaged("the frame refers to lost data"), frame.pts)
             return
-
-
-def _open(url: str, settings: DecoderSettings) -> av.container.InputContainer:
-    remote = "://" in url and not url.startswith("file://")
-    options = {"rtsp_transport": "tcp"} if url.startswith("rtsp") else {}
-    timeout = (settings.open_timeout_s, settings.read_timeout_s) if remote else None
-    try:
-        return av.open(url, options=options, timeout=timeout)
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise SourceError(f"The source {redacted(url)} cannot be opened: {_why(error)}.", NO_INPUT) from None
-    except (av.error.FFmpegError, OSError) as error:
-        code = BAD_DATA if isinstance(error, av.error.InvalidDataError) else NO_INPUT
-        raise SourceError(f"The source {redacted(url)} cannot be opened: {_why(error)}.", code) from None
-
-
-def _video(container: av.container.InputContainer, source: SourceSettings) -> av.VideoStream:
-    """The stream that the source names; else the default, among several the largest. Cover art is not a video."""
-    videos = [] if container.format.name == "tty" else container.streams.video  # FFmpeg accepts any text as ANSI art
-    streams = {stream.index: stream for stream in videos if not stream.disposition & Disposition.attached_pic}
-    url = redacted(source.url)
-    if not streams:
-        raise SourceError(f"The source {url} has no video stream.", BAD_DATA)
-    if source.stream < 0:
-        candidates = list(streams.values())
-    elif source.stream in streams:
-        candidates = [streams[source.stream]]
-    else:
-        raise SourceError(
-            f"The source {url} has no video stream {source.stream}: its video streams are "
-            f"{', '.join(f'{index} ({stream.width}x{stream.height})' for index, stream in streams.items())}.",
-            CONFIG,
+        picture = Picture(
+            self._decoder.surface(frame),
+            frame.opaque or self._number,
+            frame.time,
+            sent.captured_ns,
+            now_ns,
+            decoded_ns,
+            doubtful=sent.verdict == "doubtful",
         )
-    decodable = [stream for stream in candidates if stream.codec_context is not None]
-    if not decodable:
-        raise SourceError(f"The source {url} uses a codec that this FFmpeg cannot decode.", BAD_DATA)
-    return max(decodable, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
+        yield from self._progress.of(picture, frame.pts)
 
 
-def _why(error: Exception) -> str:
-    if isinstance(error, av.error.ExitError):  # how FFmpeg reports our timeout
-        return "no data within the timeout"
-    text = getattr(error, "strerror", None) or str(error)
-    return text[0].lower() + text[1:]
+def _is_joined(last: av.Packet, first: av.Packet) -> bool:
+    """True when a recording ends with one packet, and another one begins with the next: its clock starts again."""
+    return first.is_keyframe and last.dts is not None and first.dts is not None and first.dts < last.dts
 
 
 class _Pace:

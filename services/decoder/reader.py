@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from peoplecounter.common.settings import DecoderSettings, SourceSettings
-from peoplecounter.services.decoder.playback import Event, Picture, play
+from peoplecounter.services.decoder.playback import Event, MakeCodec, Picture, Position, play
 
 
 class Reader:
@@ -20,8 +20,8 @@ class Reader:
         self,
         source: SourceSettings,
         settings: DecoderSettings,
-        after_pts: int | None,
-        codec: Callable | None = None,
+        resume: Position,
+        codec: MakeCodec | None = None,
         pixels_are_lent: bool = False,
         on_picture: Callable[[Picture], None] = lambda picture: None,
     ):
@@ -30,7 +30,7 @@ class Reader:
         self._on_picture, self._pixels_are_lent = on_picture, pixels_are_lent
         self._stop, self._handled = threading.Event(), threading.Semaphore(0)
         self._thread = threading.Thread(
-            target=self._run, args=(source, settings, after_pts, codec), daemon=True, name="reader"
+            target=self._run, args=(source, settings, resume, codec), daemon=True, name="reader"
         )
         self._thread.start()
 
@@ -57,10 +57,10 @@ class Reader:
         self._thread.join(timeout=1)
 
     def _run(
-        self, source: SourceSettings, settings: DecoderSettings, after_pts: int | None, codec: Callable | None
+        self, source: SourceSettings, settings: DecoderSettings, resume: Position, codec: MakeCodec | None
     ) -> None:
         try:
-            for event in play(source, settings, after_pts, self._stop.wait, codec):
+            for event in play(source, settings, resume, self._stop.wait, codec):
                 if isinstance(event, Picture):
                     self._on_picture(event)
                 self._put(event)

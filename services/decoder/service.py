@@ -1,6 +1,6 @@
 """One source's frames on their way into the surfaces ring, and the source's state on its way to fusion."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import msgspec
@@ -14,7 +14,7 @@ from peoplecounter.common.process.runtime import Runtime
 from peoplecounter.common.sources import SourceChange, known_sources, redacted
 from peoplecounter.common.topology import FRAME
 from peoplecounter.services.decoder.early import EarlyOffers
-from peoplecounter.services.decoder.playback import Damaged, Event, Picture, StateChanged
+from peoplecounter.services.decoder.playback import Damaged, Event, MakeCodec, Opened, Picture, Position, StateChanged
 from peoplecounter.services.decoder.reader import Reader
 
 STATUS_NS = 1_000_000_000
@@ -26,7 +26,7 @@ class ResumePoint(msgspec.Struct):
     """How far a source has been decoded: a restarted decoder continues behind it and never uses a seq twice."""
 
     seq: int = 0  # of the next frame
-    pts: int | None = None  # of the last frame, in the stream's time base
+    position: Position = Position()  # behind the last frame
     change: str = ""  # SourceChange.id of the source; a source of another change is played from its start
 
 
@@ -43,11 +43,12 @@ class Decoder:
         self.journal = rt.closing(Journal(settings.run_dir / f"decoder.{rt.instance}.journal", ResumePoint))
         self.resume = self.journal.read() or ResumePoint()
         if change.id and change.id != self.resume.change:
-            self.resume = ResumePoint(self.resume.seq, None, change.id)
+            self.resume = ResumePoint(self.resume.seq, change=change.id)
+        self.live = self.source.live  # until it is opened: a stream by HTTP is live, a file by HTTP is not
         self.early = EarlyOffers(rt, self.surfaces, self.new_header)
         codec, pixels_are_lent = _codec(rt.work)
         self.reader = rt.closing(
-            Reader(self.source, settings.decoder, self.resume.pts, codec, pixels_are_lent, self.early.copy)
+            Reader(self.source, settings.decoder, self.resume.position, codec, pixels_are_lent, self.early.copy)
         )
         rt.loop.watch(self.reader.wake_fd, self.reader.on_wake)
         self.state, self.detail, self.status_due_ns = "opening", "", 0
@@ -67,16 +68,18 @@ class Decoder:
             self.rt.log.error("%s", error)  # it was added at run time: the group goes on without it
             yield StateChanged("ended", str(error))
 
-    def new_header(self, layout: SurfaceLayout, captured_ns: int, pts: int | None, pts_s: float | None) -> FrameHeader:
+    def new_header(
+        self, layout: SurfaceLayout, captured_ns: int, pts_s: float | None, position: Position
+    ) -> FrameHeader:
         """The header of the next frame. Its seq is recorded before any other process learns of it."""
         seq = self.resume.seq
-        self.resume.seq, self.resume.pts = seq + 1, pts
+        self.resume.seq, self.resume.position = seq + 1, position
         self.journal.write(self.resume)
-        deadline_ns = captured_ns + self.rt.settings.deadline_ms * 1_000_000 if self.source.live else 0
+        deadline_ns = captured_ns + self.rt.settings.deadline_ms * 1_000_000 if self.live else 0
         return FrameHeader(
             source=self.rt.instance,
             seq=seq,
-            pts_s=pts_s or 0.0,
+            pts_s=pts_s,
             captured_ns=captured_ns,
             deadline_ns=deadline_ns,
             width=layout.width,
@@ -95,7 +98,8 @@ class Decoder:
             if index is not None:
                 self.surfaces.abandon(index)
             return
-        header = self.new_header(layout, picture.captured_ns, picture.pts, picture.pts_s)
+        header = self.new_header(layout, picture.captured_ns, picture.pts_s, picture.position)
+        header = msgspec.structs.replace(header, aspect=picture.surface.aspect, doubtful=picture.doubtful)
         if index is None:
             return rt.drop(header, "no_slot")
         copy_ns = rt.loop.now_ns()
@@ -121,7 +125,7 @@ class Decoder:
 
     def acquire_slot(self) -> int | None:
         """A slot; None when a live source finds none, or when the service ends."""
-        live = self.source.live
+        live = self.live
         index = self.surfaces.acquire(evict=lambda older: live)
         while index is None and not live and self.rt.running:
             self.rt.tick()
@@ -135,8 +139,12 @@ class Decoder:
         if self.early.cancel("decode_error"):  # it was this frame
             return
         layout = self.surfaces.layout if isinstance(self.surfaces.layout, SurfaceLayout) else UNKNOWN_LAYOUT
-        header = self.new_header(layout, self.rt.loop.now_ns(), self.resume.pts, None)
+        header = self.new_header(layout, self.rt.loop.now_ns(), None, event.position)
         self.rt.drop(header, "decode_error")
+
+    def on_opened(self, event: Opened) -> None:
+        """The source is open, and is now known to be live or not."""
+        self.live = event.live
 
     def change_state(self, event: StateChanged) -> None:
         """The source is online, reconnecting or ended."""
@@ -158,7 +166,7 @@ class Decoder:
         if now_ns >= self.status_due_ns and not (self.ended and self.end_published):
             self.status_due_ns = now_ns + STATUS_NS
             self.end_published = self.ended
-            self.rt.results.send(Status(self.rt.instance, self.state, self.resume.seq, self.detail))
+            self.rt.results.send(Status(self.rt.instance, self.state, self.resume.seq, self.detail, self.live))
 
     @property
     def settled(self) -> bool:
@@ -182,10 +190,10 @@ def _source_change(rt: Runtime) -> SourceChange:
     return sources[rt.instance]
 
 
-def _codec(work: WorkQueue) -> tuple[Callable | None, bool]:
+def _codec(work: WorkQueue) -> tuple[MakeCodec | None, bool]:
     """(what decodes, whether its pictures must be copied before the next one): FFmpeg, or NVDEC for GPU memory."""
     if work.kind == "shm":
         return None, False
     from peoplecounter.services.decoder.nvdec import NvdecDecoder
 
-    return partial(NvdecDecoder, cuda_stream=work.stream), True
+    return lambda stream, source, live: NvdecDecoder(stream, source, live, work.stream), True

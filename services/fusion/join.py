@@ -47,6 +47,11 @@ class PendingFrame:
         """False for a frame that was offered early and has not been confirmed by its decoder."""
         return not self.header.early or self.confirmed is not None
 
+    @property
+    def shown(self) -> FrameHeader:
+        """Its header, as its decoder knows it once the picture is decoded."""
+        return self.confirmed or self.header
+
     def missing(self, reason: str) -> dict[str, str]:
         """Part without an answer -> why, e.g. {"tiles.1": "deadline"}; `reason` if the part was not dropped."""
         tiles = [(TILES, i) for i in range((self.parts or 1) - 1)]

@@ -7,7 +7,7 @@ import numpy as np
 
 from peoplecounter.common.budgets import BudgetWindow
 from peoplecounter.common.errors import AppError
-from peoplecounter.common.ipc.messages import DROP_REASONS, Confirmed, Detections, Dropped, Report, Status
+from peoplecounter.common.ipc.messages import DROP_REASONS, Confirmed, Detections, Dropped, FrameHeader, Report, Status
 from peoplecounter.common.ipc.results import Body, Receipt, ResultReceiver
 from peoplecounter.common.process.runtime import Runtime
 from peoplecounter.services.fusion.join import Ended, Gap, Join, PendingFrame, Settled
@@ -85,7 +85,7 @@ class Fusion:
     def on_status(self, status: Status, receipt: Receipt, now_ns: int) -> None:
         """A decoder sends the state of its source. Its end is settled behind its last frame."""
         source = self.source(status.source)
-        source.heard_ns, source.detail = now_ns, status.detail
+        source.heard_ns, source.detail, source.live = now_ns, status.detail, status.live
         if status.state == "ended":
             self.join.end(status, receipt, now_ns)
             return
@@ -120,8 +120,10 @@ class Fusion:
 
     def count(self, frame: PendingFrame, reason: str) -> None:
         """Merges the frame's boxes, commits it to the ledger, then publishes it."""
-        began_ns, header = self.rt.loop.now_ns(), frame.header
+        began_ns, header = self.rt.loop.now_ns(), frame.shown
         source, missing = self.source(header.source), frame.missing(reason)
+        if header.doubtful:
+            missing["decoder"] = "decode_error"
         try:
             persons = self.merge(frame, source)
         except Exception:
@@ -173,11 +175,11 @@ class Fusion:
         stages_ms: dict[str, float],
         hops_ms: dict[str, float],
     ) -> None:
-        header = frame.header
+        header = frame.shown
         identity = {
             "source": header.source,
             "seq": header.seq,
-            "pts_s": round(header.pts_s, 6),
+            "pts_s": None if header.pts_s is None else round(header.pts_s, 6),
             "time": utc_now(),
         }
         content = {
@@ -191,8 +193,7 @@ class Fusion:
             "totals": self.source(header.source).ledger.totals.public(),
         }
         self.publisher.send("counts", header.source, content)
-        boxes = [[*(round(float(v), 1) for v in p[:4]), round(float(p[4]), 3)] for p in persons]
-        self.publisher.send("detections", header.source, {**identity, "boxes": boxes})
+        self.publisher.send("detections", header.source, {**identity, **stored_boxes(header, persons)})
 
     def publish_statuses(self) -> None:
         """Publishes every source's state once a second, for late subscribers and for sources without frames."""
@@ -218,6 +219,19 @@ class Fusion:
 
     def publish_status(self, name: str, now_ns: int) -> None:
         self.publisher.send("status", name, self.source(name).public(name, now_ns))
+
+
+def stored_boxes(header: FrameHeader, persons: np.ndarray) -> dict:
+    """The boxes [k, 5] of a frame in its stored pixels, with its size and the aspect of these pixels."""
+    aspect = header.aspect
+    scale_x, scale_y = 1 / max(aspect, 1.0), min(aspect, 1.0)  # the surface was stretched in one direction
+    scaled = persons * np.array([scale_x, scale_y, scale_x, scale_y, 1], np.float32)
+    return {
+        "width": round(header.width * scale_x),
+        "height": round(header.height * scale_y),
+        "pixel_aspect": round(aspect, 4),
+        "boxes": [[*(round(float(v), 1) for v in p[:4]), round(float(p[4]), 3)] for p in scaled],
+    }
 
 
 def is_acceptable(

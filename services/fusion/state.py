@@ -24,6 +24,7 @@ class SourceState:
     change: str  # SourceChange.id: a source of the same name that was added again starts anew
     state: str  # as its decoder says; "waiting": it has no decoder yet
     detail: str = ""
+    live: bool = False  # it cannot be paused
     heard_ns: int = 0  # when its decoder last reported
     frame_ns: int = 0  # when a frame of it was last counted
     people: int | None = None  # in the last complete frame
@@ -40,6 +41,7 @@ class SourceState:
             "source": name,
             "state": self.published_state(now_ns),
             "detail": self.detail,
+            "live": self.live,
             "seconds_since_frame": round((now_ns - self.frame_ns) / 1e9, 3),
             "totals": self.ledger.totals.public(),
         }

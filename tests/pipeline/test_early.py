@@ -8,7 +8,7 @@ from peoplecounter.common.process.control import claim_instance
 from peoplecounter.common.process.runtime import Runtime
 from peoplecounter.common.settings import DecoderSettings, Settings, SourceSettings
 from peoplecounter.services.decoder.ffmpeg import FfmpegDecoder
-from peoplecounter.services.decoder.playback import Damaged, PacketArrived, Picture, StateChanged, play
+from peoplecounter.services.decoder.playback import START, Damaged, PacketArrived, Picture, StateChanged, play
 from peoplecounter.services.decoder.service import Decoder
 
 LAYOUT = SurfaceLayout(64, 48, 64, "bt709", False)
@@ -17,7 +17,7 @@ LAYOUT = SurfaceLayout(64, 48, 64, "bt709", False)
 class Pixels:
     """A surface of one grey."""
 
-    layout = LAYOUT
+    layout, aspect = LAYOUT, 1.0
 
     def write(self, slot: np.ndarray) -> None:
         slot[:] = 7
@@ -90,10 +90,10 @@ def test_a_codec_that_is_early_announces_every_packet_of_the_file(clip):
     class Early(FfmpegDecoder):
         early = True
 
-    events = list(play(SourceSettings(url=str(clip)), DecoderSettings(), None, lambda seconds: False, Early))
-    announced = [event.pts for event in events if isinstance(event, PacketArrived)]
-    shown = [event.pts for event in events if isinstance(event, Picture)]
-    assert sorted(announced) == shown and events[-1] == StateChanged("ended")
+    events = list(play(SourceSettings(url=str(clip)), DecoderSettings(), START, lambda seconds: False, Early))
+    announced = [event.number for event in events if isinstance(event, PacketArrived)]
+    shown = [event.number for event in events if isinstance(event, Picture)]
+    assert announced == sorted(shown) and events[-1] == StateChanged("ended")
 
 
 def test_the_first_picture_after_a_reconnect_keeps_its_seq_and_streams_are_announced_again(decoder):

@@ -31,7 +31,7 @@ def test_environment_wins_over_the_file_which_wins_over_the_defaults(monkeypatch
     monkeypatch.setenv("PEOPLECOUNTER_DECODER__SLOTS", "7")
     loaded = settings.load_settings()
     assert (loaded.decoder.slots, loaded.engine.score, loaded.preprocess.slots) == (7, 0.4, 0)
-    assert loaded.sources["door"].url == "a.mp4"
+    assert loaded.sources["door"].url == str(tmp_path / "a.mp4")
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,19 @@ def picture(seq: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
     return rgb
 
 
-def make_clip(path: Path, frames: int = FRAMES, sizes: tuple[tuple[int, int], ...] = ((WIDTH, HEIGHT),)) -> Path:
+ENCODERS = {
+    "libx264": {"crf": "12", "preset": "ultrafast", "g": "15"},
+    "libx265": {"crf": "12", "preset": "ultrafast", "x265-params": "keyint=15:bframes=0:scenecut=0:log-level=error"},
+}
+
+
+def make_clip(
+    path: Path,
+    frames: int = FRAMES,
+    sizes: tuple[tuple[int, int], ...] = ((WIDTH, HEIGHT),),
+    codec: str = "libx264",
+    options: dict[str, str] | None = None,
+) -> Path:
     """An H.264 clip; with several sizes, an MPEG-TS whose resolution changes half-way."""
     if len(sizes) > 1:
         parts = [make_clip(path.with_suffix(f".{i}.ts"), frames // len(sizes), (size,)) for i, size in enumerate(sizes)]
@@ -40,7 +52,7 @@ def make_clip(path: Path, frames: int = FRAMES, sizes: tuple[tuple[int, int], ..
         return path
     ((width, height),) = sizes
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"crf": "12", "preset": "ultrafast", "g": "15"})
+        stream = container.add_stream(codec, rate=FPS, options=ENCODERS[codec] | (options or {}))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for seq in range(frames):
             frame = av.VideoFrame.from_ndarray(picture(seq, width, height), "rgb24")
