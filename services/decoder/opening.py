@@ -1,7 +1,6 @@
 """Opens a source: a file, images, a URL or a USB camera, and picks its video stream."""
 
 import re
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".we
 NUMBER = re.compile(r"%(?:0?\d+)?d")  # of an image sequence: frame%04d.png
 DEMUXERS = {"/dev/video": "v4l2"}  # beginning of a path -> the demuxer that FFmpeg would not find by itself
 PLAYLISTS = {"hls", "dash"}
-HTTP_READ_TIMEOUT_S = 10  # a camera that sends an image every few seconds is alive
+HTTP_TIMEOUT_S = 10.0  # at least: a camera that sends an image every few seconds is alive
 TRANSPORTS = {  # of RTSP -> FFmpeg's options
     "auto": {"rtsp_flags": "prefer_tcp"},
     "tcp": {"rtsp_transport": "tcp"},
@@ -73,10 +72,8 @@ def open_source(url: str, source: SourceSettings, settings: DecoderSettings) -> 
 
 def can_be_resumed(url: str) -> bool:
     """False for a pipe and the like: what was read of it is gone."""
-    try:
-        return "://" in url or stat.S_ISREG(Path(url).stat().st_mode)
-    except OSError:
-        return True
+    path = Path(url)
+    return "://" in url or not path.exists() or path.is_file() or path.is_dir()
 
 
 def why(error: Exception) -> str:
@@ -93,8 +90,11 @@ def _open(url: str, source: SourceSettings, settings: DecoderSettings) -> av.con
     options = dict(TRANSPORTS[source.transport]) if scheme.startswith("rtsp") else {}
     if scheme == "rtspt":  # RTSP by TCP, in the words of other players
         url, options = "rtsp" + url.removeprefix(scheme), dict(TRANSPORTS["tcp"])
-    read_s = max(settings.read_timeout_s, HTTP_READ_TIMEOUT_S) if http else settings.read_timeout_s
-    timeout = (settings.open_timeout_s, read_s) if scheme not in ("", "file") else None
+    least_s = HTTP_TIMEOUT_S if http else 0
+    timeouts = (max(settings.open_timeout_s, least_s), max(settings.read_timeout_s, least_s))
+    timeout = timeouts if scheme not in ("", "file") else None
+    if http:
+        options = {"fpsprobesize": "0"}  # one image is enough to know what a camera sends
     demuxer = next((name for path, name in DEMUXERS.items() if url.startswith(path)), None)
     try:
         return av.open(url, format=demuxer, options=options, timeout=timeout)

@@ -50,8 +50,8 @@ def camera():
     """Makes cameras; none survives the test."""
     made = []
 
-    def make(*files):
-        made.append(RtspCamera(*files))
+    def make(*files, **options):
+        made.append(RtspCamera(*files, **options))
         return made[-1].start()
 
     yield make
@@ -119,6 +119,12 @@ def check(g, source="cam", backwards=False, cut=0):
     assert len({(count["count"] * 10 - sign * count["seq"]) % 23 for count in counts[-ENOUGH // 2 :]}) == 1, str(shown)
     g.check_books(source)
     assert all(process.poll() is None for process in g.processes.values())
+
+
+def test_a_camera_that_offers_udp_only_is_counted(counting, camera, tmp_path):
+    """`auto` asks for TCP, is refused, and takes UDP."""
+    g = counting({"cam": camera(encode(tmp_path / "clip.mp4"), transport="udp").url})
+    check(g)
 
 
 @pytest.mark.parametrize("how", ["killed", "frozen"])

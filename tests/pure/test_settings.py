@@ -1,5 +1,7 @@
 """A wrong setting is named in one error with the most similar one; deploy/SETTINGS.md is generated."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,13 +10,12 @@ from peoplecounter.common import settings
 from peoplecounter.common.errors import NO_INPUT, AppError
 from peoplecounter.common.sources import redacted
 from peoplecounter.deploy.group.circus import source_name
+from peoplecounter.deploy.group.foreground import overrides
 from peoplecounter.deploy.report.settings_table import page
 
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch):
-    import os
-
     for variable in list(os.environ):
         if variable.startswith("PEOPLECOUNTER_"):
             monkeypatch.delenv(variable)
@@ -113,3 +114,31 @@ def test_the_page_of_settings_is_up_to_date():
     assert committed == page(), (
         "regenerate it: python -m peoplecounter.deploy.report.settings_table > deploy/SETTINGS.md"
     )
+
+
+def test_relative_paths_of_a_settings_file_are_relative_to_the_file(monkeypatch, tmp_path):
+    text = '[engine]\nmodel = "model.onnx"\n[sources.door]\nurl = "clips/a.mp4"\n[sources.cam]\nurl = "rtsp://cam/1"\n'
+    config(monkeypatch, tmp_path, text)
+    loaded = settings.load_settings()
+    assert loaded.engine.model == str(tmp_path / "model.onnx")
+    assert [source.url for source in loaded.sources.values()] == [str(tmp_path / "clips/a.mp4"), "rtsp://cam/1"]
+
+
+def test_what_the_command_line_calls_a_source(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "day=1.mp4").write_bytes(b"")
+    asked = ["door=a.mp4", "day=1.mp4", "rtsp://cam/live?x=1", "-", "/dev/video0"]
+    named = json.loads(overrides(asked, None, [], None, False, False, None)["PEOPLECOUNTER_SOURCES"])
+    assert {name: source["url"] for name, source in named.items()} == {
+        "door": str(tmp_path / "a.mp4"),
+        "day-1": str(tmp_path / "day=1.mp4"),
+        "live": "rtsp://cam/live?x=1",
+        "stdin": f"/proc/{os.getpid()}/fd/0",
+        "video0": "/dev/video0",
+    }
+
+
+@pytest.mark.parametrize("values", [{"rotate": 45}, {"pixel_aspect": "2"}, {"pixel_aspect": "0:1"}, {"transport": "x"}])
+def test_a_picture_or_transport_that_makes_no_sense_is_an_error(values):
+    with pytest.raises(AppError, match=next(iter(values))):
+        settings.source_settings(url="a.mp4", **values)

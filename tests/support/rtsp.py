@@ -1,7 +1,8 @@
-"""Real RTSP cameras over TCP: GStreamer's server, run by the system's Python, played by a process that a test may kill.
+"""Real RTSP cameras: GStreamer's server, run by the system's Python, played by a process that a test may kill.
 
-`/usr/bin/python3 rtsp.py PORT FILE…` plays FILE number i at /cam<i>, and the first one at /cam, for clients that know
-the password. A camera does not wait for its viewers: a late one starts at a later frame, mostly between keyframes.
+`/usr/bin/python3 rtsp.py PORT TRANSPORT FILE…` (tcp or udp) plays FILE number i at /cam<i>, and the first one at /cam,
+for clients that know the password. A camera does not wait for its viewers: a late one starts at a later frame, mostly
+between keyframes.
 """
 
 import random
@@ -38,8 +39,8 @@ def free_port() -> int:
 class RtspCamera:
     """A server process with one camera for each file."""
 
-    def __init__(self, *files: Path, port: int = 0):
-        self.files, self.port = files, port or free_port()
+    def __init__(self, *files: Path, port: int = 0, transport: str = "tcp"):
+        self.files, self.port, self.transport = files, port or free_port(), transport
         self.process: subprocess.Popen | None = None
 
     @property
@@ -52,7 +53,7 @@ class RtspCamera:
     def start(self, *files: Path) -> "RtspCamera":
         """Returns when it listens; with `files`, it plays these from now on."""
         self.files = files or self.files
-        command = [PYTHON, __file__, str(self.port), *map(str, self.files)]
+        command = [PYTHON, __file__, str(self.port), self.transport, *map(str, self.files)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         if self.process.stdout.readline() != "listening\n":
             raise RuntimeError(f"the camera ended with {self.process.wait()}")
@@ -93,7 +94,7 @@ def gstreamer():
     return GLib, Gst, GstRtsp, GstRtspServer
 
 
-def serve(port: str, files: list[str]) -> None:
+def serve(port: str, transport: str, files: list[str]) -> None:
     GLib, Gst, GstRtsp, GstRtspServer = gstreamer()
 
     def clip(path: str) -> list:
@@ -116,7 +117,7 @@ def serve(port: str, files: list[str]) -> None:
             (_, numerator, denominator) = self.caps.get_structure(0).get_fraction("framerate")
             self.frame_ns = Gst.SECOND * denominator // numerator
             self.began_ns = time.monotonic_ns()
-            self.set_protocols(GstRtsp.RTSPLowerTrans.TCP)
+            self.set_protocols(getattr(GstRtsp.RTSPLowerTrans, transport.upper()))
             self.add_role_from_structure(Gst.Structure.from_string(f"{USER}, {ALLOWED}")[0])
 
         def do_create_element(self, url):
@@ -159,4 +160,4 @@ def serve(port: str, files: list[str]) -> None:
 ALLOWED = "media.factory.access=(boolean)true, media.factory.construct=(boolean)true"
 
 if __name__ == "__main__":
-    serve(sys.argv[1], sys.argv[2:]) if sys.argv[1:] else gstreamer()
+    serve(*sys.argv[1:3], sys.argv[3:]) if sys.argv[1:] else gstreamer()
