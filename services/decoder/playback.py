@@ -3,6 +3,7 @@
 A Codec decodes its packets: ffmpeg.py, or nvdec.py on a GPU. reader.py runs this in a thread.
 """
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -167,6 +168,7 @@ def play(
             if wait(min(settings.backoff_min_s * 2**failures, settings.backoff_max_s)):
                 return
             failures = min(failures + 1, 30)
+            gc.collect()  # a closed container and its streams refer to each other
             continue
         if not online and resume == START:
             raise SourceError(f"The source {redacted(source.url)} has no frame that can be decoded.", BAD_DATA)
