@@ -5,11 +5,11 @@ import numpy as np
 EPSILON = np.float32(1e-9)  # an engine may give inverted or flat boxes: they overlap nothing
 
 
-def nms(boxes: np.ndarray, iou: float) -> np.ndarray:
-    """Greedy non-maximum suppression of boxes [n, 5], best score first: those that are kept."""
+def nms_keep(boxes: np.ndarray, iou: float) -> np.ndarray:
+    """bool [n]: which boxes [n, 4 or more], best score first, greedy non-maximum suppression keeps."""
     first, second, pair_iou, _ = overlapping_pairs(boxes)
     same = pair_iou > iou
-    return boxes[greedy_keep(len(boxes), first[same], second[same])]
+    return greedy_keep(len(boxes), first[same], second[same])
 
 
 def overlapping_pairs(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

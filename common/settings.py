@@ -145,8 +145,12 @@ class EngineSettings(Section):
     """ONNX Runtime threads of each infer process; 0: the cores divided by the number of infer processes"""
     score: float = Field(0.2, gt=0, lt=1)
     """Minimum score of a detection that is sent to fusion"""
-    person_class: int = Field(0, ge=0)
-    """Index of the class that is counted"""
+    person_class: int | None = Field(None, ge=0)
+    """Index of the class that is counted; unset: the one that the model calls person, or 0 if it names none"""
+    head: str = "auto"
+    """What the model's outputs mean, see 'peoplecounter models'; auto: what their shapes say"""
+    pixels: Literal["auto", "rgb", "rgb255", "bgr255", "imagenet"] = "auto"
+    """Values of the images: RGB in 0..1, 0..255, BGR in 0..255, or RGB normalized; auto: as the head is exported"""
 
 
 class FusionSettings(Section):

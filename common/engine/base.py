@@ -5,6 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
+from peoplecounter.common.engine.heads import Head
 from peoplecounter.common.ipc.messages import Input, TensorLayout
 
 # float32 [k, 6], by image, best first: image, x1, y1, x2, y2 (input px), score
@@ -12,9 +13,10 @@ Persons = np.ndarray
 
 
 class Engine(Protocol):
-    """A loaded model that finds persons in square RGB images."""
+    """A loaded model that finds persons in images."""
 
-    input: Input  # what it reads: [n, 3, size_px, size_px] of this dtype
+    input: Input  # what it reads
+    head: Head  # how its outputs are read
 
     def warm_up(self) -> None:
         """Runs once on zeros, so that the first real frame takes no longer than the others."""

@@ -1,21 +1,27 @@
-"""Dense heads on the GPU: [B, 4 + C, anchors] -> the rows [B, DENSE_ANCHORS_MAX, 6] that the CPU's NMS would give.
+"""Dense heads on the GPU: their outputs -> rows [B, DENSE_ANCHORS_MAX, 5] of the persons that the CPU's NMS would keep.
 
 torch picks the best anchors of each image; one Triton program per image does what `boxes.nms` does. Nothing here waits
 for the GPU, and only rows leave it.
 """
 
+from typing import TYPE_CHECKING
+
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 
 from peoplecounter.common.engine.heads import DENSE_ANCHORS_MAX, DENSE_IOU, Head
 
+if TYPE_CHECKING:
+    from peoplecounter.common.engine.tensorrt_io import OutputBuffer
+
 
 @triton.jit
 def nms_kernel(boxes_ptr, scores_ptr, counts_ptr, iou, ANCHORS: tl.constexpr):
     """One image: boxes float32 [ANCHORS, 4], best first, of which the first `count` are valid. Removed: score 0.
 
-    A score that is NaN stays: topk puts it first, and `Head.of_rows` raises for it.
+    A score that is NaN stays: topk puts it first, and `Head.of_boxes` raises for it.
     """
     image = tl.program_id(0)
     boxes_ptr += image * ANCHORS * 4
@@ -44,33 +50,37 @@ def nms_kernel(boxes_ptr, scores_ptr, counts_ptr, iou, ANCHORS: tl.constexpr):
     tl.store(scores_ptr + k, tl.where((alive > 0) | (scores != scores), scores, 0.0))
 
 
-def rows(output: torch.Tensor, head: Head, score: float, anchors: int = DENSE_ANCHORS_MAX) -> torch.Tensor:
-    """Dense output [B, 4 + C (+ 32), anchors] -> float32 [B, anchors, 6], see heads; removed boxes have the score 0."""
-    scores, best = output[:, 4 + head.person_class].float().topk(min(anchors, output.shape[2]), dim=1)
+def rows(outputs: list[torch.Tensor], head: Head, score: float, anchors: int = DENSE_ANCHORS_MAX) -> torch.Tensor:
+    """What Head.decode reads -> float32 [B, anchors, 5]: x1, y1, x2, y2 (input px), score; removed boxes score 0."""
+    boxes, scores = head.decode(outputs)
+    scores, best = scores.float().topk(min(anchors, scores.shape[1]), dim=1)
+    boxes = boxes.float().gather(1, best[..., None].expand(-1, -1, 4))
     padding = anchors - scores.shape[1]
     if padding:
-        scores, best = (torch.nn.functional.pad(t, (0, padding)) for t in (scores, best))
-    x, y, w, h = output[:, :4].float().gather(2, best[:, None].expand(-1, 4, -1)).unbind(1)
-    boxes = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], dim=2).contiguous()
-    scores, counts = scores.contiguous(), (scores >= score).sum(dim=1, dtype=torch.int32)
-    nms_kernel[(len(output),)](boxes, scores, counts, DENSE_IOU, ANCHORS=anchors)
-    return torch.cat([boxes, scores[..., None], torch.full_like(scores[..., None], head.person_class)], dim=2)
+        scores = torch.nn.functional.pad(scores, (0, padding))
+        boxes = torch.nn.functional.pad(boxes, (0, 0, 0, padding))
+    boxes, scores = boxes.contiguous(), scores.contiguous()
+    counts = (scores >= score).sum(dim=1, dtype=torch.int32)
+    nms_kernel[(len(scores),)](boxes, scores, counts, DENSE_IOU, ANCHORS=anchors)
+    return torch.cat([boxes, scores[..., None]], dim=2)
 
 
 class GpuDenseHead:
-    """`rows` on an output buffer of TensorRT, on its stream; the rows lie at the address `rows`."""
+    """`rows` on output buffers of TensorRT, on its stream; the result, float32 of `shape`, lies at `address`."""
 
-    anchors = DENSE_ANCHORS_MAX
-
-    def __init__(self, address: int, shape: tuple[int, ...], dtype: str, head: Head, score: float, stream: int):
-        interface = {"shape": shape, "typestr": "<f4" if dtype == "float32" else "<f2", "data": (address, True)}
-        holder = type("Output", (), {"__cuda_array_interface__": {**interface, "version": 3}})()
-        self._output = torch.as_tensor(holder, device="cuda")
-        self._rows = torch.zeros((shape[0], DENSE_ANCHORS_MAX, 6), device="cuda")
+    def __init__(self, buffers: "list[OutputBuffer]", head: Head, score: float, stream: int):
+        self._outputs = [_tensor(buffer) for buffer in buffers]
+        self._rows = torch.zeros((buffers[0].shape[0], DENSE_ANCHORS_MAX, 5), device="cuda")
         self._head, self._score, self._stream = head, score, torch.cuda.ExternalStream(stream)
-        self.rows = self._rows.data_ptr()
+        self.address, self.shape = self._rows.data_ptr(), tuple(self._rows.shape)
 
     def run(self, count: int) -> None:
         """Queues the work on the first `count` images."""
         with torch.cuda.stream(self._stream):
-            self._rows[:count] = rows(self._output[:count], self._head, self._score)
+            self._rows[:count] = rows([output[:count] for output in self._outputs], self._head, self._score)
+
+
+def _tensor(buffer: "OutputBuffer") -> torch.Tensor:
+    kind = np.dtype(buffer.dtype).str
+    interface = {"shape": buffer.shape, "typestr": kind, "data": (buffer.address, True), "version": 3}
+    return torch.as_tensor(type("Output", (), {"__cuda_array_interface__": interface})(), device="cuda")

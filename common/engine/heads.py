@@ -1,85 +1,107 @@
-"""Output heads: which layout a model's outputs have, told by their shapes, and how they become persons.
-
-    rows   [B, n, 6]  or [B, n, 38]         x1, y1, x2, y2, score, class (, 32 mask coefficients): after NMS
-    dense  [B, 4 + C, anchors] (or + 32)    centre x, centre y, width, height, C class scores (, 32 masks): before NMS
-
-n and B may be free. Masks are not computed: counting does not need them.
-"""
+"""Output heads: a model's outputs become persons, whatever their layout; layouts.py is the table of those."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from peoplecounter.common.boxes import nms
+from peoplecounter.common.boxes import nms_keep
+from peoplecounter.common.engine.layouts import HEADS, NAMES, Array, Context, Kind, Output
+from peoplecounter.common.engine.metadata import person_class
 from peoplecounter.common.errors import AppError, ModelOutputError
 
-MASKS = 32
-DENSE_ANCHORS_MAX = 1024  # the best anchors of an image, which go through NMS: no picture shows as many persons
+DENSE_ANCHORS_MAX = 1024  # the best boxes of an image, which go through NMS: no picture shows as many persons
 DENSE_IOU = 0.7  # of two boxes of one image, above which NMS removes the weaker one: the usual value for dense heads
+STRANGE_SHARE, STRANGE_MIN = 0.5, 3  # of the boxes of a call, from which on a model is taken for misread
+SHARES_PX = 2  # boxes given as shares of a side lie within so few pixels
 
 
 @dataclass(frozen=True)
 class Head:
-    """How to read a model's first output. `dense_classes` is 0 for rows."""
+    """How to read a model's outputs."""
 
-    dense_classes: int
+    kind: Kind
+    outputs: tuple[str, ...]
     person_class: int
+    size: tuple[int, int]
 
-    def persons(self, output: np.ndarray, score: float) -> np.ndarray:
-        """First output [B, …] -> float32 [k, 6]: image, x1, y1, x2, y2 (input px), score; by image, best first.
+    @property
+    def dense(self) -> bool:
+        return self.kind.dense
 
-        Raises ModelOutputError for NaN in boxes or scores.
+    def decode(self, outputs: list[Array]) -> tuple[Array, Array]:
+        """The outputs named by `outputs` -> boxes [B, n, 4] in input px, scores [B, n]; of NumPy or torch."""
+        return self.kind.decode(outputs, self.person_class, self.size)
+
+    def persons(self, outputs: list[np.ndarray], score: float) -> np.ndarray:
+        """The outputs -> float32 [k, 6], by image, best first: image, x1, y1, x2, y2 (input px), score.
+
+        Raises ModelOutputError for NaN in boxes or scores, and for values that this layout does not have.
         """
-        if self.dense_classes:
-            _check_numbers(output[:, : 4 + self.dense_classes])
-            output = _padded([self._dense_rows(image, score) for image in output])
-        return self.of_rows(output, score)
+        boxes, scores = self.decode(outputs)
+        return self.of_boxes(boxes, scores, score)
 
-    def of_rows(self, output: np.ndarray, score: float) -> np.ndarray:
-        """Rows [B, n, 6 or more], after NMS -> the same as persons()."""
-        _check_numbers(output[..., :6])
-        keep = (output[..., 4] >= score) & (np.rint(output[..., 5]) == self.person_class)
-        image = np.nonzero(keep)[0].astype(np.float32)[:, None]
-        persons = np.hstack([image, output[keep][:, :5].astype(np.float32)])
-        return persons[np.lexsort((-persons[:, 5], persons[:, 0]))]
-
-    def _dense_rows(self, output: np.ndarray, score: float) -> np.ndarray:
-        """One image's dense output [4 + C (+ 32), anchors] -> rows [k, 6], after NMS."""
-        scores = output[4 + self.person_class]
+    def of_boxes(self, boxes: np.ndarray, scores: np.ndarray, score: float, suppressed: bool = False) -> np.ndarray:
+        """What decode() gives -> the same as persons(). `suppressed`: NMS was done already."""
+        _check_numbers(boxes)
+        _check_numbers(scores)
         keep = scores >= score
-        x, y, w, h = output[:4, keep].astype(np.float32)
-        boxes = np.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2, scores[keep].astype(np.float32)], axis=1)
-        boxes = nms(boxes[np.argsort(-boxes[:, 4], kind="stable")[:DENSE_ANCHORS_MAX]], DENSE_IOU)
-        return np.hstack([boxes, np.full((len(boxes), 1), self.person_class, np.float32)])
+        self._check_plausible(boxes[keep], scores[keep])
+        image = np.nonzero(keep)[0].astype(np.float32)[:, None]
+        found = np.hstack([image, boxes[keep].astype(np.float32), scores[keep].astype(np.float32)[:, None]])
+        found = found[np.lexsort((-found[:, 5], found[:, 0]))]
+        if not self.dense or suppressed:
+            return found
+        per_image = [found[found[:, 0] == i][:DENSE_ANCHORS_MAX] for i in range(len(scores))]
+        return np.vstack([rows[nms_keep(rows[:, 1:], DENSE_IOU)] for rows in per_image])
+
+    def _check_plausible(self, boxes: np.ndarray, scores: np.ndarray) -> None:
+        """A model that is read as what it is not gives values that make no sense."""
+        if not len(boxes):
+            return
+        largest = max(self.size)
+        if np.abs(boxes).max() <= SHARES_PX:
+            raise ModelOutputError(f"all boxes lie within {SHARES_PX} px, as shares of a side do: {self._doubt}")
+        strange = {
+            "scores are above 1": scores > 1.001,
+            "boxes end before they begin": (boxes[:, 2] < boxes[:, 0]) | (boxes[:, 3] < boxes[:, 1]),
+            "boxes lie far outside of the image": (np.abs(boxes) > 8 * largest).any(axis=1),
+        }
+        for what, which in strange.items():
+            if which.sum() >= max(STRANGE_MIN, STRANGE_SHARE * len(boxes)):
+                raise ModelOutputError(f"{what}: {self._doubt}")
+
+    @property
+    def _doubt(self) -> str:
+        return f"the model is no {self.kind.name!r} ({self.kind.layout}); set engine.head to what it is"
 
 
-def head(shapes: Sequence[Sequence[int | str | None]], person_class: int) -> Head:
-    """The head of a model with these output shapes. Raises AppError for any other layout or for a missing class."""
-    first = list(shapes[0]) if shapes else []
-    masked = len(shapes) > 1 and len(shapes[1]) == 4 and shapes[1][1] == MASKS
-    if len(first) == 3 and first[2] == (6 + MASKS if masked else 6):
-        return Head(0, person_class)
-    if len(first) == 3 and isinstance(first[1], int) and not (isinstance(first[2], int) and first[2] <= first[1]):
-        classes = first[1] - 4 - (MASKS if masked else 0)
-        if 0 <= person_class < classes:
-            return Head(classes, person_class)
-    outputs = ", ".join(str(list(shape)) for shape in shapes) or "none"
-    raise AppError(
-        f"The model's outputs are not supported ({outputs}): expected [B, n, 6] rows or [B, 4 + classes, anchors] "
-        f"(with masks: + {MASKS}) that contain class {person_class}."
-    )
+def head(
+    outputs: Sequence[Output], context: Context, wanted: str = "auto", person: int | None = None, model: str = ""
+) -> Head:
+    """The head of a model with these outputs. Raises AppError for an unknown or ambiguous layout or class."""
+    task = context.metadata.task
+    if task not in ("", "detect", "segment", "pose"):
+        raise AppError(f"The model {model} is made for {task!r}: a detector is needed, which gives upright boxes.")
+    kinds = [kind for kind in HEADS if wanted == kind.name or (wanted == "auto" and kind.auto)]
+    context = replace(context, chosen=wanted != "auto")
+    if not kinds:
+        raise AppError(f"The head {wanted!r} does not exist: engine.head is auto or one of {', '.join(NAMES)}.")
+    found = [(kind, match) for kind in kinds if (match := kind.find(list(outputs), context))]
+    shapes = ", ".join(f"{o.name} {list(o.shape)}" for o in outputs) or "none"
+    if not found:
+        raise AppError(
+            f"The outputs of the model {model} are not supported ({shapes}): 'peoplecounter models' lists what is."
+        )
+    if len(found) > 1:
+        names = ", ".join(kind.name for kind, _ in found)
+        raise AppError(f"The outputs of the model {model} ({shapes}) may be {names}: set engine.head to the right one.")
+    ((kind, match),) = found
+    index = person_class(context.metadata, match.classes, match.person, person, model)
+    return Head(kind, match.outputs, index, context.size)
 
 
 def _check_numbers(values: np.ndarray) -> None:
     """A comparison with NaN is false: without this check, NaN would become a count of 0."""
     if values.size and np.isnan(values.min()):
         raise ModelOutputError("the model's output is not a number (NaN)")
-
-
-def _padded(rows: list[np.ndarray]) -> np.ndarray:
-    """The rows [k, 6] of several images -> [B, largest k, 6]; added rows have the score 0."""
-    out = np.zeros((len(rows), max(len(r) for r in rows), 6), np.float32)
-    for image, image_rows in zip(out, rows):
-        image[: len(image_rows)] = image_rows
-    return out

@@ -1,12 +1,16 @@
 """A model's bytes and its sidecar, from a file or from `engine serve`, checked before an engine loads them."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 from msgspec import Struct
 
 from peoplecounter.common.backend import PLAN_MAGIC, is_endpoint, is_plan
 from peoplecounter.common.engine.fetch import fetch
+from peoplecounter.common.engine.onnx_file import external_files
 from peoplecounter.common.engine.sidecar import Sidecar, check_bytes, decode_sidecar, read_sidecar
 from peoplecounter.common.errors import NO_INPUT, AppError
 from peoplecounter.common.files import sha256
@@ -20,6 +24,12 @@ class Model:
     name: str  # for error messages
     data: bytes
     sidecar: Sidecar | None = None
+    files: dict[str, bytes] = field(default_factory=dict)  # other files that hold the weights of an ONNX file
+
+    @property
+    def blob(self) -> bytes:
+        """All of it, which is what is hashed and served."""
+        return b"".join([self.data, *(self.files[name] for name in sorted(self.files))])
 
 
 class SwappedModel(Struct, frozen=True):
@@ -33,17 +43,49 @@ def read_model(settings: EngineSettings) -> Model:
     """The model of the settings. Raises AppError for one that is missing, too large, or has another hash."""
     name = settings.model
     if is_endpoint(name):
-        data, described = fetch(name, "model", settings.server_key, settings.limit_mb << 20)
-        sidecar = decode_sidecar(described, name) if described else None
+        model = _served(name, *fetch(name, "model", settings.server_key, settings.limit_mb << 20))
     else:
-        path = Path(name)
-        data = read_file(path, settings.limit_mb)
-        sidecar = read_sidecar(path) if data.startswith(PLAN_MAGIC) else None
-    if settings.sha256 and sha256(data) != settings.sha256:
-        raise AppError(f"The model {name} has the SHA-256 {sha256(data)}, engine.sha256 expects {settings.sha256}.")
-    if sidecar is not None:
-        check_bytes(sidecar, data, name)
-    return Model(name, data, sidecar)
+        model = _stored(name, Path(name), settings.limit_mb)
+    if settings.sha256 and sha256(model.blob) != settings.sha256:
+        raise AppError(
+            f"The model {name} has the SHA-256 {sha256(model.blob)}, engine.sha256 expects {settings.sha256}."
+        )
+    if model.sidecar is not None:
+        check_bytes(model.sidecar, model.data, name)
+    return model
+
+
+def description(model: Model) -> bytes:
+    """What is served with a model's bytes: a plan's sidecar, or which of the bytes are the files of an ONNX file."""
+    if model.sidecar:
+        return model.sidecar.encode()
+    return json.dumps({name: len(model.files[name]) for name in sorted(model.files)}).encode() if model.files else b""
+
+
+def _stored(name: str, path: Path, limit_mb: int) -> Model:
+    data = read_file(path, limit_mb)
+    if data.startswith(PLAN_MAGIC):
+        return Model(name, data, read_sidecar(path))
+    files, role = {}, f", which holds weights of {name},"
+    for file in external_files(data, name):
+        if not (path.parent / file).resolve().is_relative_to(path.parent.resolve()):
+            raise AppError(f"The model {name} takes weights from {file!r}, a link out of its own folder.")
+        files[file] = read_file(path.parent / file, limit_mb, role)
+    return Model(name, data, files=files)
+
+
+def _served(name: str, data: bytes, described: bytes) -> Model:
+    if data.startswith(PLAN_MAGIC):
+        return Model(name, data, decode_sidecar(described, name) if described else None)
+    try:
+        sizes = msgspec.json.decode(described or b"{}", type=dict[str, Annotated[int, msgspec.Meta(ge=0)]])
+    except msgspec.MsgspecError:
+        raise AppError(f"The server of {name} describes the model's files in a way that makes no sense.") from None
+    at = len(data) - sum(sizes.values())
+    model, files = data[: max(0, at)], {}
+    for file, size in sizes.items():
+        files[file], at = data[at : at + size], at + size
+    return Model(name, model, files=files)
 
 
 def read_weights(settings: EngineSettings, sidecar: Sidecar) -> bytes:

@@ -9,20 +9,21 @@ import numpy as np
 import onnxruntime
 
 from peoplecounter.common.engine.base import Persons
-from peoplecounter.common.engine.heads import head
+from peoplecounter.common.engine.heads import Context, Head, Output, head
+from peoplecounter.common.engine.images import read_shape, with_pixels
+from peoplecounter.common.engine.metadata import read_metadata
 from peoplecounter.common.engine.model import read_model
 from peoplecounter.common.errors import AppError
 from peoplecounter.common.ipc.messages import Input, TensorLayout
 from peoplecounter.common.settings import EngineSettings
 
 DEMO_MODEL = Path(__file__).with_name("plaza.onnx")
-DEFAULT_SIZE_PX = 640  # of a model whose height and width are free
 QUANTIZED = b"DequantizeLinear"  # the operator of models with Q/DQ pairs
-DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
+DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 
 
 class OnnxEngine:
-    """A detector in an ONNX file. Images are inferred one by one: on a CPU a batch is not faster.
+    """A detector in an ONNX file. Images are inferred one by one, unless its batch is fixed: a CPU gains nothing.
 
     Raises AppError for a model that cannot be loaded or is not a supported detector.
     """
@@ -37,20 +38,21 @@ class OnnxEngine:
         if QUANTIZED in model.data:  # in ONNX Runtime 1.32 more optimization ruins FP8 and slows INT8 down
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
             options.add_session_config_entry("session.disable_quant_qdq", "1")
+        if model.files:
+            names, contents = list(model.files), list(model.files.values())
+            options.add_external_initializers_from_files_in_memory(names, contents, [len(c) for c in contents])
         try:
             self._session = onnxruntime.InferenceSession(model.data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime has a dozen exception types of its own
             raise AppError(f"The model {model.name} cannot be loaded: {str(error).splitlines()[0]}") from None
-        (image, *others), outputs = self._session.get_inputs(), self._session.get_outputs()
-        self._input_name, self._output_names, self._score = image.name, [outputs[0].name], settings.score
-        self.input = _input(model.name, image, others)
-        self._head = head([output.shape for output in outputs], settings.person_class)
+        self._score = settings.score
+        self._images, self._size, self.input, self.head, self._batch = _read(self._session, settings, model.name)
 
     def warm_up(self) -> None:
-        self._infer(np.zeros((1, 3, self.input.size_px, self.input.size_px), self.input.dtype))
+        self._infer(np.zeros((1, *self.input.image_shape), self.input.dtype))
 
     def batch(self, images: int) -> int:
-        return 1
+        return min(images, self._batch)
 
     def start(
         self, slot: np.ndarray, layout: TensorLayout, first: int, count: int
@@ -60,26 +62,44 @@ class OnnxEngine:
         return lambda: (persons, 0)
 
     def run(self, images: np.ndarray) -> Persons:
-        """Images [1, 3, S, S] -> persons, see base.Persons. Raises ModelOutputError for an output with NaN."""
-        return self._head.persons(self._infer(images), self._score)
+        """At most batch() images -> persons, see base.Persons. Raises ModelOutputError, see Head.persons."""
+        return self.head.persons([output[: len(images)] for output in self._infer(images)], self._score)
 
-    def _infer(self, images: np.ndarray) -> np.ndarray:
+    def _infer(self, images: np.ndarray) -> list[np.ndarray]:
         self.counters["batches_plain"] += 1
-        return self._session.run(self._output_names, {self._input_name: images})[0]
+        if len(images) < self._batch:  # a fixed batch is filled up
+            padding = np.zeros((self._batch - len(images), *images.shape[1:]), images.dtype)
+            images = np.concatenate([images, padding])
+        inputs = {self._images: images}
+        if self._size:
+            inputs[self._size] = np.array([self.input.size] * len(images), np.int64)
+        return self._session.run(list(self.head.outputs), inputs)
 
     def close(self) -> None:
         self._session = None
 
 
-def _input(model: str, image: onnxruntime.NodeArg, others: list) -> Input:
-    shape, dtype = list(image.shape), DTYPES.get(image.type)
-    batch, channels, *sides = shape if len(shape) == 4 else (0, 0)
-    free = all(not isinstance(side, int) for side in sides)
-    square = len(sides) == 2 and (free or sides[0] == sides[1])
-    if others or dtype is None or not square or channels != 3 or (isinstance(batch, int) and batch != 1):
+def _read(
+    session: onnxruntime.InferenceSession, settings: EngineSettings, model: str
+) -> tuple[str, str, Input, Head, int]:
+    """(name of the images, name of their sizes or empty, what is read, the head, how many images at once)."""
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    sizes = [i for i in inputs if len(i.shape) == 2 and i.shape[1] == 2 and i.type == "tensor(int64)"]
+    images = [i for i in inputs if i not in sizes]
+    if len(images) != 1 or len(sizes) > 1:
         raise AppError(
-            f"The input of the model {model} is not supported ({image.name} {image.type} {shape}"
-            f"{' and more' if others else ''}): expected one float32 or float16 input [B, 3, S, S] with a free "
-            "batch or a batch of 1."
+            f"The inputs of the model {model} are not supported ({', '.join(i.name for i in inputs)}): expected "
+            "images, and at most their sizes as int64 [B, 2]."
         )
-    return Input(DEFAULT_SIZE_PX if free else sides[0], "float16" if dtype == "float16" else "float32")
+    metadata = read_metadata(session.get_modelmeta().custom_metadata_map)
+    shape = [side if isinstance(side, int) else None for side in images[0].shape]
+    read, batch = read_shape(shape, DTYPES.get(images[0].type), metadata, model)
+    found = head(
+        [Output(o.name, o.shape) for o in outputs],
+        Context(read.size, len(inputs), metadata),
+        settings.head,
+        settings.person_class,
+        model,
+    )
+    read = with_pixels(read, found.kind.pixels, settings.pixels)
+    return images[0].name, sizes[0].name if sizes else "", read, found, batch or 1

@@ -38,6 +38,7 @@ class Sidecar:
     build_s: float = 0.0
     timing_cache: str = "off"  # "off", "cold" (empty for this GPU and these versions) or "warm"
     built: str = ""  # UTC
+    metadata: dict = field(default_factory=dict)  # of the ONNX file: names, task and the like, as they stand there
 
     def encode(self) -> bytes:
         return json.dumps(asdict(self), indent=1).encode() + b"\n"

@@ -15,18 +15,20 @@ from peoplecounter.common import backend, cuda
 from peoplecounter.common.cuda import check, cudart, device, pinned
 from peoplecounter.common.engine.base import Persons
 from peoplecounter.common.engine.graph_cache import LOADING, GraphCache
-from peoplecounter.common.engine.heads import head
+from peoplecounter.common.engine.heads import Context, head
+from peoplecounter.common.engine.images import with_pixels
+from peoplecounter.common.engine.metadata import read_metadata
 from peoplecounter.common.engine.model import SwappedModel, plan_path, read_model, read_weights
 from peoplecounter.common.engine.refit import refit
 from peoplecounter.common.engine.sidecar import check_fits
-from peoplecounter.common.engine.tensorrt_io import OutputBuffers, read_input
+from peoplecounter.common.engine.tensorrt_io import OutputBuffer, OutputBuffers, read_input
 from peoplecounter.common.engine.tensorrt_log import logger
 from peoplecounter.common.errors import AppError
 from peoplecounter.common.ipc.memory import Block, WorkQueue
 from peoplecounter.common.ipc.messages import TensorLayout
 from peoplecounter.common.settings import EngineSettings
 
-ROW_COLUMNS = 6  # of a box row that is read back; mask coefficients stay on the GPU
+COLUMNS_MAX = {"rows": 6}  # of a head's output that are read back: its mask coefficients stay on the GPU
 
 
 def runtime_module():
@@ -69,29 +71,26 @@ class TensorRTEngine:
     def _load(self, settings: EngineSettings, weights: SwappedModel | None) -> None:
         trt, path = self._trt, settings.model
         self._logger = logger(trt)
-        self._runtime, self._engine = _deserialize(trt, settings, weights, self._logger)
-        self._read = read_input(trt, self._engine, path)
-        self.input = self._read.input
+        self._runtime, self._engine, metadata = _deserialize(trt, settings, weights, self._logger)
+        self._read = read_input(trt, self._engine, metadata, path)
         self._contexts = [self._new_context(i, path) for i in range(len(self._read.profiles))]
         self._outputs = OutputBuffers(trt, self._engine, self._contexts, self._read, path)
-        self._head = head(self._outputs.shapes, settings.person_class)
+        context = Context(self._read.input.size, metadata=metadata)
+        self.head = head(self._outputs.described, context, settings.head, settings.person_class, path)
+        self.input = with_pixels(self._read.input, self.head.kind.pixels, settings.pixels)
         self._score = settings.score
-        boxes = self._outputs.boxes
+        self._results = self._outputs.named(self.head.outputs)
         self._dense = None
-        self._rows_address, self._rows = boxes.address, boxes.shape[1]
-        self._columns, self._dtype = boxes.shape[-1], boxes.dtype
-        if self._head.dense_classes:
+        if self.head.dense:
             from peoplecounter.common.engine.dense import GpuDenseHead  # torch and Triton, for heads that need NMS
 
-            stream = self._work.stream
-            self._dense = GpuDenseHead(boxes.address, boxes.shape, boxes.dtype, self._head, self._score, stream)
-            self._rows_address, self._rows = self._dense.rows, self._dense.anchors
-            self._columns, self._dtype = ROW_COLUMNS, "float32"
+            self._dense = GpuDenseHead(self._results, self.head, self._score, self._work.stream)
+            self._results = [OutputBuffer("rows", self._dense.address, self._dense.shape, "float32")]
 
     def warm_up(self) -> None:
         """Runs batches of zeros on a stream of their own, so that kernels are loaded before the first frame."""
         sizes = sorted({images for profile in self._read.profiles for images in (profile.min, profile.opt)})
-        nbytes = sizes[-1] * 3 * self.input.size_px**2 * np.dtype(self.input.dtype).itemsize
+        nbytes = TensorLayout(sizes[-1], self.input, 0).nbytes
         with LOADING:
             stream = check(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
             address = check(cudart.cudaMalloc(nbytes))
@@ -120,16 +119,20 @@ class TensorRTEngine:
         if self._dense:
             self._dense.run(count)
         check(cudart.cudaEventRecord(result.end, stream))
-        itemsize = np.dtype(self._dtype).itemsize
-        check(
-            cudart.cudaMemcpy2DAsync(
-                result.rows.ctypes.data, ROW_COLUMNS * itemsize, self._rows_address, self._columns * itemsize,
-                ROW_COLUMNS * itemsize, count * self._rows, cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost, stream,
+        for buffer, copy in zip(self._results, result.outputs):
+            wide, narrow = (array[-1] * np.dtype(buffer.dtype).itemsize for array in (buffer.shape, copy.shape))
+            rows = count * int(np.prod(copy.shape[1:-1]))
+            to_host = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
+            check(
+                cudart.cudaMemcpy2DAsync(copy.ctypes.data, narrow, buffer.address, wide, narrow, rows, to_host, stream)
             )
-        )  # fmt: skip
 
         def collect() -> tuple[Persons, int]:
-            persons = self._head.of_rows(result.rows[:count], self._score)
+            outputs = [copy[:count] for copy in result.outputs]
+            if self._dense:
+                persons = self.head.of_boxes(outputs[0][..., :4], outputs[0][..., 4], self._score, suppressed=True)
+            else:
+                persons = self.head.persons(outputs, self._score)
             gpu_ns = int(check(cudart.cudaEventElapsedTime(result.begin, result.end)) * 1e6)
             self._spare_results.append(result)
             return persons, gpu_ns
@@ -160,7 +163,9 @@ class TensorRTEngine:
 
     def _new_result(self) -> "_BatchResult":
         largest = max(profile.max for profile in self._read.profiles)
-        return _BatchResult(largest, self._rows, self._dtype)
+        columns = COLUMNS_MAX.get(self.head.kind.name, 1 << 30)
+        shapes = [(largest, *b.shape[1:-1], min(b.shape[-1], columns)) for b in self._results]
+        return _BatchResult(shapes, [buffer.dtype for buffer in self._results])
 
     def _context(self, images: int):
         return self._contexts[self._read.profile_of(images)]
@@ -195,7 +200,7 @@ class TensorRTEngine:
 
 
 def _deserialize(trt, settings: EngineSettings, weights: SwappedModel | None, log):
-    """(runtime, engine) of the plan that the settings name, with the weights of an ONNX file if it has none."""
+    """(runtime, engine, metadata) of the plan in the settings, with the weights of an ONNX file if it has none."""
     if not backend.is_endpoint(settings.model):
         plan_path(settings.model)
     model, gpu = read_model(settings), device()
@@ -217,17 +222,18 @@ def _deserialize(trt, settings: EngineSettings, weights: SwappedModel | None, lo
         refit(trt, engine, onnx.data, log, model.name)
     elif sidecar and sidecar.stripped:
         refit(trt, engine, read_weights(settings, sidecar), log, model.name)
-    return runtime, engine
+    return runtime, engine, read_metadata(sidecar.metadata if sidecar else {})
 
 
 class _BatchResult:
-    """What one batch in flight needs for itself: page-locked rows, and events around its time on the GPU."""
+    """What one batch in flight needs for itself: page-locked outputs, and events around its time on the GPU."""
 
-    def __init__(self, images: int, rows: int, dtype: str):
-        self.rows = pinned((images, rows, ROW_COLUMNS), dtype)
+    def __init__(self, shapes: list[tuple[int, ...]], dtypes: list[str]):
+        self.outputs = [pinned(shape, dtype) for shape, dtype in zip(shapes, dtypes)]
         self.begin, self.end = check(cudart.cudaEventCreate()), check(cudart.cudaEventCreate())
 
     def free(self) -> None:
-        check(cudart.cudaFreeHost(self.rows.ctypes.data))
+        for output in self.outputs:
+            check(cudart.cudaFreeHost(output.ctypes.data))
         check(cudart.cudaEventDestroy(self.begin))
         check(cudart.cudaEventDestroy(self.end))

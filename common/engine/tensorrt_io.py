@@ -1,14 +1,16 @@
 """A plan's input and outputs: what it reads, in which batches, and device buffers for what it writes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from peoplecounter.common.cuda import check, cudart
+from peoplecounter.common.engine.heads import Output
+from peoplecounter.common.engine.images import read_shape
+from peoplecounter.common.engine.metadata import Metadata
 from peoplecounter.common.errors import AppError
 from peoplecounter.common.ipc.messages import Input
-
-BOX_DTYPES = ("float32", "float16")
 
 
 @dataclass(frozen=True, order=True)
@@ -25,12 +27,12 @@ class EngineInput:
     """The one input of a detector."""
 
     name: str
-    input: Input
+    input: Input  # without what its head says of the pixels
     profiles: tuple[Profile, ...]
 
     def shape(self, images: int) -> tuple[int, int, int, int]:
         """The input's shape for a batch."""
-        return images, 3, self.input.size_px, self.input.size_px
+        return images, *self.input.image_shape
 
     def batch(self, images: int) -> int:
         """The largest batch that a profile takes and these images fill."""
@@ -42,24 +44,21 @@ class EngineInput:
         return min(fitting)[1]
 
 
-def read_input(trt, engine, path: str) -> EngineInput:
+def read_input(trt, engine, metadata: Metadata, path: str) -> EngineInput:
     """The input of a deserialized engine. Raises AppError for an input that preprocess does not write."""
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-    shape = tuple(engine.get_tensor_shape(inputs[0])) if inputs else ()
-    dtype = dtype_of(trt, engine, inputs[0]) if inputs else None
-    if len(inputs) != 1 or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3] or dtype not in BOX_DTYPES:
-        raise AppError(
-            f"The input of the plan {path} is not supported ({', '.join(inputs) or 'none'} {dtype} {list(shape)}): "
-            "expected one float32 or float16 input [B, 3, S, S]."
-        )
+    if len(inputs) != 1:
+        raise AppError(f"The plan {path} has {len(inputs)} inputs ({', '.join(inputs)}): expected images only.")
+    shape = tuple(engine.get_tensor_shape(inputs[0]))
+    sides = [side if side > 0 else None for side in shape]
+    read, _ = read_shape(sides, dtype_of(trt, engine, inputs[0]), metadata, path)
     profiles = [Profile(shape[0], shape[0], shape[0])]
     if shape[0] < 0:
         ranges = [engine.get_tensor_profile_shape(inputs[0], i) for i in range(engine.num_optimization_profiles)]
         profiles = [Profile(*(dims[0] for dims in shapes)) for shapes in ranges]
     if all(profile.min > 1 for profile in profiles):
         raise AppError(f"The plan {path} does not accept a batch of 1: build it again with --batch 1 added.")
-    read = Input(shape[2], "float16" if dtype == "float16" else "float32")
     return EngineInput(inputs[0], read, tuple(profiles))
 
 
@@ -74,7 +73,7 @@ class OutputBuffer:
 
 
 class OutputBuffers:
-    """Device buffers of all outputs, bound to every context, boxes first. Raises AppError for unsupported outputs."""
+    """Device buffers of all outputs, bound to every context. Raises AppError for outputs of an unsupported type."""
 
     def __init__(self, trt, engine, contexts: list, read: EngineInput, path: str):
         self.buffers: list[OutputBuffer] = []
@@ -101,17 +100,16 @@ class OutputBuffers:
             for context_of_profile in contexts:
                 context_of_profile.set_tensor_address(name, buffer.address)
         self.buffers.sort(key=lambda buffer: len(buffer.shape))  # boxes [B, n, …] before mask prototypes [B, 32, h, w]
-        if self.buffers and self.buffers[0].dtype not in BOX_DTYPES:
-            raise AppError(f"The plan {path} gives boxes in {self.buffers[0].dtype}: expected float32 or float16.")
 
     @property
-    def shapes(self) -> list[list[int | None]]:
-        """The outputs' shapes, with a free batch: they tell the head."""
-        return [[None, *buffer.shape[1:]] for buffer in self.buffers]
+    def described(self) -> list[Output]:
+        """The outputs with a free batch: they tell the head."""
+        return [Output(buffer.name, [None, *buffer.shape[1:]]) for buffer in self.buffers]
 
-    @property
-    def boxes(self) -> OutputBuffer:
-        return self.buffers[0]
+    def named(self, names: Sequence[str]) -> list[OutputBuffer]:
+        """The buffers of these outputs."""
+        by_name = {buffer.name: buffer for buffer in self.buffers}
+        return [by_name[name] for name in names]
 
     def copy(self, images: int) -> list[np.ndarray]:
         """Copies of the raw outputs of the last batch, on the host. Its work must have finished."""

@@ -132,10 +132,7 @@ class Swap:
         ours, theirs = self._engine.input, engine.input
         if theirs == ours:
             return ""
-        return (
-            f"The model reads {theirs.dtype} {theirs.size_px} px, "
-            f"this group's tensors are {ours.dtype} {ours.size_px} px."
-        )
+        return f"The model reads {theirs}, this group's tensors are {ours}."
 
     def _forget(self, peer: Peer) -> None:
         """The peer that asked for the swap has gone before all were ready: the old model stays."""

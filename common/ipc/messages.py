@@ -102,21 +102,62 @@ class SurfaceLayout(Struct, frozen=True, tag="surface"):
         return self.pitch * (self.height + (self.height + 1) // 2)
 
 
+Triple = tuple[float, float, float]
+
+
+class Input(Struct, frozen=True):
+    """The images an engine reads: [n, 3, height, width] RGB in 0..1, unless a field says otherwise.
+
+    A value is `pixel * scale + offset`, where pixel is R, G or B in 0..1. A ring with other tensors refuses a Hello.
+    """
+
+    width: Annotated[int, Meta(ge=32, le=4096)]
+    height: Annotated[int, Meta(ge=32, le=4096)]
+    dtype: Literal["float32", "float16", "uint8"] = "float32"
+    channels_last: bool = False  # [n, height, width, 3]
+    bgr: bool = False
+    scale: Triple = (1.0, 1.0, 1.0)  # of R, G, B
+    offset: Triple = (0.0, 0.0, 0.0)
+    corner: bool = False  # the letterboxed frame lies at the top left, not in the middle
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.width, self.height
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """[3, height, width] or [height, width, 3]."""
+        return (self.height, self.width, 3) if self.channels_last else (3, self.height, self.width)
+
+    @property
+    def values_are_pixels(self) -> bool:
+        """True when a value is a pixel in 0..1 as it is."""
+        return self.scale == (1, 1, 1) and self.offset == (0, 0, 0)
+
+    def __str__(self) -> str:
+        unusual = [word for word in ("channels_last", "bgr", "corner") if getattr(self, word)]
+        unusual += [] if self.values_are_pixels else [f"scale {self.scale}, offset {self.offset}"]
+        return ", ".join([f"{self.dtype} {self.width}x{self.height}", *unusual])
+
+
 class TensorLayout(Struct, frozen=True, tag="tensor"):
-    """[images, 3, size_px, size_px] RGB in 0..1, C-contiguous: image 0 is the letterboxed frame, then its tiles."""
+    """Images as an engine reads them, C-contiguous: image 0 is the letterboxed frame, then its tiles."""
 
     images: Small
-    size_px: Small
-    dtype: Name  # "float32" | "float16"
+    input: Input
     overlap: float
 
     @property
+    def dtype(self) -> str:
+        return self.input.dtype
+
+    @property
     def shape(self) -> tuple[int, int, int, int]:
-        return self.images, 3, self.size_px, self.size_px
+        return self.images, *self.input.image_shape
 
     @property
     def image_bytes(self) -> int:
-        return 3 * self.size_px**2 * (2 if self.dtype == "float16" else 4)
+        return 3 * self.input.width * self.input.height * np.dtype(self.dtype).itemsize
 
     @property
     def nbytes(self) -> int:
@@ -131,13 +172,6 @@ class RingSpec(Struct, frozen=True):
     slots: Count
     slot_bytes: Count
     layout: SurfaceLayout | TensorLayout
-
-
-class Input(Struct, frozen=True):
-    """The tensors an engine reads. A ring with other tensors refuses its Hello."""
-
-    size_px: Annotated[int, Meta(ge=32, le=4096)]
-    dtype: Literal["float32", "float16"]
 
 
 class SlotRef(Struct, frozen=True):

@@ -33,7 +33,7 @@ from peoplecounter.deploy.report import evaluate
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Counts people in video."
 )
-models = typer.Typer(no_args_is_help=True, help="Models to count with.")
+models = typer.Typer(invoke_without_command=True, help="Models to count with: without a command, those that are known.")
 app.add_typer(models, name="models")
 app.add_typer(engine_commands.app, name="engine")
 source_app = typer.Typer(no_args_is_help=True, help="Add, remove and list the sources of a running group.")
@@ -362,6 +362,27 @@ def uninstall_systemd(name: UnitName = "peoplecounter", root: Root = Path("/")) 
 
     for path in uninstall(name, root):
         print(f"removed {path}")
+
+
+@models.callback()
+def list_models(context: typer.Context) -> None:
+    """List the models that are known, how each is told from the others, and how it is exported."""
+    from peoplecounter.deploy.engine import check
+
+    if context.invoked_subcommand is None:
+        print("\n".join(check.known_lines()))
+
+
+@models.command("check")
+def check_model(
+    model: Annotated[Path, typer.Argument(help="ONNX file or TensorRT plan.")],
+    image: Annotated[Path | None, typer.Option(help="Picture or video to try it on; default: a drawn plaza.")] = None,
+    out: Annotated[Path, typer.Option(help="PNG to draw its boxes into.")] = Path("check.png"),
+) -> None:
+    """Say what a model is taken for, and draw the persons that it finds in a picture."""
+    from peoplecounter.deploy.engine import check
+
+    print("\n".join(check.check(model, image, out)))
 
 
 @models.command()

@@ -135,7 +135,7 @@ def serve(
     timing_cache: TimingCacheOption = "auto",
 ) -> None:
     """Serve a model to infer services with engine.model = "tcp://…" until Ctrl-C."""
-    from peoplecounter.common.engine.model import read_model, read_weights
+    from peoplecounter.common.engine.model import Model, read_model, read_weights
     from peoplecounter.deploy.engine import serve as server_module
 
     public, secret = key_pair(key, make=True) if key else (None, None)
@@ -146,14 +146,14 @@ def serve(
             lambda progress: builder.build_memory(model, options, progress), f"building {model}"
         )
         print(_built(sidecar, ratio, "a plan in memory"))
+        loaded = Model(str(model), data, sidecar)
     else:
         wanted = settings.engine.model_copy(update={"model": str(model), "sha256": ""})
         loaded = read_model(wanted)
-        data, sidecar = loaded.data, loaded.sidecar
-        if sidecar and sidecar.stripped:
-            weights = read_weights(wanted, sidecar)
-    server = server_module.Server(bind, server_module.items(data, sidecar, weights), secret)
-    print(f"{model.name}, {len(data) / 1e6:.1f} MB, SHA-256 {sha256(data)}")
+        if loaded.sidecar and loaded.sidecar.stripped:
+            weights = read_weights(wanted, loaded.sidecar)
+    server = server_module.Server(bind, server_module.items(loaded, weights), secret)
+    print(f"{model.name}, {len(loaded.blob) / 1e6:.1f} MB, SHA-256 {sha256(loaded.blob)}")
     print(
         f'engine.model = "{server.endpoint}"' + (f'  engine.server_key = "{public.decode()}"' if public else ""),
         flush=True,

@@ -14,7 +14,7 @@ from peoplecounter.common.engine.sidecar import read_sidecar
 from peoplecounter.common.inference.mapping import letterbox_to_frame, tiles_to_frame
 from peoplecounter.common.ipc.loop import Loop
 from peoplecounter.common.ipc.memory import KINDS, Block, memory_kind
-from peoplecounter.common.ipc.messages import FrameHeader, Part, TensorLayout
+from peoplecounter.common.ipc.messages import FrameHeader, Part, SurfaceLayout, TensorLayout
 from peoplecounter.common.settings import Settings
 from peoplecounter.deploy.engine import calibration
 from peoplecounter.services.fusion.merge import hysteresis, merge
@@ -30,7 +30,7 @@ class EngineBench:
 
     def __init__(self, settings: Settings):
         self.settings, self.kind = settings, KINDS[backend.resolve(settings)]
-        self._work = memory_kind(self.kind).work_queue(Loop())
+        self.work = memory_kind(self.kind).work_queue(Loop())
 
     def measure(self, model: Path, surfaces: list, rounds: int = ROUNDS) -> dict:
         """One engine's row: load_s, megabytes, ms {batch: {"p50", "p99"}} with and without graphs, counts."""
@@ -38,20 +38,20 @@ class EngineBench:
             update={"engine": self.settings.engine.model_copy(update={"model": str(model)})}
         )
         began_s = time.perf_counter()
-        engine = load_engine(settings, 1, self._work)
+        engine = load_engine(settings, 1, self.work)
         engine.warm_up()
         row = {
             "model": model.name,
             "megabytes": round(model.stat().st_size / 1e6, 2),
             "load_s": round(time.perf_counter() - began_s, 2),
-            "input": f"{engine.input.dtype} {engine.input.size_px} px",
+            "input": str(engine.input),
         }
         sidecar = read_sidecar(model)
         if sidecar:
             row |= {"tensorrt": sidecar.tensorrt, "build_s": sidecar.build_s, "stripped": sidecar.stripped}
         row["ms"] = self._times(engine, rounds)
         if self.kind == "cuda":
-            plain = load_engine(settings, 1, self._work, graphs=False)
+            plain = load_engine(settings, 1, self.work, graphs=False)
             plain.warm_up()
             row["ms_without_graphs"] = self._times(plain, rounds)
             plain.close()
@@ -61,33 +61,47 @@ class EngineBench:
 
     def counts(self, engine: Engine, surfaces: list) -> list[int]:
         """The people in each of these frames, merged as fusion does."""
-        fusion, overlap = self.settings.fusion, self.settings.preprocess.overlap
         persons, counts = np.zeros((0, 5), np.float32), []
         for layout, surface in surfaces:
-            images = calibration.tensor(surface, layout, engine.input.size_px, overlap, engine.input.dtype)
-            tensor = TensorLayout(len(images), engine.input.size_px, engine.input.dtype, overlap)
-            header = FrameHeader(
-                source="bench", seq=0, pts_s=0, captured_ns=0, deadline_ns=0, width=layout.width, height=layout.height
-            )
-            with self._slot(images) as slot:
-                parts = [(0, 1), (1, len(images) - 1)]
-                answers = [self._persons(engine, slot, tensor, first, count) for first, count in parts]
-            rows = np.vstack(
-                [
-                    letterbox_to_frame(tensor, header, Part("global"), answers[0], fusion.edge_px),
-                    tiles_to_frame(tensor, header, Part("tiles", 0, *parts[1]), answers[1], fusion.edge_px),
-                ]
-            ).astype(np.float32)
-            persons = hysteresis(merge(rows, fusion.same_iou, fusion.same_ios), persons, fusion.new_score)
+            persons = self.persons(engine, layout, surface, persons)
             counts.append(len(persons))
         return counts
+
+    def persons(
+        self, engine: Engine, layout: SurfaceLayout, surface: np.ndarray, before: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The persons in a frame, float32 [k, 5], merged as fusion does; `before`: those in the frame before it."""
+        fusion, overlap = self.settings.fusion, self.settings.preprocess.overlap
+        images, tensor, header = self._tensors(engine, layout, surface, overlap)
+        with self._slot(images) as slot:
+            parts = [(0, 1), (1, len(images) - 1)]
+            answers = [self._persons(engine, slot, tensor, first, count) for first, count in parts]
+        rows = np.vstack(
+            [
+                letterbox_to_frame(tensor, header, Part("global"), answers[0], fusion.edge_px),
+                tiles_to_frame(tensor, header, Part("tiles", 0, *parts[1]), answers[1], fusion.edge_px),
+            ]
+        ).astype(np.float32)
+        none = np.zeros((0, 5), np.float32)
+        return hysteresis(
+            merge(rows, fusion.same_iou, fusion.same_ios), none if before is None else before, fusion.new_score
+        )
+
+    def _tensors(
+        self, engine: Engine, layout: SurfaceLayout, surface: np.ndarray, overlap: float
+    ) -> tuple[np.ndarray, TensorLayout, FrameHeader]:
+        images = calibration.tensor(surface, layout, engine.input, overlap)
+        header = FrameHeader(
+            source="bench", seq=0, pts_s=None, captured_ns=0, deadline_ns=0, width=layout.width, height=layout.height
+        )
+        return images, TensorLayout(len(images), engine.input, overlap), header
 
     def _persons(self, engine: Engine, slot, tensor: TensorLayout, first: int, count: int) -> np.ndarray:
         parts, done = [], 0
         while done < count:
             batch = engine.batch(count - done)
             job = engine.start(slot, tensor, first + done, batch)
-            self._work.finish()
+            self.work.finish()
             persons, _ = job()
             parts.append(persons + np.array([done, 0, 0, 0, 0, 0], np.float32))
             done += batch
@@ -95,9 +109,8 @@ class EngineBench:
 
     def _times(self, engine: Engine, rounds: int) -> dict[str, dict[str, float]]:
         """Milliseconds of each batch that the engine takes: GPU time on a GPU, otherwise wall time."""
-        size, dtype = engine.input.size_px, engine.input.dtype
-        images = np.random.default_rng(0).random((max(BATCHES), 3, size, size), np.float32).astype(dtype)
-        tensor, times = TensorLayout(len(images), size, dtype, 0.2), {}
+        tensor, times = TensorLayout(max(BATCHES), engine.input, 0.2), {}
+        images = np.random.default_rng(0).random(tensor.shape, np.float32).astype(tensor.dtype)
         with self._slot(images) as slot:
             for batch in BATCHES:
                 if engine.batch(batch) != batch:
@@ -106,7 +119,7 @@ class EngineBench:
                 for _ in range(WARM_UP + rounds):
                     began_ns = time.perf_counter_ns()
                     job = engine.start(slot, tensor, 0, batch)
-                    self._work.finish()
+                    self.work.finish()
                     gpu_ns = job()[1]
                     taken.append((gpu_ns or time.perf_counter_ns() - began_ns) / 1e6)
                 p50, p99 = np.percentile(taken[WARM_UP:], [50, 99])

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from peoplecounter.common.engine.onnx_file import metadata
 from peoplecounter.common.engine.sidecar import Sidecar, sidecar_path
 from peoplecounter.common.engine.tensorrt_log import logger
 from peoplecounter.common.errors import NO_INPUT, SOFTWARE, AppError
@@ -125,6 +126,7 @@ def build(
         build_s=round(seconds, 2),
         timing_cache="off" if cache is None else "warm" if warm else "cold",
         built=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        metadata=metadata(data),
     )
     return sidecar, ratio
 

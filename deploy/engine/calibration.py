@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from peoplecounter.common.geometry import TileGrid
-from peoplecounter.common.ipc.messages import SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.messages import Input, SurfaceLayout, TensorLayout
 from peoplecounter.common.settings import DecoderSettings, SourceSettings
 from peoplecounter.services.decoder.playback import START, Picture, play
 from peoplecounter.services.preprocess.kernels import fused
@@ -22,20 +22,19 @@ def frames(clip: Path, every: int = 1) -> Iterator[tuple[SurfaceLayout, np.ndarr
             yield layout, surface
 
 
-def tensor(surface: np.ndarray, layout: SurfaceLayout, size_px: int, overlap: float, dtype: str) -> np.ndarray:
-    """The tensors [1 + tiles, 3, S, S] that preprocess makes from a frame."""
-    images = 1 + len(TileGrid(layout.width, layout.height, size_px, overlap))
-    wanted = TensorLayout(images, size_px, dtype, overlap)
-    out = np.empty(wanted.shape, dtype)
+def tensor(surface: np.ndarray, layout: SurfaceLayout, read: Input, overlap: float) -> np.ndarray:
+    """The tensors that preprocess makes from a frame, letterboxed and in tiles."""
+    wanted = TensorLayout(1 + len(TileGrid(layout.width, layout.height, read.size, overlap)), read, overlap)
+    out = np.empty(wanted.shape, wanted.dtype)
     fused(surface, layout, wanted, out)
     return out
 
 
-def images(clip: Path, count: int, size_px: int, overlap: float) -> np.ndarray:
-    """float32 [<= count, 3, S, S], spread over the footage: letterboxed frames and tiles."""
+def images(clip: Path, count: int, read: Input, overlap: float) -> np.ndarray:
+    """At most `count` images for an engine's input, spread over the footage: letterboxed frames and tiles."""
     total = sum(1 for _ in _pictures(clip))
     every = max(1, total // min(total, max(4, count // 8)))
-    picked = [tensor(surface, layout, size_px, overlap, "float32") for layout, surface in frames(clip, every)]
+    picked = [tensor(surface, layout, read, overlap) for layout, surface in frames(clip, every)]
     per_frame = max(2, count // len(picked))
     step = [np.unique(np.linspace(0, len(images) - 1, per_frame).astype(int)) for images in picked]
     return np.concatenate([images[kept] for images, kept in zip(picked, step)])[:count]

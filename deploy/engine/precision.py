@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from peoplecounter.common.engine.onnxruntime import OnnxEngine
@@ -62,8 +63,8 @@ def convert(
     """
     if precision not in PRECISIONS:
         raise AppError(f"Unknown precision {precision!r}: use {', '.join(PRECISIONS)}.")
-    size_px = _load(source).size_px
-    images = calibration.images(footage, IMAGES, size_px, PreprocessSettings().overlap)
+    read = msgspec.structs.replace(_load(source), dtype="float32")
+    images = calibration.images(footage, IMAGES, read, PreprocessSettings().overlap)
     say(f"calibrating with {len(images)} images of {footage}")
     with tempfile.TemporaryDirectory() as folder:
         data, copy, out = (Path(folder) / name for name in ("images.npy", "in.onnx", "out.onnx"))

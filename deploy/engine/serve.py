@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import msgspec
 import zmq
 
-from peoplecounter.common.engine.sidecar import Sidecar
+from peoplecounter.common.engine.model import Model, description
 from peoplecounter.common.errors import AppError
 from peoplecounter.common.files import sha256
 from peoplecounter.common.ipc.messages import SCHEMA, Chunk, Fetch, Refuse, decode, encode
@@ -31,9 +31,9 @@ class Item:
     sidecar: bytes = b""
 
 
-def items(model: bytes, sidecar: Sidecar | None, weights: bytes | None) -> dict[str, Item]:
+def items(model: Model, weights: bytes | None) -> dict[str, Item]:
     """The items that `Fetch` can request, by name."""
-    served = {"model": Item(model, sha256(model), sidecar.encode() if sidecar else b"")}
+    served = {"model": Item(model.blob, sha256(model.blob), description(model))}
     if weights is not None:
         served["weights"] = Item(weights, sha256(weights))
     return served

@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from peoplecounter.common.engine.model import SwappedModel
+from peoplecounter.common.engine.model import SwappedModel, read_model
 from peoplecounter.common.errors import CONFIG, SOFTWARE, AppError
 from peoplecounter.common.files import sha256
 from peoplecounter.common.inference.swap import write_record
@@ -12,11 +12,13 @@ from peoplecounter.common.ipc.link import LinkClient, Timing
 from peoplecounter.common.ipc.loop import Loop
 from peoplecounter.common.ipc.messages import SCHEMA, Commit, Committed, Hello, Message, Prepare, Prepared, Welcome
 from peoplecounter.common.process.control import PREFIX
+from peoplecounter.common.settings import EngineSettings
 from peoplecounter.deploy.group import client
 
 REACH_S = 5.0  # until every process has answered a hello
 PREPARE_S = 120.0  # until a model is loaded and refitted
 COMMIT_S = 10.0
+LIMIT_MB = 65_536  # the processes themselves apply engine.limit_mb
 
 
 class _Process:
@@ -49,7 +51,11 @@ def swap_model(run_dir: Path, model: Path, timing: Timing) -> dict[str, float]:
     paths = _infer_processes(run_dir)
     if not paths:
         raise AppError(f"No infer service runs in {run_dir}: use --config or --run-dir.", CONFIG)
-    digest = sha256(_read(model))
+    try:
+        str(model).encode()
+    except UnicodeEncodeError:
+        raise AppError(f"The model {str(model)!r} cannot be read: its name is not valid text.") from None
+    digest = sha256(read_model(EngineSettings(model=str(model), limit_mb=LIMIT_MB)).blob)
     loop = Loop()
     processes = [_Process(loop, path, timing) for path in paths]
     try:
@@ -106,13 +112,3 @@ def _infer_processes(run_dir: Path) -> list[Path]:
     pids = client.owners(run_dir)
     names = (name for name, pid in pids.items() if name.startswith("infer_") and client.is_running(pid))
     return [run_dir / f"{PREFIX}{name}.sock" for name in names]
-
-
-def _read(model: Path) -> bytes:
-    try:
-        str(model).encode()
-        return model.read_bytes()
-    except (OSError, UnicodeEncodeError) as error:
-        raise AppError(
-            f"The model {str(model)!r} cannot be read: {getattr(error, 'strerror', 'its name is not valid text')}."
-        ) from None

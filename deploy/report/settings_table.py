@@ -27,9 +27,9 @@ def _kind(field) -> str:
         for key, sign in _SIGNS.items()
         if hasattr(rule, key)
     ]
-    kind = {"str": "text", "bool": "true, false", "Path": "path"}.get(
-        field.annotation.__name__, field.annotation.__name__
-    )
+    kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not type(None)]
+    name = kinds[0].__name__
+    kind = {"str": "text", "bool": "true, false", "Path": "path"}.get(name, name)
     return " ".join([kind, *bounds])
 
 
@@ -42,7 +42,7 @@ def _default(field) -> str:
     if field.default_factory:
         return "per user"
     default = str(field.default).lower() if isinstance(field.default, bool) else field.default
-    return f"`{default}`" if default != "" else "–"
+    return f"`{default}`" if default not in ("", None) else "–"
 
 
 PAGE = """# Settings

@@ -5,6 +5,7 @@ missing).
 """
 
 import logging
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import Protocol
@@ -13,8 +14,10 @@ import numpy as np
 
 from peoplecounter.common.geometry import Letterbox, TileGrid
 from peoplecounter.common.ipc.memory import Block, Slot, WorkQueue
-from peoplecounter.common.ipc.messages import SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.messages import Input, SurfaceLayout, TensorLayout
 from peoplecounter.services.preprocess.reference import PADDING, colour_matrix, planes, taps
+
+Write = Callable[[np.ndarray | np.float32, int, np.ndarray], object]
 
 
 class Kernel(Protocol):
@@ -84,16 +87,32 @@ class TritonKernel:
 
 
 def fused(surface: np.ndarray, layout: SurfaceLayout, tensor: TensorLayout, out: np.ndarray) -> int:
-    """Writes the reference's values to `out`, [images, 3, S, S] of tensor.dtype; returns how many images it wrote."""
-    size = tensor.size_px
+    """Writes the reference's values to `out`, tensor.shape of tensor.dtype; returns how many images it wrote."""
+    read = tensor.input
+    out = out.transpose(0, 3, 1, 2) if read.channels_last else out
+    out = out[:, ::-1] if read.bgr else out
+    write = _writer(read)
     luma, chroma = planes(surface, layout)
     m, c = (a.astype(np.float32) for a in colour_matrix(layout.matrix, layout.full_range))
-    grid = TileGrid(layout.width, layout.height, size, tensor.overlap)
-    _letterbox(luma, chroma, layout, m, c, size, out[0])
+    grid = TileGrid(layout.width, layout.height, read.size, tensor.overlap)
+    _letterbox(luma, chroma, layout, m, c, read, out[0], write)
     tints = _tints(chroma, m, c)
     for tile, (x, y) in enumerate(grid.origins(), 1):
-        _tile(luma, tints, m[0, 0], x, y, out[tile])
+        _tile(luma, tints, m[0, 0], x, y, out[tile], write)
     return 1 + len(grid)
+
+
+def _writer(read: Input) -> Write:
+    """(pixels in 0..1 or beyond, channel, where to write them): clips them and makes them the values of an Input."""
+    if read.values_are_pixels:
+        return lambda pixels, channel, out: np.clip(pixels, 0, 1, out=out, casting="same_kind")
+    scale, offset = (np.array(values, np.float32) for values in (read.scale, read.offset))
+
+    def write(pixels: np.ndarray | np.float32, channel: int, out: np.ndarray) -> None:
+        values = np.clip(pixels, 0, 1) * scale[channel] + offset[channel]
+        out[...] = np.rint(values) if out.dtype == np.uint8 else values
+
+    return write
 
 
 def _tints(chroma: np.ndarray, m: np.ndarray, c: np.ndarray) -> np.ndarray:
@@ -108,12 +127,12 @@ def _tints(chroma: np.ndarray, m: np.ndarray, c: np.ndarray) -> np.ndarray:
     return out
 
 
-def _tile(luma: np.ndarray, tints: np.ndarray, gain: np.float32, x: int, y: int, out: np.ndarray) -> None:
-    """Writes one tile [3, S, S], a few rows at a time so that they stay in the processor's cache."""
-    size = out.shape[1]
-    height, width = min(size, luma.shape[0] - y), min(size, luma.shape[1] - x)
-    out[:, height:] = PADDING
-    out[:, :, width:] = PADDING
+def _tile(luma: np.ndarray, tints: np.ndarray, gain: np.float32, x: int, y: int, out: np.ndarray, write: Write) -> None:
+    """Writes one tile [3, H, W], a few rows at a time so that they stay in the processor's cache."""
+    height, width = min(out.shape[1], luma.shape[0] - y), min(out.shape[2], luma.shape[1] - x)
+    for channel in range(3):
+        write(np.float32(PADDING), channel, out[channel, height:])
+        write(np.float32(PADDING), channel, out[channel, :, width:])
     step = 64
     for row in range(0, height, step):
         end = min(row + step, height)
@@ -124,19 +143,19 @@ def _tile(luma: np.ndarray, tints: np.ndarray, gain: np.float32, x: int, y: int,
             tint = np.repeat(tint, 2, axis=1)[:, x % 2 : x % 2 + width]
             tint = np.repeat(tint, 2, axis=0)[y0 % 2 : y0 % 2 + end - row]
             tint += bright
-            np.clip(tint, 0, 1, out=out[channel, row:end, :width], casting="same_kind")
+            write(tint, channel, out[channel, row:end, :width])
 
 
-def _letterbox(luma, chroma, layout: SurfaceLayout, m, c, size: int, out: np.ndarray) -> None:
-    box = Letterbox(layout.width, layout.height, size)
+def _letterbox(luma, chroma, layout: SurfaceLayout, m, c, read: Input, out: np.ndarray, write: Write) -> None:
+    box = Letterbox(layout.width, layout.height, read.size, read.corner)
     (width, height), (left, top) = box.scaled, box.origin
     y = _resample(luma[..., None], layout, width, height, False)[..., 0]
     uv = _resample(chroma, layout, width, height, True)
-    out[...] = PADDING
     for channel in range(3):
+        write(np.float32(PADDING), channel, out[channel])
         value = y * m[channel, 0] + c[channel]
         value += uv[..., 0] * m[channel, 1] + uv[..., 1] * m[channel, 2]
-        np.clip(value, 0, 1, out=out[channel, top : top + height, left : left + width], casting="same_kind")
+        write(value, channel, out[channel, top : top + height, left : left + width])
 
 
 def _resample(plane: np.ndarray, layout: SurfaceLayout, width: int, height: int, halved: bool) -> np.ndarray:

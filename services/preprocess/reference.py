@@ -1,4 +1,4 @@
-"""What preprocess computes: NV12 surface -> RGB tensors of the letterboxed frame and every tile, in float64.
+"""What preprocess computes: NV12 surface -> tensors of the letterboxed frame and every tile, in float64.
 
 `reference` defines the values, without optimization. The kernels (kernels.py) give the same values within 1/255.
 
@@ -8,6 +8,8 @@
 - The letterboxed frame is resampled plane by plane, then converted. Shrinking averages the area that an output pixel
   covers: every source pixel counts once, so that a distant person does not flicker between sample points. Enlarging is
   bilinear. Both are centre-aligned: output pixel i covers [i, i + 1) / scale of the source.
+- Pixels are RGB in 0..1, padding too. What the engine reads besides (another order, range, mean, deviation, type) is in
+  its Input, and is applied last.
 """
 
 from functools import lru_cache
@@ -73,14 +75,14 @@ def taps(source: int, target: int, halved: bool) -> tuple[np.ndarray, np.ndarray
 
 
 def reference(surface: np.ndarray, layout: SurfaceLayout, tensor: TensorLayout) -> np.ndarray:
-    """uint8 slot of an NV12 surface -> float64 [1 + tiles, 3, S, S] in 0..1."""
-    size = tensor.size_px
+    """uint8 slot of an NV12 surface -> float64 tensors of the shape and values that `tensor` states."""
+    read = tensor.input
     luma, chroma = planes(surface, layout)
     full = np.repeat(np.repeat(chroma, 2, 0), 2, 1)[: layout.height, : layout.width]
     yuv = np.dstack([luma, full]).astype(np.float64)
     m, c = colour_matrix(layout.matrix, layout.full_range)
 
-    box = Letterbox(layout.width, layout.height, size)
+    box = Letterbox(layout.width, layout.height, read.size, read.corner)
     (width, height), (left, top) = box.scaled, box.origin
     (columns, column_weights), (rows, row_weights) = (
         taps(layout.width, width, False),
@@ -89,11 +91,13 @@ def reference(surface: np.ndarray, layout: SurfaceLayout, tensor: TensorLayout) 
     across = (yuv[:, columns] * column_weights[None, :, :, None]).sum(2)
     small = (across[rows] * row_weights[:, :, None, None]).sum(1)
 
-    grid = TileGrid(layout.width, layout.height, size, tensor.overlap)
-    out = np.full((1 + len(grid), 3, size, size), PADDING)
+    grid = TileGrid(layout.width, layout.height, read.size, tensor.overlap)
+    out = np.full((1 + len(grid), 3, read.height, read.width), PADDING)
     out[0, :, top : top + height, left : left + width] = np.clip(small @ m.T + c, 0, 1).transpose(2, 0, 1)
     rgb = np.clip(yuv @ m.T + c, 0, 1).transpose(2, 0, 1)
     for tile, (x, y) in enumerate(grid.origins(), 1):
-        part = rgb[:, y : y + size, x : x + size]
+        part = rgb[:, y : y + read.height, x : x + read.width]
         out[tile, :, : part.shape[1], : part.shape[2]] = part
-    return out
+    out = out * np.reshape(read.scale, (3, 1, 1)) + np.reshape(read.offset, (3, 1, 1))
+    out = out[:, ::-1] if read.bgr else out
+    return out.transpose(0, 2, 3, 1) if read.channels_last else out

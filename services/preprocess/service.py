@@ -47,8 +47,8 @@ class Preprocess:
         if self.input not in (None, hello.wants):
             if self.input in [other.wants for other in self.tensors.consumers if other is not hello]:
                 return Refuse(
-                    f"the tensors of this ring are {_describe(self.input)}, {hello.service} reads "
-                    f"{_describe(hello.wants)}: give all infer services models with the same input."
+                    f"the tensors of this ring are {self.input}, {hello.service} reads {hello.wants}: "
+                    "give all infer services models with the same input."
                 )
             self.tensors.retire()  # it was made for an engine that has gone
         self.input = hello.wants
@@ -104,11 +104,7 @@ class Preprocess:
         """
         needed, current = self.layout_for(surface), self.tensors.layout
         slots = self.slots_for(len(self.surfaces.attached))
-        fits = (
-            isinstance(current, TensorLayout)
-            and current.images >= needed.images
-            and (current.size_px, current.dtype) == (needed.size_px, needed.dtype)
-        )
+        fits = isinstance(current, TensorLayout) and current.images >= needed.images and current.input == needed.input
         if fits and self.tensors.slots >= slots:
             return
         while current and self.rt.running and not self.tensors.drained:
@@ -129,9 +125,9 @@ class Preprocess:
     def layout_for(self, surface: SurfaceLayout) -> TensorLayout:
         """The tensors of a surface, for the input that the engines read."""
         assert self.input is not None
-        size_px, overlap = self.input.size_px, self.rt.settings.preprocess.overlap
-        tiles = len(TileGrid(surface.width, surface.height, size_px, overlap))
-        return TensorLayout(1 + tiles, size_px, self.input.dtype, overlap)
+        overlap = self.rt.settings.preprocess.overlap
+        tiles = len(TileGrid(surface.width, surface.height, self.input.size, overlap))
+        return TensorLayout(1 + tiles, self.input, overlap)
 
     def acquire(self, header: FrameHeader) -> int | None:
         """A free tensor slot. A frame waits for it; a live one may evict an older frame of its own source.
@@ -149,11 +145,7 @@ class Preprocess:
     def parts(self, header: FrameHeader, tensor: TensorLayout) -> list[Part]:
         """Image 0 as one part, the tiles in groups of about equal size."""
         settings = self.rt.settings.preprocess
-        groups = TileGrid(header.width, header.height, tensor.size_px, settings.overlap).groups(settings.group)
+        groups = TileGrid(header.width, header.height, tensor.input.size, settings.overlap).groups(settings.group)
         of = 1 + len(groups)
         tiles = [Part(TILES, i, 1 + first, count, of) for i, (first, count) in enumerate(groups)]
         return [Part(GLOBAL, 0, 0, 1, of), *tiles]
-
-
-def _describe(read: Input | None) -> str:
-    return f"{read.dtype} {read.size_px} px" if read else "unknown"

@@ -33,7 +33,7 @@ import zmq
 from peoplecounter.common.ipc.consumer import RingConsumer
 from peoplecounter.common.ipc.link import Timing
 from peoplecounter.common.ipc.loop import Loop
-from peoplecounter.common.ipc.messages import SCHEMA, FrameHeader, Hello, Part, SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.messages import SCHEMA, FrameHeader, Hello, Input, Part, SurfaceLayout, TensorLayout
 from peoplecounter.common.ipc.producer import RingProducer
 from peoplecounter.common.process.telemetry import Tracer
 from peoplecounter.common.settings import Settings
@@ -207,7 +207,7 @@ def flat_out(folder: Path, infer_tiles: int, frames: int) -> list[float]:
 
 def preprocessed(work: Callable[[np.ndarray, SurfaceLayout, TensorLayout], None], rounds: int) -> list[float]:
     """Milliseconds for a frame of 1080p and its eight tiles."""
-    layout, tensor = SurfaceLayout(1920, 1080, 1920, "bt709", False), TensorLayout(9, 640, "float32", 0.2)
+    layout, tensor = SurfaceLayout(1920, 1080, 1920, "bt709", False), TensorLayout(9, Input(640, 640), 0.2)
     surface, times = np.random.default_rng(0).integers(0, 256, layout.nbytes, np.uint8), []
     for _ in range(rounds):
         begin = time.perf_counter()

@@ -33,7 +33,7 @@ from peoplecounter.common import backend
 from peoplecounter.common.geometry import Letterbox, TileGrid
 from peoplecounter.common.ipc.loop import Loop
 from peoplecounter.common.ipc.memory import memory_kind
-from peoplecounter.common.ipc.messages import SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.messages import Input, SurfaceLayout, TensorLayout
 from peoplecounter.common.settings import DecoderSettings, EngineSettings, Settings, SourceSettings
 from tests.bench import TRACED, TRACING, distribution, gain, spread
 
@@ -71,7 +71,7 @@ def kernel(sweep: bool = False) -> dict:
     surfaces = [torch.from_numpy(random.integers(0, 256, LAYOUT.nbytes, np.uint8)).cuda() for _ in range(4)]
     result: dict = {}
     for dtype in ("float16", "float32"):
-        tensor = TensorLayout(33, 640, dtype, 0.2)
+        tensor = TensorLayout(33, Input(640, 640, dtype), 0.2)
         outs = [torch.zeros((33, 3, 640, 640), dtype=getattr(torch, dtype), device="cuda") for _ in range(4)]
         moved = LAYOUT.nbytes + tensor.nbytes
         halves = [torch.zeros(moved // 2, dtype=torch.uint8, device="cuda") for _ in range(8)]
@@ -144,7 +144,7 @@ def grid_sample_chain(surface, out) -> None:
     full = interpolate(chroma.permute(2, 0, 1)[None], scale_factor=2, mode="nearest")[0]
     y, u, v = (luma - 16) / 219, (full[0] - 128) / 224, (full[1] - 128) / 224
     rgb = torch.stack([y + 1.5748 * v, y - 0.1873 * u - 0.4681 * v, y + 1.8556 * u]).clamp(0, 1)[None]
-    box, grid = Letterbox(3840, 2160, 640), TileGrid(3840, 2160, 640, 0.2)
+    box, grid = Letterbox(3840, 2160, (640, 640)), TileGrid(3840, 2160, (640, 640), 0.2)
     (width, height), (left, top) = box.scaled, box.origin
     out[0] = 114 / 255
     out[0, :, top : top + height, left : left + width] = interpolate(rgb, (height, width), mode="bilinear")[0]
@@ -191,7 +191,7 @@ def floor(frames: int = 300) -> dict:
         decode.append({**spread(times[20:]), "frames_per_s": round((frames - 20) / (time.perf_counter() - began), 1)})
     engine = TensorRTEngine(EngineSettings(model=str(PLAN)), work)
     engine.warm_up()
-    tensor = TensorLayout(33, 640, engine.input.dtype, 0.2)
+    tensor = TensorLayout(33, engine.input, 0.2)
     out = Block(int(check(cudart.cudaMalloc(tensor.nbytes))), tensor.nbytes)
     run = kernels.load_kernel(work).run
     stream = torch.cuda.ExternalStream(work.stream)
@@ -360,7 +360,7 @@ def handover(turns: int = 10) -> list[dict]:
 
     from peoplecounter.common.cuda import check, cudart, pinned
 
-    tensor = TensorLayout(33, 640, "float32", 0.2)
+    tensor = TensorLayout(33, Input(640, 640), 0.2)
     nbytes = LAYOUT.nbytes + tensor.nbytes
     device = [int(check(cudart.cudaMalloc(nbytes))) for _ in range(2)]
     host, fence = pinned((nbytes,), "uint8"), int(check(cudart.cudaMalloc(256)))
@@ -422,7 +422,7 @@ def engine_gains(turns: int = 5) -> list[dict]:
 
     work = memory_kind("cuda").work_queue(Loop())
     engines = {graphs: TensorRTEngine(EngineSettings(model=str(PLAN)), work, graphs) for graphs in (False, True)}
-    tensor = TensorLayout(33, 640, engines[True].input.dtype, 0.2)
+    tensor = TensorLayout(33, engines[True].input, 0.2)
     out = Block(int(check(cudart.cudaMalloc(tensor.nbytes))), tensor.nbytes)
     stream, rows = torch.cuda.ExternalStream(work.stream), []
     for images in (1, 16):

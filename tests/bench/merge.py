@@ -26,11 +26,10 @@ OUT = Path(".bench") / "merge.json"
 
 def boxes(clip: Path, engine: OnnxEngine, every: int) -> Iterator[tuple[int, np.ndarray]]:
     """(frame, float32 [n, 7]) of every n-th frame: all boxes of all views, see messages.Detections."""
-    size = engine.input.size_px
     for number, (layout, surface) in enumerate(calibration.frames(clip, every)):
-        images = calibration.tensor(surface, layout, size, OVERLAP, engine.input.dtype)
+        images = calibration.tensor(surface, layout, engine.input, OVERLAP)
         found = [engine.run(images[i : i + 1]) for i in range(len(images))]
-        yield number * every, _in_frame(layout, TensorLayout(len(images), size, engine.input.dtype, OVERLAP), found)
+        yield number * every, _in_frame(layout, TensorLayout(len(images), engine.input, OVERLAP), found)
 
 
 def _in_frame(layout: SurfaceLayout, tensor: TensorLayout, found: list[np.ndarray]) -> np.ndarray:

@@ -8,7 +8,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
 from peoplecounter.common.engine import dense
-from peoplecounter.common.ipc.messages import SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.messages import Input, SurfaceLayout, TensorLayout
 from peoplecounter.services.preprocess import kernels_triton
 
 
@@ -25,7 +25,7 @@ def build(kernel, kinds: list[str], constants: dict, capability: int, warps: int
 def main(capability: int) -> None:
     for size, sample_bytes, dtype in (((3840, 2160), 1, "float16"), ((1367, 769), 2, "float32")):
         layout = SurfaceLayout(*size, 2 * (size[0] + 1), "bt709", False, sample_bytes)
-        tensor = TensorLayout(40, 640, dtype, 0.2)
+        tensor = TensorLayout(40, Input(640, 640, dtype), 0.2)
         _, tables, numbers, constants = kernels_triton._plan(layout, tensor, torch.device("cpu"))
         kinds = ["*u8", "*fp16" if dtype == "float16" else "*fp32", *["*i32", "*fp32"] * (len(tables) // 2)]
         kinds += ["fp32" if isinstance(number, float) else "i32" for number in numbers]

@@ -20,12 +20,12 @@ from peoplecounter.common.cuda import check, cudart
 from peoplecounter.common.ipc.link import Timing
 from peoplecounter.common.ipc.loop import Loop
 from peoplecounter.common.ipc.memory.cuda_ipc import CudaWorkQueue
-from peoplecounter.common.ipc.messages import FrameHeader, Part, SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.messages import FrameHeader, Input, Part, SurfaceLayout, TensorLayout
 from peoplecounter.common.ipc.producer import RingProducer
 
 TO_DEVICE = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
 PIXELS = SurfaceLayout(640, 360, 640, "bt709", False)
-IMAGES = TensorLayout(33, 640, "float32", 0.2)
+IMAGES = TensorLayout(33, Input(640, 640), 0.2)
 
 
 def random_images(seed: int, images: int) -> np.ndarray:

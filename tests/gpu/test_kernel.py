@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from peoplecounter.common.geometry import TileGrid
-from peoplecounter.common.ipc.messages import SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.messages import Input, SurfaceLayout, TensorLayout
 from peoplecounter.services.preprocess.reference import reference
 from tests.gpu.conftest import GPU
+from tests.pure.test_kernels import READS
 
 torch = pytest.importorskip("torch", reason="torch is installed for Python 3.11 only, see the extra 'dev'")
 pytest.importorskip("triton")
@@ -30,14 +31,18 @@ def surface(width, height, extra_pitch, matrix, full, sample_bytes, seed=0):
 
 
 def run(launch, layout, pixels, tensor):
-    out = torch.full((tensor.images, 3, tensor.size_px, tensor.size_px), float("nan"), device=DEVICE)
+    out = torch.full(tensor.shape, float("nan"), device=DEVICE)
     out = out.to(getattr(torch, tensor.dtype))
     launch(torch.from_numpy(pixels).to(DEVICE), layout, tensor, out)
     return out.cpu().numpy()
 
 
 def tensor_of(layout, dtype, size=SIZE):
-    return TensorLayout(1 + len(TileGrid(layout.width, layout.height, size)), size, dtype, 0.2)
+    return tensor_for(layout, Input(size, size, dtype))
+
+
+def tensor_for(layout, read):
+    return TensorLayout(1 + len(TileGrid(layout.width, layout.height, read.size)), read, 0.2)
 
 
 def assert_equal(out, expected):
@@ -59,6 +64,17 @@ def test_random_frames_of_odd_sizes_and_pitches(launch, dtype, width, height, ex
         layout, pixels = surface(width, height, extra, matrix, full, sample_bytes, seed)
         tensor = tensor_of(layout, dtype)
         assert_equal(run(launch, layout, pixels, tensor), reference(pixels, layout, tensor))
+
+
+@pytest.mark.parametrize("launch", [kernels_triton.launch, kernels_torch.launch], ids=["triton", "torch"])
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_every_input_gets_the_references_values(launch, read):
+    """Rectangular, channels last, bytes, another order, range or place of the letterbox."""
+    for width, height, extra in SHAPES:
+        layout, pixels = surface(width, height, extra, "bt709", False, 1)
+        tensor = tensor_for(layout, read)
+        difference = run(launch, layout, pixels, tensor).astype(float) - reference(pixels, layout, tensor)
+        assert np.abs(difference).max() <= (0.51 if read.dtype == "uint8" else 0.01 * max(read.scale) / 255)
 
 
 def test_a_kernel_that_is_half_a_pixel_off_would_be_seen():

@@ -63,9 +63,21 @@ def test_a_resolution_that_changes_within_the_stream(group, tmp_path):
     assert [c["count"] for c in counts] == [expected(seq % 20) for seq in range(40)]
 
 
-@pytest.mark.parametrize("batch, dtype", [(1, 1), ("batch", 10)], ids=["batch of 1", "float16"])
-def test_other_inputs(group, clip, tmp_path, batch, dtype):
-    model = make_model(tmp_path / "other.onnx", batch, dtype=dtype)
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"batch": 1},
+        {"batch": 4},
+        {"dtype": 10},
+        {"width": 160},
+        {"channels_last": True},
+        {"channels_last": True, "dtype": 2},
+        {"external": "weights.bin"},
+    ],
+    ids=["batch of 1", "batch of 4", "float16", "wide", "channels last", "bytes", "external weights"],
+)
+def test_other_inputs(group, clip, tmp_path, model):
+    model = make_model(tmp_path / "other.onnx", **model)
     counts = run_to_end(group({"cam": {"url": str(clip)}}, engine__model=str(model)))
     assert [c["count"] for c in counts] == [expected(seq) for seq in range(FRAMES)]
 
@@ -79,7 +91,7 @@ def test_engines_restarted_with_another_model_get_tensors_of_its_size(group, cli
     g.environment["PEOPLECOUNTER_ENGINE__MODEL"] = str(larger)
     g.start("infer_tiles.1")
     assert g.wait_exit("infer_tiles.1") == 78
-    assert "float32 80 px, infer_tiles.1 reads float32 160 px" in g.tail()
+    assert "float32 80x80, infer_tiles.1 reads float32 160x160" in g.tail()
     for name in ("infer_tiles.0", "infer_global.0"):
         g.signal(name, signal.SIGKILL)
     g.start("infer_tiles.0", "infer_global.0")

@@ -9,14 +9,16 @@ import pytest
 import zmq
 
 from peoplecounter.common.engine import fetch as stream
+from peoplecounter.common.engine.model import Model, read_model
 from peoplecounter.common.engine.sidecar import Sidecar, sidecar_path
 from peoplecounter.common.errors import CONFIG, SOFTWARE, AppError
 from peoplecounter.common.files import sha256
 from peoplecounter.common.ipc.messages import SCHEMA, Chunk, Fetch, decode, encode
 from peoplecounter.common.keys import key_pair
+from peoplecounter.common.settings import EngineSettings
 from peoplecounter.deploy.engine.serve import PIECE_BYTES, Item, Server, items
 from tests.support.cli import argv
-from tests.support.squares import FRAMES, expected
+from tests.support.squares import FRAMES, expected, make_model
 
 ROOT = Path(__file__).parents[2]
 BIG = bytes(range(256)) * (3 * PIECE_BYTES // 256) + b"end"
@@ -67,14 +69,14 @@ def test_a_group_counts_with_a_served_model(group, clip, model, tmp_path):
 
 
 def test_pieces_become_the_whole(serve):
-    server, endpoint = serve(items(BIG, None, b"weights"))
+    server, endpoint = serve(items(Model("m", BIG), b"weights"))
     assert stream.fetch(endpoint, "model", "", len(BIG)) == (BIG, b"")
     assert stream.fetch(endpoint, "weights", "", 99) == (b"weights", b"")
     assert server.answered == 5 and server.malformed == 0
 
 
 def test_what_is_not_served_or_too_large_gives_a_clear_error(serve):
-    _, endpoint = serve(items(BIG, None, None))
+    _, endpoint = serve(items(Model("m", BIG), None))
     with pytest.raises(AppError, match="refused the weights: it serves no such item"):
         stream.fetch(endpoint, "weights", "", 1 << 30)
     with pytest.raises(
@@ -92,11 +94,11 @@ def test_content_that_is_not_what_was_announced_is_refused(serve):
 
 
 def test_a_server_that_changes_its_mind_is_refused(serve):
-    server, endpoint = serve(items(BIG, None, None))
+    server, endpoint = serve(items(Model("m", BIG), None))
     answer = server._reply
 
     def reply(wanted):
-        server._served = items(BIG[::-1], None, None)
+        server._served = items(Model("m", BIG[::-1]), None)
         return answer(wanted)
 
     first = answer(Fetch(SCHEMA, "model", 0))
@@ -108,7 +110,7 @@ def test_a_server_that_changes_its_mind_is_refused(serve):
 def test_only_the_holder_of_the_key_is_believed(serve, tmp_path, monkeypatch):
     public, secret = key_pair(tmp_path / "key", make=True)
     other, _ = key_pair(tmp_path / "other", make=True)
-    _, endpoint = serve(items(b"model", None, None), secret=secret)
+    _, endpoint = serve(items(Model("m", b"model"), None), secret=secret)
     assert stream.fetch(endpoint, "model", public.decode(), 99)[0] == b"model"
     monkeypatch.setattr(stream, "SILENT_S", 1.5)
     for wrong in (other.decode(), ""):
@@ -129,7 +131,7 @@ def test_beyond_loopback_a_key_is_needed_at_both_ends():
 
 
 def test_malformed_requests_are_counted_and_the_next_one_is_served(serve, client):
-    server, endpoint = serve(items(b"model", None, None))
+    server, endpoint = serve(items(Model("m", b"model"), None))
     socket = client.socket(zmq.DEALER)
     socket.connect(endpoint)
     for hostile in (b"", b"\x80", b"\xc1" * 100, encode(Fetch(SCHEMA, "model", 0))[:-3], [b"two", b"frames"]):
@@ -144,7 +146,7 @@ def test_malformed_requests_are_counted_and_the_next_one_is_served(serve, client
 
 def test_a_client_that_does_not_read_holds_little(serve, client):
     """Pieces for it are dropped; another client is served, and so is it when it asks again."""
-    _, endpoint = serve(items(BIG, None, None))
+    _, endpoint = serve(items(Model("m", BIG), None))
     mute = client.socket(zmq.DEALER)
     mute.setsockopt(zmq.RCVHWM, 1)
     mute.connect(endpoint)
@@ -159,7 +161,7 @@ def test_a_client_that_does_not_read_holds_little(serve, client):
 
 
 def test_ipv6_loopback(serve):
-    _, endpoint = serve(items(b"model", None, None), "tcp://[::1]:*")
+    _, endpoint = serve(items(Model("m", b"model"), None), "tcp://[::1]:*")
     assert stream.fetch(endpoint, "model", "", 99)[0] == b"model"
 
 
@@ -182,3 +184,10 @@ def test_a_missing_server_gives_a_clear_error(monkeypatch):
     with pytest.raises(AppError, match=r"No server answers at tcp://127\.0\.0\.1:9") as refusal:
         stream.fetch("tcp://127.0.0.1:9", "model", "", 99)
     assert refusal.value.code == SOFTWARE
+
+
+def test_weights_in_another_file_travel_and_are_hashed_with_the_model(serve, tmp_path):
+    stored = read_model(EngineSettings(model=str(make_model(tmp_path / "m.onnx", external="weights.bin"))))
+    _, endpoint = serve(items(stored, None))
+    fetched = read_model(EngineSettings(model=endpoint, sha256=sha256(stored.blob)))
+    assert fetched.data == stored.data and fetched.files == stored.files and stored.files

@@ -72,7 +72,7 @@ def test_a_wrong_model_is_refused_by_all_and_the_old_one_stays(live, tmp_path, c
         model.write_bytes(b"\x08\x09" * 500)
     done = swap(live, model)
     assert done.returncode in (CONFIG, SOFTWARE) and len(done.stderr.splitlines()) == 1, done.stderr
-    text = {"another size": "96 px", "no model": "cannot be loaded", "missing": "cannot be read"}[case]
+    text = {"another size": "96x96", "no model": "cannot be loaded", "missing": "does not exist"}[case]
     assert text in done.stderr
     first, before = live.counted(), losses(live)
     live.wait_counts(10)

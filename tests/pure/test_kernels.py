@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peoplecounter.common.geometry import Letterbox, TileGrid
-from peoplecounter.common.ipc.messages import SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.messages import Input, SurfaceLayout, TensorLayout
 from peoplecounter.services.preprocess.kernels import fused
 from peoplecounter.services.preprocess.reference import PADDING, colour_matrix, reference, taps
 
 SIZE = 32
+PLAIN = Input(SIZE, SIZE)
 
 
 def surface(width, height, extra_pitch=0, matrix="bt709", full=False, seed=0):
@@ -19,13 +20,13 @@ def surface(width, height, extra_pitch=0, matrix="bt709", full=False, seed=0):
     return layout, np.random.default_rng(seed).integers(0, 256, layout.nbytes, np.uint8)
 
 
-def tensor_of(layout, dtype="float32"):
-    return TensorLayout(1 + len(TileGrid(layout.width, layout.height, SIZE)), SIZE, dtype, 0.2)
+def tensor_of(layout, read=PLAIN):
+    return TensorLayout(1 + len(TileGrid(layout.width, layout.height, read.size)), read, 0.2)
 
 
-def run_fused(layout, pixels, dtype="float32"):
-    tensor = tensor_of(layout, dtype)
-    out = np.full((tensor.images, 3, SIZE, SIZE), 7, dtype)
+def run_fused(layout, pixels, read=PLAIN):
+    tensor = tensor_of(layout, read)
+    out = np.full(tensor.shape, 7, tensor.dtype)
     assert fused(pixels, layout, tensor, out) == tensor.images
     return out
 
@@ -40,7 +41,31 @@ def test_fused_equals_the_reference(width, height, extra_pitch, matrix, full, se
     expected = reference(pixels, layout, tensor_of(layout))
     assert np.abs(run_fused(layout, pixels) - expected).max() <= 0.01 / 255
     ulp = np.spacing(np.float16(1))
-    assert np.abs(run_fused(layout, pixels, "float16").astype(float) - expected).max() <= ulp
+    assert np.abs(run_fused(layout, pixels, Input(SIZE, SIZE, "float16")).astype(float) - expected).max() <= ulp
+
+
+READS = {
+    "wide": Input(64, 32),
+    "high": Input(32, 48),
+    "channels last": Input(48, 32, channels_last=True),
+    "bytes": Input(32, 32, "uint8", scale=(255.0, 255.0, 255.0), channels_last=True),
+    "yolox": Input(32, 32, scale=(255.0, 255.0, 255.0), bgr=True, corner=True),
+    "normalized": Input(64, 32, scale=(4.0, 4.5, 5.0), offset=(-2.0, -2.1, -1.8)),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+@pytest.mark.parametrize("width, height", [(100, 70), (33, 90), (20, 10)])
+def test_every_input_gets_the_references_values(read, width, height):
+    layout, pixels = surface(width, height)
+    expected = reference(pixels, layout, tensor_of(layout, read))
+    unit = max(read.scale) / 255
+    difference = np.abs(run_fused(layout, pixels, read).astype(float) - expected).max()
+    assert difference <= (0.51 if read.dtype == "uint8" else 0.01 * unit)
+    plain = reference(pixels, layout, tensor_of(layout, Input(*read.size, corner=read.corner)))
+    values = plain * np.reshape(read.scale, (3, 1, 1)) + np.reshape(read.offset, (3, 1, 1))
+    values = values[:, ::-1] if read.bgr else values
+    np.testing.assert_allclose(expected, values.transpose(0, 2, 3, 1) if read.channels_last else values)
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 40), st.integers(0, 9))
@@ -57,7 +82,7 @@ def test_reference_equals_pixel_by_pixel_float64(width, height, extra_pitch, see
 
     out = reference(pixels, layout, tensor_of(layout))
     random = np.random.default_rng(seed)
-    grid = TileGrid(width, height, SIZE)
+    grid = TileGrid(width, height, (SIZE, SIZE))
     for tile, (x0, y0) in enumerate(grid.origins(), 1):
         y, x = random.integers(0, SIZE, 2)
         inside = y0 + y < height and x0 + x < width
@@ -129,7 +154,7 @@ def test_colour_matrix_of_black_white_and_primaries(matrix, full):
 def test_padding_is_114_where_there_is_no_frame():
     layout, pixels = surface(20, 10)
     out = reference(pixels, layout, tensor_of(layout))
-    box = Letterbox(20, 10, SIZE)
+    box = Letterbox(20, 10, (SIZE, SIZE))
     assert box.scaled == (SIZE, SIZE // 2)
     assert (out[0, :, : box.origin[1]] == 114 / 255).all()
     assert (out[1, :, 10:] == 114 / 255).all()

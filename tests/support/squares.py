@@ -62,19 +62,32 @@ def make_clip(
 
 
 def make_model(
-    path: Path, batch: int | str = "batch", size: int = SIZE, dtype: int = TensorProto.FLOAT, gain: float = 10
+    path: Path,
+    batch: int | str = "batch",
+    size: int = SIZE,
+    dtype: int = TensorProto.FLOAT,
+    gain: float = 10,
+    width: int = 0,
+    channels_last: bool = False,
+    external: str = "",
 ) -> Path:
-    """ONNX, `images` [batch, 3, size, size] -> `output0` [batch, cells, 6]: x1, y1, x2, y2, score, class 0.
+    """ONNX, `images` [batch, 3, size, width or size] -> `output0` [batch, cells, 6]: x1, y1, x2, y2, score, class 0.
 
-    `gain` is a weight: with 1 it sees nothing.
+    `gain` is a weight: with 1 it sees nothing. `channels_last`: it reads [batch, size, width, 3]. `external`: the file
+    beside it that holds the weights. Of the type UINT8, its pixels are 0 to 255.
     """
-    side = size // CELL
-    y, x = np.mgrid[:side, :side].reshape(2, 1, -1, 1) * CELL
+    columns = (width or size) // CELL
+    y, x = np.mgrid[: size // CELL, :columns].reshape(2, 1, -1, 1) * CELL
+    shape = [batch, size, columns * CELL, 3] if channels_last else [batch, 3, size, columns * CELL]
     inset = 3  # so that no box touches a tile's edge
     boxes = np.concatenate([x + inset, y + inset, x + CELL - inset, y + CELL - inset], 2).astype(np.float32)
     kind = np.float16 if dtype == TensorProto.FLOAT16 else np.float32
+    computed = TensorProto.FLOAT16 if kind == np.float16 else TensorProto.FLOAT
     nodes = [
-        helper.make_node("ReduceMean", ["images", "channel"], ["grey"], keepdims=1),
+        helper.make_node("Cast", ["images"], ["values"], to=computed),
+        helper.make_node("Mul", ["values", "unit"], ["in_unit"]),
+        helper.make_node("Transpose", ["in_unit"], ["pixels"], perm=[0, 3, 1, 2] if channels_last else [0, 1, 2, 3]),
+        helper.make_node("ReduceMean", ["pixels", "channel"], ["grey"], keepdims=1),
         helper.make_node("AveragePool", ["grey"], ["cells"], kernel_shape=[CELL, CELL], strides=[CELL, CELL]),
         helper.make_node("Reshape", ["cells", "column"], ["means"]),
         helper.make_node("Mul", ["means", "ten"], ["tenfold"]),
@@ -87,14 +100,16 @@ def make_model(
     constants = {"channel": np.array([1]), "column": np.array([0, -1, 1]), "zero": np.zeros(1, kind)}
     constants |= {"ten": np.array([gain], kind), "nine": np.array([9], kind)}
     constants["boxes"] = boxes.astype(kind)
+    constants["unit"] = np.array([1 / 255 if dtype == TensorProto.UINT8 else 1], kind)
     graph = helper.make_graph(
         nodes,
         "squares",
-        [helper.make_tensor_value_info("images", dtype, [batch, 3, size, size])],
-        [helper.make_tensor_value_info("output0", dtype, [batch, side * side, 6])],
+        [helper.make_tensor_value_info("images", dtype, shape)],
+        [helper.make_tensor_value_info("output0", computed, [batch, x.size, 6])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.checker.check_model(model)
-    onnx.save(model, str(path))
+    located = {"save_as_external_data": True, "location": external, "size_threshold": 100} if external else {}
+    onnx.save(model, str(path), **located)
     return path
