@@ -8,14 +8,14 @@ from peoplecounter.common.ipc.loop import Loop
 from peoplecounter.common.ipc.memory import memory_kind
 from peoplecounter.common.settings import DecoderSettings, SourceSettings
 from peoplecounter.services.decoder.nvdec import NvdecDecoder
-from peoplecounter.services.decoder.playback import Picture, play
+from peoplecounter.services.decoder.playback import START, Picture, play
 
 WARM_UP_FRAMES = 30
 
 
 def frames_per_s(clip: str, seconds: float) -> float:
     codec = partial(NvdecDecoder, cuda_stream=memory_kind("cuda").work_queue(Loop()).stream)
-    events = play(SourceSettings(url=clip, loop=True), DecoderSettings(), None, lambda seconds: False, codec)
+    events = play(SourceSettings(url=clip, loop=True), DecoderSettings(), START, lambda seconds: False, codec)
     pictures = (event for event in events if isinstance(event, Picture))
     for _ in range(WARM_UP_FRAMES):
         next(pictures)

@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -100,7 +101,40 @@ def kernel(sweep: bool = False) -> dict:
         row["times_a_copy"] = round(row["fused_ms"]["p50"] / row["copy_ms"]["p50"], 2)
         row["chain_over_fused"] = round(row["grid_sample_chain_ms"]["p50"] / row["fused_ms"]["p50"], 1)
         result[dtype] = row
-    return result
+    return result | {"turned": _turned(surfaces)}
+
+
+def _turned(surfaces: list) -> dict:
+    """What the decoder does to pictures that are stored sideways, or with pixels twice as wide as high."""
+    import torch
+
+    from peoplecounter.services.decoder import turn_triton
+    from peoplecounter.services.decoder.upright import Upright
+
+    rows, size = {}, (LAYOUT.width, LAYOUT.height)
+    for name, upright in (("a quarter turn", Upright(1)), ("pixels of 2:1", Upright(aspect=Fraction(2)))):
+        width, height = upright.size(*size)
+        outs = [torch.zeros(width * height * 3 // 2, dtype=torch.uint8, device="cuda") for _ in range(4)]
+        moved = LAYOUT.nbytes + outs[0].numel()
+        halves = [torch.zeros(moved // 2, dtype=torch.uint8, device="cuda") for _ in range(8)]
+
+        def turned(i: int, upright=upright, outs=outs, width=width, height=height) -> None:
+            for part, channels in enumerate((1, 2)):
+                planes = []
+                for pixels, (w, h) in ((surfaces[i % 4], size), (outs[i % 4], (width, height))):
+                    from_ = w * h * part
+                    planes.append(turn_triton.Plane(pixels[from_:], w // channels, h // channels, channels, w))
+                turn_triton.turn(planes[0], upright, planes[1])
+
+        def copy(i: int, halves=halves) -> None:
+            halves[2 * (i % 4)].copy_(halves[2 * (i % 4) + 1])
+
+        row = {"megabytes": round(moved / 1e6, 1)}
+        for key, work in (("turn_ms", turned), ("copy_ms", copy)):
+            times = gpu_ms(partial(_replay, _graph(work)), inner=5)
+            row[key] = {p: round(ms / GRAPHED, 4) for p, ms in times.items()}
+        rows[name] = {**row, "times_a_copy": round(row["turn_ms"]["p50"] / row["copy_ms"]["p50"], 2)}
+    return rows
 
 
 SHAPES = [(2, 128, 64, 1), (2, 128, 128, 2), (4, 128, 64, 2), (4, 128, 128, 2), (4, 128, 256, 2), (8, 128, 256, 4),
@@ -166,7 +200,7 @@ def floor(frames: int = 300) -> dict:
     from peoplecounter.common.engine.tensorrt import TensorRTEngine
     from peoplecounter.common.ipc.memory import Block
     from peoplecounter.services.decoder.nvdec import NvdecDecoder
-    from peoplecounter.services.decoder.playback import Picture, play
+    from peoplecounter.services.decoder.playback import START, Picture, play
     from peoplecounter.services.preprocess import kernels
 
     loop = Loop()
@@ -176,7 +210,7 @@ def floor(frames: int = 300) -> dict:
     decode = []
     for live in (True, False):
         source, times = SourceSettings(url=str(CLIP), loop=True, realtime=live), []
-        events = play(source, DecoderSettings(), None, lambda seconds: False, codec)
+        events = play(source, DecoderSettings(), START, lambda seconds: False, codec)
         began = None
         for event in events:
             if not isinstance(event, Picture):

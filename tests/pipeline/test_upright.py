@@ -75,6 +75,17 @@ def make_video(path, rgb, frames=4, setup=lambda stream: None, codec="libx264", 
     return path
 
 
+def write_matrix(path, turns, mirrored) -> None:
+    """Writes into an MP4 that its pictures are to be turned and mirrored."""
+    a, b, c, d = next(signs for signs, of in OF_MATRIX.items() if of == (turns, mirrored))
+    identity = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    matrix = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    data = path.read_bytes()
+    track = data.index(b"tkhd")
+    assert data[track:].count(identity) == 1
+    path.write_bytes(data[:track] + data[track:].replace(identity, matrix))
+
+
 @pytest.mark.parametrize("byte_order", ["II", "MM"])
 @pytest.mark.parametrize("exif", OF_EXIF)
 def test_a_photo_is_shown_as_its_exif_orientation_says(tmp_path, exif, byte_order):
@@ -87,15 +98,8 @@ def test_a_photo_is_shown_as_its_exif_orientation_says(tmp_path, exif, byte_orde
 @pytest.mark.parametrize("turns, mirrored", OF_MATRIX.values())
 def test_a_video_is_shown_as_its_display_matrix_says(tmp_path, turns, mirrored):
     """All eight, in an MP4 as phones write it."""
-    signs = next(signs for signs, of in OF_MATRIX.items() if of == (turns, mirrored))
     path = make_video(tmp_path / "phone.mp4", stored(turns, mirrored))
-    a, b, c, d = signs
-    identity = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
-    matrix = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
-    data = path.read_bytes()
-    track = data.index(b"tkhd")
-    assert data[track:].count(identity) == 1
-    path.write_bytes(data[:track] + data[track:].replace(identity, matrix))
+    write_matrix(path, turns, mirrored)
     shown = seen(path)
     assert len(shown) == 4
     for _, pixels in shown:
