@@ -11,7 +11,7 @@ from peoplecounter.common.geometry import TileGrid
 from peoplecounter.common.ipc.messages import Input, SurfaceLayout, TensorLayout
 from peoplecounter.services.preprocess.reference import reference
 from tests.gpu.conftest import GPU
-from tests.pure.test_kernels import READS
+from tests.support.inputs import INPUTS
 
 torch = pytest.importorskip("torch", reason="torch is installed for Python 3.11 only, see the extra 'dev'")
 pytest.importorskip("triton")
@@ -67,7 +67,7 @@ def test_random_frames_of_odd_sizes_and_pitches(launch, dtype, width, height, ex
 
 
 @pytest.mark.parametrize("launch", [kernels_triton.launch, kernels_torch.launch], ids=["triton", "torch"])
-@pytest.mark.parametrize("read", READS.values(), ids=READS)
+@pytest.mark.parametrize("read", INPUTS.values(), ids=INPUTS)
 def test_every_input_gets_the_references_values(launch, read):
     """Rectangular, channels last, bytes, another order, range or place of the letterbox."""
     for width, height, extra in SHAPES:

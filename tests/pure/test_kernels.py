@@ -9,6 +9,7 @@ from peoplecounter.common.geometry import Letterbox, TileGrid
 from peoplecounter.common.ipc.messages import Input, SurfaceLayout, TensorLayout
 from peoplecounter.services.preprocess.kernels import fused
 from peoplecounter.services.preprocess.reference import PADDING, colour_matrix, reference, taps
+from tests.support.inputs import INPUTS
 
 SIZE = 32
 PLAIN = Input(SIZE, SIZE)
@@ -44,17 +45,7 @@ def test_fused_equals_the_reference(width, height, extra_pitch, matrix, full, se
     assert np.abs(run_fused(layout, pixels, Input(SIZE, SIZE, "float16")).astype(float) - expected).max() <= ulp
 
 
-READS = {
-    "wide": Input(64, 32),
-    "high": Input(32, 48),
-    "channels last": Input(48, 32, channels_last=True),
-    "bytes": Input(32, 32, "uint8", scale=(255.0, 255.0, 255.0), channels_last=True),
-    "yolox": Input(32, 32, scale=(255.0, 255.0, 255.0), bgr=True, corner=True),
-    "normalized": Input(64, 32, scale=(4.0, 4.5, 5.0), offset=(-2.0, -2.1, -1.8)),
-}
-
-
-@pytest.mark.parametrize("read", READS.values(), ids=READS)
+@pytest.mark.parametrize("read", INPUTS.values(), ids=INPUTS)
 @pytest.mark.parametrize("width, height", [(100, 70), (33, 90), (20, 10)])
 def test_every_input_gets_the_references_values(read, width, height):
     layout, pixels = surface(width, height)
