@@ -25,6 +25,7 @@ class FfmpegDecoder:
     """FFmpeg's own decoders, on the CPU."""
 
     early = False
+    reports_damage = True
 
     def __init__(self, stream: av.VideoStream, source: SourceSettings, live: bool):
         self._stream, self._source, self._context = stream, source, stream.codec_context

@@ -45,6 +45,8 @@ def capabilities(codec: str, bits: int = 8) -> dict[str, int]:
 class NvdecDecoder:
     """Decodes one opening of a source. Raises SourceError for a stream that this GPU's NVDEC cannot decode."""
 
+    reports_damage = False
+
     def __init__(self, stream: av.VideoStream, source: SourceSettings, live: bool, cuda_stream: int):
         context = stream.codec_context
         self._video, self._source = stream, source
@@ -56,7 +58,7 @@ class NvdecDecoder:
         self._filter = BitStreamFilterContext(filters, stream) if filters else None
         self._lead = bytes(context.extradata or b"")  # with RTSP: parameter sets, which may not be in the stream itself
         self._lead = self._lead if ANNEX_B in self._lead[:4] else b""
-        self._sent: dict[int, av.Packet] = {}  # by number, until the picture comes
+        self._sent: dict[int, tuple[int, int | None, float | None]] = {}  # timestamp given to NVDEC -> number, pts, s
         self._pitches: dict[SurfaceLayout, int] = {}
         self._colour = colour_of(context.colorspace, context.color_range, context.pix_fmt, context.height)
         self.early = live
@@ -76,17 +78,20 @@ class NvdecDecoder:
             raise SourceError(f"NVDEC cannot create a decoder for this source: {_why(error)}.", BAD_DATA) from None
 
     def decode(self, packet: av.Packet) -> tuple[list["NvdecFrame"], str]:
-        """The frames that a packet gives; their pixels are valid until the next call. NVDEC reports no damage."""
-        ended, number = not packet.size, int(packet.opaque)  # type: ignore[call-overload]
+        """The frames that a packet gives; their pixels are valid until the next call."""
+        ended, number, stamp = not packet.size, int(packet.opaque), 0  # type: ignore[call-overload]
         if self._upright is None and not ended:
             self._upright = self._look(packet)
         packets = [packet] if not ended else []
         if not ended:
-            self._sent[number] = packet
-            self._sent.pop(number - PENDING_MAX, None)
+            stamp = number if packet.pts is None else packet.pts  # NVDEC gives it back, sorted, so it must be the pts
+            pts_s = float(packet.pts * packet.time_base) if packet.pts is not None else None
+            self._sent[stamp] = number, packet.pts, pts_s
+            if len(self._sent) > PENDING_MAX:
+                del self._sent[next(iter(self._sent))]
         if self._filter:
             packets = list(self._filter.filter(None if ended else packet))
-        frames = [frame for one in packets for frame in self._decode(one, number)]
+        frames = [frame for one in packets for frame in self._decode(one, stamp)]
         return frames + (self._feed(nvc.PacketData()) if ended else []), ""
 
     def _look(self, packet: av.Packet) -> Upright:
@@ -103,13 +108,13 @@ class NvdecDecoder:
             self.turning = turn_triton
         return found
 
-    def _decode(self, packet: av.Packet, number: int) -> list["NvdecFrame"]:
+    def _decode(self, packet: av.Packet, stamp: int) -> list["NvdecFrame"]:
         lead, self._lead = self._lead, b""
         if lead:
             packet = _with_data(packet, lead + bytes(packet))
         data = nvc.PacketData()
         data.bsl_data, data.bsl = packet.buffer_ptr, packet.buffer_size
-        data.pts = data.dts = number  # NVDEC gives it back with the picture
+        data.pts = data.dts = stamp
         data.key, data.decode_flag = int(packet.is_keyframe), self._flags
         return self._feed(data)
 
@@ -121,8 +126,8 @@ class NvdecDecoder:
             if code[0] != cudart.cudaError_t.cudaErrorNotReady:
                 check(code)  # the GPU is lost: the data was not the cause
             raise DecodeError(_why(error)) from None
-        numbers = [data.pts if self.early else frame.getPTS() for frame in decoded]
-        return [NvdecFrame(self, frame, n, self._sent.pop(n, None)) for frame, n in zip(decoded, numbers)]
+        stamps = [data.pts if self.early else frame.getPTS() for frame in decoded]
+        return [NvdecFrame(self, frame, *self._sent.pop(s, (0, None, None))) for frame, s in zip(decoded, stamps)]
 
     def surface(self, frame: "NvdecFrame") -> "NvdecFrame":
         return frame
@@ -161,10 +166,8 @@ class NvdecFrame:
 
     is_corrupt = False
 
-    def __init__(self, codec: NvdecDecoder, frame: nvc.DecodedFrame, number: int, packet: av.Packet | None):
-        self._codec, self._frame, self.opaque = codec, frame, number
-        self.pts = packet.pts if packet else None
-        self.time = float(packet.pts * packet.time_base) if packet and packet.pts is not None else None
+    def __init__(self, codec: NvdecDecoder, frame: nvc.DecodedFrame, number: int, pts: int | None, time: float | None):
+        self._codec, self._frame, self.opaque, self.pts, self.time = codec, frame, number, pts, time
         self.layout, self.aspect = codec.layout(frame), float(codec.upright.aspect)
 
     def write(self, slot) -> None:

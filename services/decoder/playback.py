@@ -78,6 +78,7 @@ class Codec(Protocol):
     """Decodes one opening of a source: FFmpeg (ffmpeg.py) or NVDEC (nvdec.py)."""
 
     early: bool  # a frame may be offered when its packet has arrived, see early.py
+    reports_damage: bool  # False: it is not given what is known to be spoilt, which would confuse it
 
     def decode(self, packet: av.Packet) -> tuple[list, str]:
         """(frames that a packet gives, what is wrong with it or empty). An empty packet marks the end.
@@ -343,27 +344,39 @@ class _Pass:
         self._number += 1
         number, pts_s = self._number, float(packet.pts * packet.time_base) if packet.pts is not None else None
         packet.opaque = number
-        if self._decoder.early and packet.size and pts_s is not None and not self._damage.spoils(packet.is_keyframe):
+        spoilt = self._damage.spoils(packet.is_keyframe)
+        if not packet.size and lost:
+            yield from self._progress.of(Damaged(lost))
+        elif packet.size:
+            self._time_s = pts_s if pts_s is not None and not self._live else now_ns / 1e9
+            if (lost or spoilt) and not self._decoder.reports_damage:
+                yield from self._judge(number, packet.is_keyframe, packet.pts, lost, now_ns)
+                if self._sent[number].verdict == "void":
+                    return
+        if self._decoder.early and packet.size and pts_s is not None and not spoilt:
             yield PacketArrived(number, pts_s, now_ns, self._progress.position(packet.pts))
+        pts, keyframe, size = packet.pts, packet.is_keyframe, packet.size  # a decoder may empty the packet
         try:
             frames, problem = self._decoder.decode(packet)
-            failed = False
         except (av.error.FFmpegError, DecodeError) as error:
-            frames, problem, failed = [], why(error), True
+            frames, problem = [], why(error)
+            if size:
+                self._damage.judge(keyframe, pts, self._time_s, True)
+                yield from self._progress.of(Damaged(problem), pts)
+        else:
+            if size and number not in self._sent:
+                yield from self._judge(number, keyframe, pts, lost or problem, now_ns)
         decoded_ns = time.monotonic_ns()
-        if packet.size or lost:
-            self._time_s = pts_s if pts_s is not None and not self._live else now_ns / 1e9
-            verdict = self._damage.judge(packet.is_keyframe, packet.pts, self._time_s, bool(lost or problem))
-            if failed or not packet.size:
-                verdict = "void"
-            if verdict == "void":
-                yield from self._progress.of(
-                    Damaged(lost or problem or "it refers to a damaged frame"), packet.pts if packet.size else None
-                )
-            self._sent[number] = _Sent(now_ns, verdict)
-            self._sent.pop(number - PENDING_MAX, None)
         for frame in frames:
             yield from self._show(frame, now_ns, decoded_ns)
+
+    def _judge(self, number: int, keyframe: bool, pts: int | None, problem: str, now_ns: int) -> Iterator[Damaged]:
+        """Settles whether the picture of a packet will be shown; one that will not is damaged."""
+        verdict = self._damage.judge(keyframe, pts, self._time_s, bool(problem))
+        self._sent[number] = _Sent(now_ns, verdict)
+        self._sent.pop(number - PENDING_MAX, None)
+        if verdict == "void":
+            yield from self._progress.of(Damaged(problem or "it refers to a damaged frame"), pts)  # type: ignore[misc]
 
     def _show(self, frame: Frame, now_ns: int, decoded_ns: int) -> Iterator[Picture | Damaged]:
         sent = self._sent.pop(frame.opaque or self._number, None) or _Sent(now_ns, "whole")

@@ -16,14 +16,15 @@ BLOCK_Y, BLOCK_X = 8, 128
 def turn_plane(
     stored_ptr, out_ptr, base, step_x, step_y,  # turned pixel (x, y) is stored at base + x * step_x + y * step_y
     turned_width, turned_height, width, height, out_pitch,  # px, px; samples
+    scale_x, scale_y,  # of a pixel of the plane that is written, in turned pixels: exactly 1.0 makes it a copy
     CHANNELS: tl.constexpr, BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr,
 ):  # fmt: skip
     """Writes a block of a plane [height, width, CHANNELS], bilinear; where nothing is resampled it is a copy."""
     y = tl.program_id(0) * BLOCK_Y + tl.arange(0, BLOCK_Y)[:, None]
     x = tl.program_id(1) * BLOCK_X + tl.arange(0, BLOCK_X)[None, :]
     inside = (y < height) & (x < width)
-    at_y = tl.maximum((y + 0.5) * (turned_height / height) - 0.5, 0.0)
-    at_x = tl.maximum((x + 0.5) * (turned_width / width) - 0.5, 0.0)
+    at_y = tl.maximum((y + 0.5) * scale_y - 0.5, 0.0)
+    at_x = tl.maximum((x + 0.5) * scale_x - 0.5, 0.0)
     y0 = tl.minimum(at_y.to(tl.int32), turned_height - 1)
     x0 = tl.minimum(at_x.to(tl.int32), turned_width - 1)
     y1, x1 = tl.minimum(y0 + 1, turned_height - 1), tl.minimum(x0 + 1, turned_width - 1)
@@ -59,10 +60,12 @@ def plane(address: int, width: int, height: int, channels: int, pitch_bytes: int
 def turn(stored: Plane, upright: Upright, out: Plane) -> None:
     """Queues the work on torch's current stream."""
     base, step_x, step_y = _steps(stored, upright)
+    width, height = upright.turned(stored.width, stored.height)
     grid = (triton.cdiv(out.height, BLOCK_Y), triton.cdiv(out.width, BLOCK_X))
     turn_plane[grid](
-        stored.pixels, out.pixels, base, step_x, step_y, *upright.turned(stored.width, stored.height),
-        out.width, out.height, out.pitch, CHANNELS=stored.channels, BLOCK_Y=BLOCK_Y, BLOCK_X=BLOCK_X,
+        stored.pixels, out.pixels, base, step_x, step_y, width, height,
+        out.width, out.height, out.pitch, width / out.width, height / out.height,
+        CHANNELS=stored.channels, BLOCK_Y=BLOCK_Y, BLOCK_X=BLOCK_X,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import os
 import socket
 import threading
+import time
 
 import av
 import numpy as np
@@ -134,11 +135,12 @@ def test_a_usb_camera_is_live_and_opened_again_when_it_is_plugged_in_again(tmp_p
     monkeypatch.setattr(opening, "DEMUXERS", {str(device): "mjpeg"})
     monkeypatch.setattr(SourceSettings, "network", property(lambda source: True))
 
-    def plug_in():
-        device.write_bytes(b"".join(jpeg(10 * n) for n in range(8)))
+    def plug_in_and_out():
+        while True:
+            device.write_bytes(b"".join(jpeg(10 * n) for n in range(8)))  # waits for a reader
+            time.sleep(0.3)  # in which the reader sees the end
 
-    for _ in range(2):
-        threading.Thread(target=plug_in, daemon=True).start()
+    threading.Thread(target=plug_in_and_out, daemon=True).start()
     events, _ = until(lambda events: states(events).count("online") == 2, device)
     assert Opened(live=True) in events
     assert "reconnecting" in states(events) and "ended" not in states(events)

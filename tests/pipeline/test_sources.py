@@ -21,8 +21,8 @@ from tests.support.squares import CELL, FPS, FRAMES, HEIGHT, WIDTH, expected, ma
 QUICK = DecoderSettings(open_timeout_s=2, read_timeout_s=0.5, backoff_min_s=0.05, backoff_max_s=0.2)
 
 
-def watch(url, resume=START, settings=QUICK, **options):
-    return list(play(SourceSettings(url=str(url), **options), settings, resume, lambda seconds: False))
+def watch(url, resume=START, settings=QUICK, codec=None, **options):
+    return list(play(SourceSettings(url=str(url), **options), settings, resume, lambda seconds: False, codec))
 
 
 def pictures(events):
@@ -251,11 +251,22 @@ def damaged_clip(path, codec, seed, harm):
     return path
 
 
+class Mute(FfmpegDecoder):
+    """A decoder that does not say what it cannot decode, as NVDEC."""
+
+    reports_damage = False
+
+    def decode(self, packet):
+        return super().decode(packet)[0], ""
+
+
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("codec", ["libx264", "libx265"])
-def test_what_is_shown_of_a_stream_with_losses_is_right(tmp_path, codec, seed):
+@pytest.mark.parametrize("decoder", [FfmpegDecoder, Mute])
+def test_what_is_shown_of_a_stream_with_losses_is_right(tmp_path, decoder, codec, seed):
     """Damage lasts until the next keyframe: until then every packet is a frame that is dropped, and none is shown."""
-    events = watch(damaged_clip(tmp_path / "lost.ts", codec, seed, lambda packets, index: packets.pop(index)))
+    path = damaged_clip(tmp_path / "lost.ts", codec, seed, lambda packets, index: packets.pop(index))
+    events = watch(path, codec=decoder)
     shown, damaged = pictures(events), [event for event in events if isinstance(event, Damaged)]
     for p in shown:
         seq = round(p.pts_s * FPS)
