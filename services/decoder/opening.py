@@ -23,6 +23,7 @@ TRANSPORTS = {  # of RTSP -> FFmpeg's options
     "udp": {"rtsp_transport": "udp"},
     "http": {"rtsp_transport": "http"},
 }
+SEQUENCE = {"reorder_queue_size": "500", "max_delay": "200000"}  # also over TCP: cameras leave packets out; us
 
 
 class Unreachable(SourceError):
@@ -87,9 +88,11 @@ def why(error: Exception) -> str:
 def _open(url: str, source: SourceSettings, settings: DecoderSettings) -> av.container.InputContainer:
     scheme = url.partition("://")[0] if "://" in url else ""
     http = scheme in ("http", "https")
-    options = dict(TRANSPORTS[source.transport]) if scheme.startswith("rtsp") else {}
+    transport, options = source.transport, {}
     if scheme == "rtspt":  # RTSP by TCP, in the words of other players
-        url, options = "rtsp" + url.removeprefix(scheme), dict(TRANSPORTS["tcp"])
+        url, transport = "rtsp" + url.removeprefix(scheme), "tcp"
+    if scheme.startswith("rtsp"):
+        options = {**TRANSPORTS[transport], **SEQUENCE}
     least_s = HTTP_TIMEOUT_S if http else 0
     timeouts = (max(settings.open_timeout_s, least_s), max(settings.read_timeout_s, least_s))
     timeout = timeouts if scheme not in ("", "file") else None

@@ -14,6 +14,7 @@ import pytest
 
 from peoplecounter.common.process.runtime import usage
 from tests.support.group import SERVICES
+from tests.support.lossy import LossyProxy
 from tests.support.rtsp import PASSWORD, RtspCamera, missing
 from tests.support.squares import picture
 
@@ -125,6 +126,26 @@ def test_a_camera_that_offers_udp_only_is_counted(counting, camera, tmp_path):
     """`auto` asks for TCP, is refused, and takes UDP."""
     g = counting({"cam": camera(encode(tmp_path / "clip.mp4"), transport="udp").url})
     check(g)
+
+
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_no_count_of_a_lossy_link_is_wrong(group, camera, tmp_path, transport, codec):
+    """Packets are lost, repeated and swapped: what is counted as complete is right, and the books balance."""
+    cam = camera(encode(tmp_path / "clip.mp4", codec=codec), transport=transport)
+    proxy = LossyProxy(cam.port, rate=0.004)
+    url = cam.url.replace(str(cam.port), str(proxy.port))
+    g = group({"cam": {"url": url, "transport": transport}}, **QUICK)
+    g.start()
+    g.wait_for(lambda: complete(g, "cam") >= 150 and proxy.faults["lost"] >= 5, "frames to be counted", 90)
+    proxy.close()
+    g.check_books()
+    counts = [c for c in g.of("counts", "cam") if c["complete"]]
+    opened = [key for key, _ in groupby(c["state"] for c in g.of("status", "cam"))].count("online")
+    # frame n of the clip shows 1 + 7n % 23, and 7 * 10 = 1 (mod 23): this is the same for all frames of an opening
+    places = [((c["count"] - 1) * 10 - round(c["pts_s"] * 30)) % 23 for c in counts if c["pts_s"] is not None]
+    assert len(list(groupby(places))) <= opened, (places, proxy.faults)
+    assert g.totals()["dropped"].get("decode_error", 0) > 0
 
 
 @pytest.mark.parametrize("how", ["killed", "frozen"])

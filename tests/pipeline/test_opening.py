@@ -175,4 +175,5 @@ def test_ffmpeg_is_told_the_transport_of_rtsp(monkeypatch, url, transport, optio
     monkeypatch.setattr(av, "open", lambda url, **named: asked.append((url, named["options"])) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         opening.open_source(url, SourceSettings(url=url, transport=transport), QUICK)
-    assert asked == [(url.replace("rtspt", "rtsp"), options)]
+    assert asked[0][0] == url.replace("rtspt", "rtsp")
+    assert options.items() <= asked[0][1].items()
