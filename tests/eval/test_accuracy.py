@@ -1,20 +1,9 @@
 """The error of the whole pipeline against truth, on what it was made for and on real footage."""
 
 import json
-import lzma
 import subprocess
 
-import pytest
-
 from tests.support.cli import ROOT, argv
-
-
-@pytest.fixture(scope="session")
-def yolo(footage, tmp_path_factory):
-    """A real YOLO26n, unpacked from the test material."""
-    path = tmp_path_factory.mktemp("models") / "yolo26n.onnx"
-    path.write_bytes(lzma.decompress((footage.parent / "models" / "yolo26n_coco_fp32.onnx.xz").read_bytes()))
-    return path
 
 
 def count_and_compare(run_dir, out, truth, *arguments):
