@@ -112,7 +112,7 @@ def _is_http_stream(url: str, container: av.container.InputContainer) -> bool:
     """True for what a camera sends by HTTP: it has no length, as a file has."""
     if not url.startswith(("http://", "https://")) or container.duration is not None:
         return False
-    return container.size <= 0 or container.format.name in PLAYLISTS
+    return (container.size or 0) <= 0 or container.format.name in PLAYLISTS
 
 
 def _video(container: av.container.InputContainer, source: SourceSettings) -> av.VideoStream:

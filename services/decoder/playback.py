@@ -21,6 +21,7 @@ from peoplecounter.services.decoder.damage import Damage, Verdict, listen
 from peoplecounter.services.decoder.ffmpeg import FfmpegDecoder
 from peoplecounter.services.decoder.opening import Opening, Unreachable, can_be_resumed, open_source, parts_of, why
 
+FOLLOWS = "it refers to a damaged frame"
 JUMP_S = 1.0  # a file played in real time that is this late, or jumps this far, restarts its clock
 PENDING_MAX = 256  # packets whose picture may still come
 IMAGES_PER_S = 25  # of a folder of images that is played in real time
@@ -376,7 +377,7 @@ class _Pass:
         self._sent[number] = _Sent(now_ns, verdict)
         self._sent.pop(number - PENDING_MAX, None)
         if verdict == "void":
-            yield from self._progress.of(Damaged(problem or "it refers to a damaged frame"), pts)  # type: ignore[misc]
+            yield from self._progress.of(Damaged(problem or FOLLOWS), pts)  # type: ignore[misc]
 
     def _show(self, frame: Frame, now_ns: int, decoded_ns: int) -> Iterator[Picture | Damaged]:
         sent = self._sent.pop(frame.opaque or self._number, None) or _Sent(now_ns, "whole")

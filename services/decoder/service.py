@@ -1,5 +1,6 @@
 """One source's frames on their way into the surfaces ring, and the source's state on its way to fusion."""
 
+import logging
 from collections.abc import Iterator
 from functools import partial
 
@@ -14,7 +15,16 @@ from peoplecounter.common.process.runtime import Runtime
 from peoplecounter.common.sources import SourceChange, known_sources, redacted
 from peoplecounter.common.topology import FRAME
 from peoplecounter.services.decoder.early import EarlyOffers
-from peoplecounter.services.decoder.playback import Damaged, Event, MakeCodec, Opened, Picture, Position, StateChanged
+from peoplecounter.services.decoder.playback import (
+    FOLLOWS,
+    Damaged,
+    Event,
+    MakeCodec,
+    Opened,
+    Picture,
+    Position,
+    StateChanged,
+)
 from peoplecounter.services.decoder.reader import Reader
 
 STATUS_NS = 1_000_000_000
@@ -135,7 +145,8 @@ class Decoder:
     def drop_damaged(self, event: Damaged) -> None:
         """Data that cannot be decoded is a frame that is dropped."""
         early = self.early.header
-        self.rt.log.warning("frame %d dropped: %s", early.seq if early else self.resume.seq, event.detail)
+        level = logging.DEBUG if event.detail == FOLLOWS else logging.WARNING  # one line for all that follow
+        self.rt.log.log(level, "frame %d dropped: %s", early.seq if early else self.resume.seq, event.detail)
         if self.early.cancel("decode_error"):  # it was this frame
             return
         layout = self.surfaces.layout if isinstance(self.surfaces.layout, SurfaceLayout) else UNKNOWN_LAYOUT
