@@ -24,6 +24,7 @@ DEVICES = {
     "cpu": "PrivateDevices=yes\nMemoryDenyWriteExecute=yes",  # not for cuda: the driver and the compiler write code
     "cuda": "DevicePolicy=closed\n" + "\n".join(f"DeviceAllow=char-nvidia{n} rw" for n in ("", "-uvm", "-caps")),
 }
+USB_CAMERAS = "DevicePolicy=closed\nDeviceAllow=char-video4linux rw\nSupplementaryGroups=video"
 
 
 def install(settings: Settings, config: Path, name: str, user: str, root: Path) -> list[Path]:
@@ -84,7 +85,6 @@ def units(settings: Settings, config: Path, name: str, user: str) -> dict[str, s
         "config": str(config.absolute()),
         "python": sys.executable,
         "memory": MEMORY[kind],
-        "devices": DEVICES[kind],
         "sources": ", ".join(known_sources(settings)) or "no source yet",
         "mps": backend.mps_binary() or "",
     }
@@ -99,12 +99,21 @@ def units(settings: Settings, config: Path, name: str, user: str) -> dict[str, s
             | {
                 "service": service.name,
                 "does": service.does.replace("->", "to"),
+                "devices": _devices(kind, service, settings),
                 "instance": "" if service.each == "group" else " %i",
                 "private_network": "yes" if alone else "no",
                 "families": "AF_UNIX" if alone else "AF_UNIX AF_INET AF_INET6",
             },
         )
     return files
+
+
+def _devices(kind: str, service: ServiceRow, settings: Settings) -> str:
+    """Which devices a service may open: none, the GPU, and a decoder the USB cameras if the settings name one."""
+    cameras = any(source.url.startswith("/dev/video") for source in settings.sources.values())
+    if service.name != "decoder" or not cameras:
+        return DEVICES[kind]
+    return DEVICES[kind].replace("PrivateDevices=yes\n", "") + "\n" + USB_CAMERAS
 
 
 def instances(settings: Settings, name: str) -> list[str]:

@@ -283,6 +283,7 @@ class _Pass:
         self._damage = Damage(settings.recover_s)
         self._sent: dict[int, _Sent] = {}
         self._number, self._time_s = 0, 0.0  # of the packet that was decoded last
+        self._timed = False  # the packets of this file have times
         if opened.container.format.name in INDEXED and (pts := progress.seek()) is not None:
             opened.container.seek(pts, stream=opened.stream, backward=True)
 
@@ -349,7 +350,11 @@ class _Pass:
         if not packet.size and lost:
             yield from self._progress.of(Damaged(lost))
         elif packet.size:
-            self._time_s = pts_s if pts_s is not None and not self._live else now_ns / 1e9
+            self._timed = self._timed or pts_s is not None
+            if self._live or not self._timed:
+                self._time_s = now_ns / 1e9
+            elif pts_s is not None:  # a packet without a time comes with the one before it
+                self._time_s = pts_s
             if (lost or spoilt) and not self._decoder.reports_damage:
                 yield from self._judge(number, packet.is_keyframe, packet.pts, lost, now_ns)
                 if self._sent[number].verdict == "void":
@@ -383,7 +388,7 @@ class _Pass:
         sent = self._sent.pop(frame.opaque or self._number, None) or _Sent(now_ns, "whole")
         if sent.verdict == "void":
             return
-        if frame.is_corrupt:
+        if frame.is_corrupt and sent.verdict == "whole":
             self._damage.begin(self._time_s)
             yield from self._progress.of(Damaged("the frame refers to lost data"), frame.pts)
             return

@@ -74,6 +74,16 @@ def test_systemd_has_the_services(kind, monkeypatch):
     assert started == workers | {"pc-decoder@door", "pc-fusion"}
 
 
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_only_a_decoder_may_open_usb_cameras_and_only_if_there_are_any(kind, monkeypatch):
+    monkeypatch.setattr(backend, "resolve", lambda settings: kind)
+    for url, allowed in (("/dev/video0", {"pc-decoder@.service"}), ("rtsp://camera/1", set())):
+        units = install.units(Settings(sources={"door": {"url": url}}), Path("/etc/peoplecounter.toml"), "pc", "pc")
+        assert {name for name, text in units.items() if "char-video4linux" in text} == allowed
+        private = {name for name, text in units.items() if "PrivateDevices=yes" in text}
+        assert not private & allowed and bool(private) == (kind == "cpu")
+
+
 def test_a_heartbeat_holds_nothing_of_the_one_before_it(tmp_path):
     """The successor of a container's process finds the file, with a pid of perhaps more digits."""
     heartbeat = tmp_path / "heartbeat"
