@@ -1,5 +1,6 @@
 """What a model is taken for, and what it sees: `peoplecounter models` and `peoplecounter models check`."""
 
+import tempfile
 from pathlib import Path
 
 import av
@@ -13,7 +14,6 @@ from peoplecounter.common.settings import load_settings
 from peoplecounter.deploy.demo.plaza import Plaza
 from peoplecounter.deploy.engine import calibration
 from peoplecounter.deploy.engine.bench import EngineBench
-from peoplecounter.services.decoder.ffmpeg import copy_nv12, layout_of
 
 PLAZA = (1280, 720, 1, 22)  # width, height, seed, people
 PLAZA_S = 3.0  # when its people have spread
@@ -60,12 +60,10 @@ def check(model: Path, image: Path | None, out: Path) -> list[str]:
 
 def _picture(image: Path | None) -> tuple[SurfaceLayout, np.ndarray, np.ndarray]:
     """(layout, surface, RGB [h, w, 3]) of the first frame of a file, or of the demo's plaza."""
-    if image is None:
-        frame = av.VideoFrame.from_ndarray(Plaza(*PLAZA).frame(PLAZA_S)[0], "rgb24")
-        layout = layout_of(frame)
-        surface = np.empty(layout.nbytes, np.uint8)
-        copy_nv12(frame, layout, surface)
-    else:
+    with tempfile.TemporaryDirectory() as folder:
+        if image is None:
+            image = Path(folder) / "plaza.png"
+            av.VideoFrame.from_ndarray(Plaza(*PLAZA).frame(PLAZA_S)[0], "rgb24").save(image)
         layout, surface = next(calibration.frames(image))
     rows = surface.reshape(-1, layout.pitch)[:, : layout.width + layout.width % 2]
     nv12 = av.VideoFrame.from_ndarray(_even(rows, layout), "nv12")
