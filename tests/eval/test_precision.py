@@ -14,7 +14,6 @@ from peoplecounter.deploy.cli import engine_commands as cli
 from peoplecounter.deploy.demo.plaza import render_clip
 from peoplecounter.deploy.engine import precision
 from peoplecounter.deploy.engine.precision import environment
-from tests.eval.test_accuracy import yolo  # noqa: F401
 from tests.support.cli import argv
 from tests.support.squares import make_model
 
@@ -91,7 +90,7 @@ def test_a_precision_that_ruins_the_counts_is_called_useless(monkeypatch, capsys
 
 
 @modelopt
-def test_fp16_of_a_real_detector_counts_the_same_street(python, footage, yolo, tmp_path):  # noqa: F811
+def test_fp16_of_a_real_detector_counts_the_same_street(python, footage, yolo, tmp_path):
     out, street = tmp_path / "fp16.onnx", footage / "towncentre_1080p.mp4"
     converted(yolo, out, "fp16", street, python)
     table = engine("bench", yolo, out, "--footage", street, "--frames", 12, "--rounds", 2, "--out", tmp_path / "t")
