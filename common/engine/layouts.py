@@ -68,20 +68,26 @@ class Context:
     chosen: bool = False  # engine.head names the layout: what cannot be told apart need not be
 
     @property
+    def cells(self) -> int:
+        """How many cells the grids have in such an image."""
+        return self._cells(STRIDES)
+
+    @property
     def places(self) -> set[int]:
         """How many boxes a dense head has in such an image: one or three for each cell of its grids."""
+        return {n * cells for n in (1, 3) for cells in (self.cells, self._cells((*STRIDES, 64)))}
+
+    def _cells(self, strides: tuple[int, ...]) -> int:
         width, height = self.size
-        cells = [(width // s) * (height // s) for s in (*STRIDES, 64)]
-        return {n * sum(some) for n in (1, 3) for some in (cells[:3], cells)}
+        return sum((width // stride) * (height // stride) for stride in strides)
 
 
 # --- finders: outputs, what else is known -> Found, or None for another layout
 
 
 def _find_rows(outputs: list[Output], context: Context) -> Found | None:
-    first = outputs[0] if outputs else None
-    masked = _masked(outputs)
-    if first is None or len(first.shape) != 3 or first.shape[2] != (6 + MASKS if masked else 6):
+    first = _first(outputs)
+    if first is None or first.shape[2] != (6 + MASKS if _masked(outputs) else 6):
         return None
     count = first.shape[1]
     if "detr" in context.metadata.description.lower() and not context.chosen:
@@ -92,8 +98,8 @@ def _find_rows(outputs: list[Output], context: Context) -> Found | None:
 
 
 def _find_yolo(outputs: list[Output], context: Context) -> Found | None:
-    first = outputs[0] if outputs else None
-    if first is None or len(first.shape) != 3:
+    first = _first(outputs)
+    if first is None:
         return None
     channels, places = first.shape[1:]
     if not isinstance(channels, int) or (isinstance(places, int) and places <= channels):
@@ -108,8 +114,8 @@ def _find_yolo(outputs: list[Output], context: Context) -> Found | None:
 
 def _find_objectness(outputs: list[Output], context: Context) -> tuple[str, int, int] | None:
     """(name, boxes, classes) of an output [B, n, 5 + C]."""
-    first = outputs[0] if outputs else None
-    if first is None or len(first.shape) != 3 or not all(isinstance(side, int) for side in first.shape[1:]):
+    first = _first(outputs)
+    if first is None or not all(isinstance(side, int) for side in first.shape[1:]):
         return None
     count, channels = int(first.shape[1] or 0), int(first.shape[2] or 0)
     classes = channels - 5
@@ -120,14 +126,9 @@ def _find_objectness(outputs: list[Output], context: Context) -> tuple[str, int,
     return first.name, count, classes
 
 
-def _is_grid(count: int, size: tuple[int, int], boxes: int) -> bool:
-    width, height = size
-    return count == boxes * sum((width // s) * (height // s) for s in STRIDES)
-
-
 def _find_yolov5(outputs: list[Output], context: Context) -> Found | None:
     found = _find_objectness(outputs, context)
-    if found is None or _is_grid(found[1], context.size, 1):
+    if found is None or found[1] == context.cells:
         return None
     return Found((found[0],), found[2])
 
@@ -135,15 +136,15 @@ def _find_yolov5(outputs: list[Output], context: Context) -> Found | None:
 def _find_yolox(outputs: list[Output], context: Context) -> Found | None:
     """Also YOLOv6 and a transposed YOLOv8 have such outputs: without names only COCO's 80 classes are sure."""
     found = _find_objectness(outputs, context)
-    if found is None or not _is_grid(found[1], context.size, 1):
+    if found is None or found[1] != context.cells:
         return None
     sure = context.chosen or context.metadata.names or found[2] == COCO_CLASSES
     return Found((found[0],), found[2]) if sure else None
 
 
 def _find_rtdetr(outputs: list[Output], context: Context) -> Found | None:
-    first = outputs[0] if outputs else None
-    if first is None or len(outputs) != 1 or len(first.shape) != 3:
+    first = _first(outputs)
+    if first is None or len(outputs) != 1:
         return None
     count, channels = first.shape[1:]
     if not isinstance(count, int) or not isinstance(channels, int) or count > ROWS_MAX or count in context.places:
@@ -213,6 +214,11 @@ def _find_nms(outputs: list[Output], context: Context) -> Found | None:
     if len(boxes) != 1 or set(named) != {"num", "score", "class"}:
         return None
     return Found((named["num"], boxes[0].name, named["score"], named["class"]))
+
+
+def _first(outputs: list[Output]) -> Output | None:
+    """The first output; None unless it is [B, n, m]."""
+    return outputs[0] if outputs and len(outputs[0].shape) == 3 else None
 
 
 def _masked(outputs: list[Output]) -> bool:

@@ -29,7 +29,8 @@ class Model:
     @property
     def blob(self) -> bytes:
         """All of it, which is what is hashed and served."""
-        return b"".join([self.data, *(self.files[name] for name in sorted(self.files))])
+        contents = [self.files[name] for name in sorted(self.files)]
+        return b"".join([self.data, *contents]) if contents else self.data
 
 
 class SwappedModel(Struct, frozen=True):
@@ -46,10 +47,8 @@ def read_model(settings: EngineSettings) -> Model:
         model = _served(name, *fetch(name, "model", settings.server_key, settings.limit_mb << 20))
     else:
         model = _stored(name, Path(name), settings.limit_mb)
-    if settings.sha256 and sha256(model.blob) != settings.sha256:
-        raise AppError(
-            f"The model {name} has the SHA-256 {sha256(model.blob)}, engine.sha256 expects {settings.sha256}."
-        )
+    if settings.sha256 and (found := sha256(model.blob)) != settings.sha256:
+        raise AppError(f"The model {name} has the SHA-256 {found}, engine.sha256 expects {settings.sha256}.")
     if model.sidecar is not None:
         check_bytes(model.sidecar, model.data, name)
     return model

@@ -152,8 +152,9 @@ def serve(
         loaded = read_model(wanted)
         if loaded.sidecar and loaded.sidecar.stripped:
             weights = read_weights(wanted, loaded.sidecar)
-    server = server_module.Server(bind, server_module.items(loaded, weights), secret)
-    print(f"{model.name}, {len(loaded.blob) / 1e6:.1f} MB, SHA-256 {sha256(loaded.blob)}")
+    served = server_module.items(loaded, weights)
+    server = server_module.Server(bind, served, secret)
+    print(f"{model.name}, {len(served['model'].data) / 1e6:.1f} MB, SHA-256 {served['model'].sha256}")
     print(
         f'engine.model = "{server.endpoint}"' + (f'  engine.server_key = "{public.decode()}"' if public else ""),
         flush=True,

@@ -33,7 +33,8 @@ class Item:
 
 def items(model: Model, weights: bytes | None) -> dict[str, Item]:
     """The items that `Fetch` can request, by name."""
-    served = {"model": Item(model.blob, sha256(model.blob), description(model))}
+    blob = model.blob
+    served = {"model": Item(blob, sha256(blob), description(model))}
     if weights is not None:
         served["weights"] = Item(weights, sha256(weights))
     return served

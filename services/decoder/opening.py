@@ -23,7 +23,7 @@ TRANSPORTS = {  # of RTSP -> FFmpeg's options
     "udp": {"rtsp_transport": "udp"},
     "http": {"rtsp_transport": "http"},
 }
-SEQUENCE = {"reorder_queue_size": "500", "max_delay": "200000"}  # also over TCP: cameras leave packets out; us
+SEQUENCE = {"reorder_queue_size": "500", "max_delay": "200000"}  # packets, us; over TCP too: cameras leave some out
 
 
 class Unreachable(SourceError):
@@ -86,18 +86,17 @@ def why(error: Exception) -> str:
 
 
 def _open(url: str, source: SourceSettings, settings: DecoderSettings) -> av.container.InputContainer:
-    scheme = url.partition("://")[0] if "://" in url else ""
-    http = scheme in ("http", "https")
+    scheme, http = url.partition("://")[0] if "://" in url else "", _is_http(url)
     transport, options = source.transport, {}
     if scheme == "rtspt":  # RTSP by TCP, in the words of other players
         url, transport = "rtsp" + url.removeprefix(scheme), "tcp"
-    if scheme.startswith("rtsp"):
+    if http:
+        options = {"fpsprobesize": "0"}  # one image is enough to know what a camera sends
+    elif scheme.startswith("rtsp"):
         options = {**TRANSPORTS[transport], **SEQUENCE}
     least_s = HTTP_TIMEOUT_S if http else 0
     timeouts = (max(settings.open_timeout_s, least_s), max(settings.read_timeout_s, least_s))
     timeout = timeouts if scheme not in ("", "file") else None
-    if http:
-        options = {"fpsprobesize": "0"}  # one image is enough to know what a camera sends
     demuxer = next((name for path, name in DEMUXERS.items() if url.startswith(path)), None)
     try:
         return av.open(url, format=demuxer, options=options, timeout=timeout)
@@ -108,9 +107,13 @@ def _open(url: str, source: SourceSettings, settings: DecoderSettings) -> av.con
         raise kind(f"The source {redacted(url)} cannot be opened: {why(error)}.", code) from None
 
 
+def _is_http(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
+
+
 def _is_http_stream(url: str, container: av.container.InputContainer) -> bool:
     """True for what a camera sends by HTTP: it has no length, as a file has."""
-    if not url.startswith(("http://", "https://")) or container.duration is not None:
+    if not _is_http(url) or container.duration is not None:
         return False
     return (container.size or 0) <= 0 or container.format.name in PLAYLISTS
 

@@ -212,14 +212,14 @@ class _Progress:
     """How much of a file has been played, and what a restarted decoder leaves out because it was counted before."""
 
     def __init__(self, resume: Position):
+        self.restart(resume)
+
+    def restart(self, resume: Position = START) -> None:
+        """The file begins, or begins again."""
         self.frames = 0
         self._resume, self._sought = resume, False  # sought: the frame was searched for by its pts
         self._pts: int | None = None
         self._in_order = True
-
-    def restart(self) -> None:
-        """The file begins again."""
-        self.frames, self._resume, self._sought, self._pts, self._in_order = 0, START, False, None, True
 
     def seek(self) -> int | None:
         """The pts to search for, so that what was counted need not be decoded again; None: play from the start."""
@@ -362,23 +362,23 @@ class _Pass:
         if self._decoder.early and packet.size and pts_s is not None and not spoilt:
             yield PacketArrived(number, pts_s, now_ns, self._progress.position(packet.pts))
         pts, keyframe, size = packet.pts, packet.is_keyframe, packet.size  # a decoder may empty the packet
+        failed = False
         try:
             frames, problem = self._decoder.decode(packet)
         except (av.error.FFmpegError, DecodeError) as error:
-            frames, problem = [], why(error)
-            if size:
-                self._damage.judge(keyframe, pts, self._time_s, True)
-                yield from self._progress.of(Damaged(problem), pts)
-        else:
-            if size and number not in self._sent:
-                yield from self._judge(number, keyframe, pts, lost or problem, now_ns)
+            frames, problem, failed = [], why(error), True
+        if size and (failed or number not in self._sent):
+            yield from self._judge(number, keyframe, pts, problem if failed else lost or problem, now_ns, failed)
         decoded_ns = time.monotonic_ns()
         for frame in frames:
             yield from self._show(frame, now_ns, decoded_ns)
 
-    def _judge(self, number: int, keyframe: bool, pts: int | None, problem: str, now_ns: int) -> Iterator[Damaged]:
-        """Settles whether the picture of a packet will be shown; one that will not is damaged."""
-        verdict = self._damage.judge(keyframe, pts, self._time_s, bool(problem))
+    def _judge(
+        self, number: int, keyframe: bool, pts: int | None, problem: str, now_ns: int, failed: bool = False
+    ) -> Iterator[Damaged]:
+        """Settles whether the picture of a packet will be shown; one that will not, or that `failed`, is damaged."""
+        verdict = self._damage.judge(keyframe, pts, self._time_s, failed or bool(problem))
+        verdict = "void" if failed else verdict
         self._sent[number] = _Sent(now_ns, verdict)
         self._sent.pop(number - PENDING_MAX, None)
         if verdict == "void":

@@ -18,6 +18,7 @@ class LossyProxy:
     def __init__(self, port: int, rate: float, seed: int = 0):
         self._port, self._rate, self._random = port, rate, random.Random(seed)
         self.faults: Counter[str] = Counter()
+        self._ports: dict[bytes, bytes] = {}  # of the last viewer by UDP: ours -> its own
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._start(self._accept)
@@ -64,7 +65,7 @@ class LossyProxy:
         if message[:1] == b"$" and message[1] % 2 == 0:
             yield from self._harmed(message, held)
             return
-        for ours, theirs in getattr(self, "_ports", {}).items():
+        for ours, theirs in self._ports.items():
             message = message.replace(ours, theirs)
         yield message
 
