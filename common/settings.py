@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from peoplecounter.common import views
 from peoplecounter.common.errors import NO_INPUT, AppError
 from peoplecounter.common.logs import Level
 
@@ -41,6 +42,36 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+class ViewSettings(Section):
+    smallest_person_px: float | None = Field(None, ge=8, le=10_000)
+    """Height of the smallest people to count, px of the frame; unset: as small as the model finds without scaling"""
+    overlap: float | None = Field(None, ge=0, le=0.5)
+    """Overlap of neighbouring views, as a share of the model's longer side; unset: 0.2, and at least 128 px"""
+    levels: tuple[Annotated[float, Field(gt=0, le=4)], ...] | None = None
+    """Scales of the frame that are cut into views, e.g. [0.25, 0.5], beside the whole; auto: by smallest_person_px"""
+
+    @field_validator("levels", mode="before")
+    @classmethod
+    def _auto(cls, value: object) -> object:
+        return None if value == "auto" else value
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "ViewSettings":
+        if self.levels is not None and self.smallest_person_px:
+            raise ValueError("levels and smallest_person_px are two ways to say the same: set one of them")
+        return self
+
+    def within(self, group: "ViewSettings") -> "ViewSettings":
+        """These settings of a source, with those of its group for what they leave open."""
+        chosen = group if self.levels is None and self.smallest_person_px is None else self
+        overlap = group.overlap if self.overlap is None else self.overlap
+        return chosen.model_copy(update={"overlap": overlap})
+
+    def table(self, width: int, height: int, size: tuple[int, int], corner: bool = False) -> tuple[views.View, ...]:
+        """The views of a frame of width x height px for images of `size`, see views.table()."""
+        return views.table(width, height, size, self.overlap, self.smallest_person_px, self.levels, corner)
+
+
 class SourceSettings(Section):
     url: str
     """File, folder of images, sequence (%03d), USB camera (/dev/video0) or URL; streams are reconnected"""
@@ -60,6 +91,8 @@ class SourceSettings(Section):
     """Width of a stored pixel to its height, e.g. 2:1 for a DVR's 1080N (960x1080); auto: what the source says"""
     transport: Literal["auto", "tcp", "udp", "http"] = "auto"
     """How RTSP video travels; auto: TCP, or UDP if the camera does not offer TCP"""
+    views: ViewSettings = ViewSettings()
+    """Instead of the group's"""
 
     @field_validator("rotate", mode="before")
     @classmethod
@@ -119,10 +152,8 @@ class DecoderSettings(Section):
 class PreprocessSettings(Section):
     slots: int = Field(0, ge=0, le=64)
     """Slots of the tensors ring, one frame each; 0: two more than the number of sources, at least 3"""
-    overlap: float = Field(0.2, ge=0, le=0.5)
-    """Overlap of neighbouring tiles, as a share of a side"""
     group: int = Field(16, ge=1, le=256)
-    """Maximum tiles that an infer_tiles worker gets at once"""
+    """Maximum views that an infer_tiles worker gets at once"""
 
     @field_validator("slots")
     @classmethod
@@ -168,10 +199,10 @@ class FusionSettings(Section):
     """Minimum intersection over union of two views' boxes of one person"""
     same_ios: float = Field(0.7, gt=0, le=1)
     """Minimum intersection over the smaller box of two views' boxes of one person"""
-    new_score: float = Field(0.35, gt=0, lt=1)
-    """Minimum score of a person not seen in the previous frame"""
-    edge_px: float = Field(2, ge=0, le=64)
-    """A box this close to an inner tile edge counts as cut by it, px"""
+    new_score: float = Field(0.47, gt=0, lt=1)
+    """Minimum score of a person not seen in the previous frame; down to 65 % of it for people small in their view"""
+    edge_px: float = Field(4, ge=0, le=64)
+    """A box this close to an inner edge of its view counts as cut by it, px of the view"""
 
     @field_validator("publish")
     @classmethod
@@ -234,9 +265,9 @@ class BudgetSettings(Section):
     fusion_wait_ms: Budget = 8
     """From the first answer of a frame to the last, ms"""
     infer_tiles_ms: Budget = 20
-    """Inference of all tiles of a frame, ms"""
+    """Inference of all other views of a frame, ms"""
     infer_global_ms: Budget = 15
-    """Inference of the letterboxed frame, ms"""
+    """Inference of the whole frame, ms"""
     preprocess_ms: Budget = 16
     """The preprocessing kernel, ms"""
     decode_ms: Budget = 42
@@ -291,6 +322,7 @@ class Settings(BaseSettings):
     workers: WorkerSettings = WorkerSettings()
     link: LinkSettings = LinkSettings()
     decoder: DecoderSettings = DecoderSettings()
+    views: ViewSettings = ViewSettings()
     preprocess: PreprocessSettings = PreprocessSettings()
     engine: EngineSettings = EngineSettings()
     fusion: FusionSettings = FusionSettings()

@@ -25,9 +25,9 @@ class ServiceRow:
 
 SERVICES = (
     ServiceRow("decoder", None, None, SURFACES, "source", "source -> NV12 surface in a slot"),
-    ServiceRow("preprocess", SURFACES, FRAME, TENSORS, "worker", "surface -> letterboxed frame and tiles"),
-    ServiceRow("infer_global", TENSORS, GLOBAL, None, "worker", "letterboxed frame -> detections"),
-    ServiceRow("infer_tiles", TENSORS, TILES, None, "worker", "one group of tiles -> detections"),
+    ServiceRow("preprocess", SURFACES, FRAME, TENSORS, "worker", "surface -> the images of its views"),
+    ServiceRow("infer_global", TENSORS, GLOBAL, None, "worker", "the whole frame -> detections"),
+    ServiceRow("infer_tiles", TENSORS, TILES, None, "worker", "one group of its tiles, at every level -> detections"),
     ServiceRow("fusion", None, None, None, "group", "join, merge, count, publish"),
 )
 BY_NAME = {row.name: row for row in SERVICES}

@@ -40,7 +40,7 @@ def group(run_dir, model):
     groups = []
 
     def make(sources, **settings):
-        groups.append(Group(run_dir, model, sources, **settings))
+        groups.append(Group(run_dir, model, sources, **squares.VIEWS | settings))
         return groups[-1]
 
     yield make

@@ -90,7 +90,7 @@ class TensorRTEngine:
     def warm_up(self) -> None:
         """Runs batches of zeros on a stream of their own, so that kernels are loaded before the first frame."""
         sizes = sorted({images for profile in self._read.profiles for images in (profile.min, profile.opt)})
-        nbytes = TensorLayout(sizes[-1], self.input, 0).nbytes
+        nbytes = TensorLayout(sizes[-1], self.input).nbytes
         with LOADING:
             stream = check(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
             address = check(cudart.cudaMalloc(nbytes))

@@ -2,28 +2,16 @@
 
 import numpy as np
 
+from peoplecounter.common import views
 from peoplecounter.common.engine.base import Persons
-from peoplecounter.common.geometry import Letterbox, TileGrid
-from peoplecounter.common.ipc.messages import FrameHeader, Part, TensorLayout
+from peoplecounter.common.ipc.messages import FrameHeader, Input, Part
 
 
-def letterbox_to_frame(
-    layout: TensorLayout, header: FrameHeader, part: Part, persons: Persons, edge_px: float
-) -> np.ndarray:
-    """Persons in the letterboxed frame -> float32 [n, 7], see Detections; no edge cuts them, they have no tile."""
-    boxes = Letterbox(header.width, header.height, layout.input.size, layout.input.corner).to_frame(persons[:, 1:5])
-    whole = np.tile(np.array([0, -1], np.float32), (len(persons), 1))
-    return np.hstack([boxes, persons[:, 5:6], whole])
+def persons_to_frame(read: Input, header: FrameHeader, part: Part, persons: Persons, edge_px: float) -> np.ndarray:
+    """Persons in the images of a part -> float32 [n, 8], see Detections.
 
-
-def tiles_to_frame(
-    layout: TensorLayout, header: FrameHeader, part: Part, persons: Persons, edge_px: float
-) -> np.ndarray:
-    """Persons in each tile -> float32 [n, 7], see Detections, with their tile and which of its inner edges cut them.
-
-    A box that ends within `edge_px` of an inner edge counts as cut by it.
+    A box that ends within `edge_px` of an inner edge of its view counts as cut by it.
     """
-    grid = TileGrid(header.width, header.height, layout.input.size, layout.overlap)
-    tiles = persons[:, 0].astype(np.intp) + part.first - 1  # image 0 of the slot is the letterboxed frame
-    boxes, cut = grid.to_frame(tiles, persons[:, 1:5], edge_px)
-    return np.hstack([boxes, persons[:, 5:6], cut[:, None].astype(np.float32), tiles[:, None].astype(np.float32)])
+    image, frame = persons[:, 0].astype(np.intp), (header.width, header.height)
+    boxes, cut, scale = views.to_frame(part.views, image, persons[:, 1:5], read.size, frame, edge_px)
+    return np.column_stack([boxes, persons[:, 5], cut, image + part.first, scale]).astype(np.float32)

@@ -8,25 +8,23 @@ import numpy as np
 
 from peoplecounter.common.engine.base import Engine, Persons
 from peoplecounter.common.errors import SOFTWARE, AppError, ModelOutputError
+from peoplecounter.common.inference.mapping import persons_to_frame
 from peoplecounter.common.inference.swap import Swap
 from peoplecounter.common.ipc.consumer import Lease, RingConnection, RingConsumer
-from peoplecounter.common.ipc.messages import Detections, FrameHeader, Offer, Part, TensorLayout
+from peoplecounter.common.ipc.messages import Detections, Offer, Part, TensorLayout
 from peoplecounter.common.process.runtime import Runtime
 
 MAX_ERRORS_IN_A_ROW = 3  # then the process ends, to be restarted
 
-# (layout, header, part, persons of the part, edge_px) -> float32 [n, 7], see messages.Detections
-ToFrame = Callable[[TensorLayout, FrameHeader, Part, Persons, float], np.ndarray]
 
-
-def run(rt: Runtime, to_frame: ToFrame) -> None:
+def run(rt: Runtime) -> None:
     """Infers the part that topology.py names for this service, until the service is asked to end."""
     workers = rt.settings.workers
     swap = rt.closing(Swap(rt, workers.infer_global + workers.infer_tiles))
     engine = swap.load()
     early = 2 if rt.work.kind == "cuda" else 1  # on a GPU some offers are of frames that are still being decoded
     tensors = rt.open_inputs(rt.settings.link.credits * early, engine.input)
-    inference = rt.closing(Inference(rt, engine, tensors, to_frame))
+    inference = rt.closing(Inference(rt, engine, tensors))
     swap.start(inference)
     rt.ready()
     while rt.running:
@@ -44,8 +42,8 @@ class _Batch:
 class Inference:
     """Answers offers with detections. On a GPU the next part is queued while this one runs: credit limits how many."""
 
-    def __init__(self, rt: Runtime, engine: Engine, tensors: RingConsumer, to_frame: ToFrame):
-        self._rt, self._engine, self._tensors, self._to_frame = rt, engine, tensors, to_frame
+    def __init__(self, rt: Runtime, engine: Engine, tensors: RingConsumer):
+        self._rt, self._engine, self._tensors = rt, engine, tensors
         self._next_engine: Engine | None = None
         self._errors_in_a_row = 0
 
@@ -86,8 +84,8 @@ class Inference:
         """Starts every batch of the part, or those before the slot was lost: then the lease is aborted."""
         assert isinstance(lease.layout, TensorLayout)
         engine, batches, first = self._engine, list[_Batch](), 0
-        while first < part.count:
-            count = engine.batch(part.count - first)
+        while first < len(part.views):
+            count = engine.batch(len(part.views) - first)
             start = partial(engine.start, lease.slot, lease.layout, part.first + first, count)
             batches.append(_Batch(first, self._rt.work.call(start, self._rt.tick)))
             first += count
@@ -109,7 +107,8 @@ class Inference:
                 return rt.drop(header, "stale", part)
             if not all(np.isfinite(boxes).all() for boxes in persons):
                 raise ModelOutputError("the model's boxes are not finite")
-            boxes = self._to_frame(lease.layout, header, part, np.vstack(persons), rt.settings.fusion.edge_px)
+            edge_px = rt.settings.fusion.edge_px
+            boxes = persons_to_frame(lease.layout.input, header, part, np.vstack(persons), edge_px)
         except Exception as error:
             return self._fail(lease, offer, error)
         self._errors_in_a_row = 0
@@ -121,7 +120,7 @@ class Inference:
         lease.release()  # last: a process frozen before this has answered a part that its owner takes for lost
         rt.counters["parts_inferred"] += 1
         rt.tracer.record(
-            rt.row.name, header, began_ns, ended_ns, images=part.count, persons=len(boxes), part=part.index
+            rt.row.name, header, began_ns, ended_ns, images=len(part.views), persons=len(boxes), part=part.index
         )
 
     def _fail(self, lease: Lease, offer: Offer, error: Exception) -> None:

@@ -91,8 +91,13 @@ class Lease:
         self.slot: Slot = memory.slot(offer.ref.slot)
 
     @property
+    def epoch(self) -> str:
+        """Of the ring that the slot belongs to."""
+        return self._offer.ref.epoch
+
+    @property
     def stale(self) -> bool:
-        return self._connection.epoch != self._offer.ref.epoch
+        return self._connection.epoch != self.epoch
 
     def abort_wait(self) -> None:
         """Calls on_abort, then ends the wait for the owner."""

@@ -30,9 +30,10 @@ from msgspec import Meta, Struct
 
 from peoplecounter.common.logs import Level
 from peoplecounter.common.topology import GLOBAL, TILES
+from peoplecounter.common.views import View
 
-SCHEMA = 5
-ROW_BYTES = 7 * 4  # of one detection
+SCHEMA = 6
+ROW_VALUES = 8  # of one detection
 MAX_BOXES = 1000  # of one image
 MAX_BYTES = 1 << 20  # of one message; libzmq refuses more, see link.py
 
@@ -69,13 +70,13 @@ class FrameHeader(Struct, frozen=True, kw_only=True):
 
 
 class Part(Struct, frozen=True):
-    """A named region of a slot, offered on its own: `count` images from image `first` on."""
+    """A named region of a slot, offered on its own; of a tensor slot the images of `views`, from image `first` on."""
 
     name: Name  # one of topology's parts
     index: Small = 0  # of the part among those of its name
-    first: Small = 0
-    count: Small = 1
     of: Small = 1  # parts of the frame, all names together
+    first: Small = 0
+    views: tuple[View, ...] = ()
 
     @property
     def key(self) -> tuple[str, int]:
@@ -118,7 +119,7 @@ class Input(Struct, frozen=True):
     bgr: bool = False
     scale: Triple = (1.0, 1.0, 1.0)  # of R, G, B
     offset: Triple = (0.0, 0.0, 0.0)
-    corner: bool = False  # the letterboxed frame lies at the top left, not in the middle
+    corner: bool = False  # the whole frame lies at the top left of its image, not in the middle
 
     @property
     def size(self) -> tuple[int, int]:
@@ -141,11 +142,10 @@ class Input(Struct, frozen=True):
 
 
 class TensorLayout(Struct, frozen=True, tag="tensor"):
-    """Images as an engine reads them, C-contiguous: image 0 is the letterboxed frame, then its tiles."""
+    """Images as an engine reads them, C-contiguous."""
 
     images: Small
     input: Input
-    overlap: float
 
     @property
     def dtype(self) -> str:
@@ -244,16 +244,19 @@ class Detections(Struct, frozen=True, tag="detections"):
 
     header: FrameHeader
     part: Part
-    boxes: bytes  # float32 [n, 7], little-endian: x1, y1, x2, y2 (frame px), score, cut edges (bits), tile (-1: global)
+    # float32 [n, 8], little-endian: x1, y1, x2, y2 (frame px), score, cut edges (bits), view (its image in the slot),
+    # px of the view for one of the frame
+    boxes: bytes
     began_ns: Count  # CLOCK_MONOTONIC when the inference was queued
     ended_ns: Count  # CLOCK_MONOTONIC when its boxes had arrived
     gpu_ns: Count = 0  # GPU time in between; 0: no GPU
 
     def rows(self) -> np.ndarray | None:
-        """The boxes as float32 [n, 7]; None when their size is wrong or a value is not finite."""
-        if len(self.boxes) % ROW_BYTES or len(self.boxes) > MAX_BOXES * self.part.count * ROW_BYTES:
+        """The boxes as float32 [n, 8]; None when their size is wrong or a value is not finite."""
+        row_bytes = 4 * ROW_VALUES
+        if len(self.boxes) % row_bytes or len(self.boxes) > MAX_BOXES * len(self.part.views) * row_bytes:
             return None
-        rows = np.frombuffer(self.boxes, "<f4").reshape(-1, 7)
+        rows = np.frombuffer(self.boxes, "<f4").reshape(-1, ROW_VALUES)
         return rows if np.isfinite(rows).all() else None
 
 

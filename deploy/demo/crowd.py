@@ -12,10 +12,10 @@ import numpy as np
 
 from peoplecounter.deploy.demo.figures import Look, draw_figure, random_look, stride_m
 from peoplecounter.deploy.demo.raster import Canvas
-from peoplecounter.deploy.demo.scene import FAR_M, Camera, background, furniture
+from peoplecounter.deploy.demo.scene import CAMERAS, FAR_M, Camera, background, furniture
 
 VISIBLE_SHARE = 0.3
-EXIT_M = 5.0  # nearer than this a person is below the picture
+EXIT, CLOSEST = 5 / 9, 4 / 9  # of the camera's nearest_m: there people leave the picture; none is drawn nearer
 
 
 class TruthBox(NamedTuple):
@@ -97,13 +97,14 @@ class Lane:
         """(start, end) on the ground: in on one side, out on the other or below the picture, past everything."""
         best, best_gap_m = None, -np.inf
         for _ in range(25):
-            depths_m = 9.0 * (0.93 * FAR_M / 9.0) ** self.rng.random(2)
+            depths_m = camera.nearest_m * (0.93 * FAR_M / camera.nearest_m) ** self.rng.random(2)
             side = self.rng.choice([-1.0, 1.0])
             start, end = (
                 np.array([sign * (camera.half_width_m(z_m) + 0.8), z_m]) for sign, z_m in zip((-side, side), depths_m)
             )
             if self.rng.random() < 0.14:
-                end = np.array([self.rng.uniform(-1, 1) * camera.half_width_m(EXIT_M), EXIT_M])
+                exit_m = EXIT * camera.nearest_m
+                end = np.array([self.rng.uniform(-1, 1) * camera.half_width_m(exit_m), exit_m])
             if self.rng.random() < 0.5:
                 start, end = end, start
             gap_m = min((_clearance_m(thing, start, end) for thing in things), default=np.inf)
@@ -136,12 +137,12 @@ class Figure:
 class Plaza:
     """The scene of one seed, as the fixed camera sees it in pictures of `width` x `height` pixels.
 
-    About `people` persons walk it at any time, most of them inside the picture.
+    About `people` persons walk it at any time, most of them inside the picture. `camera`: one of scene.CAMERAS.
     """
 
-    def __init__(self, width: int = 1920, height: int = 1080, seed: int = 1, people: int = 22):
+    def __init__(self, width: int = 1920, height: int = 1080, seed: int = 1, people: int = 22, camera: str = "far"):
         scene_rng = np.random.default_rng([seed, 1])
-        self.camera = Camera(width, height)
+        self.camera = Camera(width, height, **CAMERAS[camera])
         self.things = furniture(self.camera, np.random.default_rng([seed, 2]))
         self.empty = background(self.camera, scene_rng)
         for thing in self.things:
@@ -202,7 +203,7 @@ class Plaza:
             heading = (walk.end - walk.start) / np.hypot(*(walk.end - walk.start))
             for person, look, offset_m in walk.people:
                 x_m, z_m = walk.start + heading * way_m + np.array([1.0, 0.35]) * offset_m
-                z_m = max(float(z_m), 4.0)
+                z_m = max(float(z_m), CLOSEST * self.camera.nearest_m)
                 phase_rad = 2 * np.pi * way_m / stride_m(look, walk.speed_m_s) + person
                 canvas, head = draw_figure(
                     self.camera,
@@ -254,7 +255,7 @@ def _visible_share(owner, canvas, number):
 def _cast_shadow(camera, picture, x_m, height_m, z_m, sun_m):
     """Darken the ground from the feet along the sun's direction, softer and fainter with the distance."""
     x, y = camera.project(x_m, 0, z_m)
-    scale, squash = camera.px_per_m(z_m), camera.HEIGHT_M / z_m
+    scale, squash = camera.px_per_m(z_m), camera.height_m / z_m
     reach_x, reach_z = height_m * sun_m[0], height_m * sun_m[1]
     left, right = int(x - 0.6 * scale), int(x + (reach_x + 0.6) * scale) + 1
     top = int(y - (max(reach_z, 0) + 0.5) * scale * squash)

@@ -70,7 +70,7 @@ class Exported(nn.Module):
     """The detector as the pipeline runs it: [B, 3, 640, 640] -> [B, 300, 6] of x1, y1, x2, y2, score, class 0.
 
     A cell counts only where no neighbour is hotter, so no further suppression is needed. `shift` moves the logits so
-    that a score of 0.25 is the best place to count.
+    that a score of 0.35 is the best place to count.
     """
 
     def __init__(self, detector, shift):

@@ -6,21 +6,23 @@ import numpy as np
 
 from peoplecounter.deploy.demo.raster import Canvas
 
-FAR_M, NEAR_M = 43.0, 7.8  # the paving's far edge, and the ground at the bottom of the picture
+FAR_M = 43.0  # the paving's far edge
 WALL_M = 45.0
 WALLS = ((188, 160, 128), (170, 164, 156), (150, 120, 100), (196, 184, 160), (140, 144, 150))
 
 
 @dataclass(frozen=True)
 class Camera:
-    """A level pinhole camera with a raised lens, `HEIGHT_M` above the ground, looking along +z; x goes right.
+    """A level pinhole camera with a raised lens, looking along +z; x goes right.
 
     A picture of another width is the same view with other pixels.
     """
 
     width_px: int
     height_px: int
-    HEIGHT_M = 5.0
+    height_m: float = 5.0  # above the ground
+    horizon: float = 121 / 1920  # from the picture's top, as a share of its width
+    nearest_m: float = 9.0  # where people walk, but for those who walk out of the picture at its bottom
 
     @property
     def focal_px(self) -> float:
@@ -28,7 +30,12 @@ class Camera:
 
     @property
     def horizon_px(self) -> float:
-        return 121 / 1920 * self.width_px
+        return self.horizon * self.width_px
+
+    @property
+    def near_m(self) -> float:
+        """The ground at the bottom of the picture."""
+        return self.height_m * self.focal_px / (self.height_px - self.horizon_px)
 
     def px_per_m(self, z_m: float) -> float:
         return self.focal_px / z_m
@@ -36,11 +43,18 @@ class Camera:
     def project(self, x_m: float, up_m: float, z_m: float):
         """(x, y) in picture pixels of a point `up_m` above the ground."""
         scale = self.focal_px / z_m
-        return self.width_px / 2 + x_m * scale, self.horizon_px + (self.HEIGHT_M - up_m) * scale
+        return self.width_px / 2 + x_m * scale, self.horizon_px + (self.height_m - up_m) * scale
 
     def half_width_m(self, z_m: float) -> float:
         """Half of what the picture shows of the ground at depth `z_m`."""
         return 0.5 * self.width_px / self.focal_px * z_m
+
+
+CAMERAS = {  # what differs from the first: a yard from a first floor, a shop from its ceiling, a door at eye level
+    "far": {},
+    "middle": {"height_m": 3.0, "horizon": 0.1, "nearest_m": 4.5},
+    "near": {"height_m": 1.7, "horizon": 0.17, "nearest_m": 2.0},
+}
 
 
 @dataclass(frozen=True)
@@ -65,8 +79,8 @@ def background(camera: Camera, rng: np.random.Generator) -> np.ndarray:
     slab_m, every = float(rng.choice([0.5, 0.6, 0.8])), int(rng.choice([6, 8, 10]))
     for top in range(edge_px, camera.height_px, 256):
         rows = np.arange(top, min(top + 256, camera.height_px), dtype=np.float32)
-        z_m = (camera.HEIGHT_M * camera.focal_px / (rows + 0.5 - camera.horizon_px))[:, None]
-        pixel_x_m, pixel_z_m = z_m / camera.focal_px, z_m**2 / (camera.focal_px * camera.HEIGHT_M)
+        z_m = (camera.height_m * camera.focal_px / (rows + 0.5 - camera.horizon_px))[:, None]
+        pixel_x_m, pixel_z_m = z_m / camera.focal_px, z_m**2 / (camera.focal_px * camera.height_m)
         x_m = (np.arange(camera.width_px, dtype=np.float32)[None, :] + 0.5 - camera.width_px / 2) * pixel_x_m
         tone = _paving(x_m, z_m, pixel_x_m, pixel_z_m, tones, slab_m, every)
         tone *= soft[top - edge_px : top - edge_px + len(rows)]
@@ -98,11 +112,11 @@ def _ground_light(camera, edge_px, rng):
     rows, columns = camera.height_px - edge_px, camera.width_px
     v = np.linspace(0, 1, 160, dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, 320, dtype=np.float32)[None, :]
-    z_m = camera.HEIGHT_M * camera.focal_px / (edge_px + v * rows - camera.horizon_px)
+    z_m = camera.height_m * camera.focal_px / (edge_px + v * rows - camera.horizon_px)
     x_m = x * camera.half_width_m(1.0) * z_m
     light = 0.9 + 0.12 * v + rng.uniform(-0.09, 0.09) * x - 0.08 * x * x
     for _ in range(40):  # stains and worn patches
-        spot_z = NEAR_M * (FAR_M / NEAR_M) ** rng.random()
+        spot_z = camera.near_m * (FAR_M / camera.near_m) ** rng.random()
         spot_x, size_m = rng.uniform(-1, 1) * camera.half_width_m(spot_z), rng.uniform(0.25, 2.2)
         squared = ((x_m - spot_x) ** 2 + 0.6 * (z_m - spot_z) ** 2) / size_m**2
         light = light * (1 + rng.normal(-0.03, 0.06) * np.exp(-squared))
@@ -158,10 +172,10 @@ def _litter(camera, rng, picture):
     """What lies flat or sits on the ground and is no person: drains, chewing gum, pigeons."""
     for kind, count in (("gum", 70), ("drain", 3), ("pigeon", 12)):
         for _ in range(count):
-            z_m = NEAR_M * 1.05 * (FAR_M / NEAR_M / 1.1) ** rng.random()
+            z_m = camera.near_m * 1.05 * (FAR_M / camera.near_m / 1.1) ** rng.random()
             x_m = rng.uniform(-1, 1) * camera.half_width_m(z_m)
             x, y = camera.project(x_m, 0, z_m)
-            scale, squash = camera.px_per_m(z_m), camera.HEIGHT_M / z_m
+            scale, squash = camera.px_per_m(z_m), camera.height_m / z_m
             canvas = Canvas(x - scale, y - scale, x + scale, y + scale)
             if kind == "gum":
                 canvas.ellipse((x, y), 0.03 * scale, 0.03 * scale * squash, (96, 92, 88))
@@ -194,7 +208,7 @@ def furniture(camera: Camera, rng: np.random.Generator) -> list[Thing]:
 def _thing(camera, kind, x_m, z_m, rng):
     x, y = camera.project(x_m, 0, z_m)
     m = camera.px_per_m(z_m)
-    squash = camera.HEIGHT_M / z_m
+    squash = camera.height_m / z_m
     reach_m, tall_m, radius_m = {
         "planter": (1.3, 1.9, 0.9),
         "bench": (1.2, 1.1, 0.9),

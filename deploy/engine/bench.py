@@ -11,11 +11,12 @@ from peoplecounter.common import backend
 from peoplecounter.common.engine.base import Engine
 from peoplecounter.common.engine.loading import load_engine
 from peoplecounter.common.engine.sidecar import read_sidecar
-from peoplecounter.common.inference.mapping import letterbox_to_frame, tiles_to_frame
+from peoplecounter.common.inference.mapping import persons_to_frame
 from peoplecounter.common.ipc.loop import Loop
 from peoplecounter.common.ipc.memory import KINDS, Block, memory_kind
 from peoplecounter.common.ipc.messages import FrameHeader, Part, SurfaceLayout, TensorLayout
 from peoplecounter.common.settings import Settings
+from peoplecounter.common.views import View
 from peoplecounter.deploy.engine import calibration
 from peoplecounter.services.fusion.merge import hysteresis, merge
 
@@ -61,7 +62,7 @@ class EngineBench:
 
     def counts(self, engine: Engine, surfaces: list) -> list[int]:
         """The people in each of these frames, merged as fusion does."""
-        persons, counts = np.zeros((0, 5), np.float32), []
+        persons, counts = None, []
         for layout, surface in surfaces:
             persons = self.persons(engine, layout, surface, persons)
             counts.append(len(persons))
@@ -70,37 +71,32 @@ class EngineBench:
     def persons(
         self, engine: Engine, layout: SurfaceLayout, surface: np.ndarray, before: np.ndarray | None = None
     ) -> np.ndarray:
-        """The persons in a frame, float32 [k, 5], merged as fusion does; `before`: those in the frame before it."""
-        fusion, overlap = self.settings.fusion, self.settings.preprocess.overlap
-        images, tensor, header = self._tensors(engine, layout, surface, overlap)
-        with self._slot(images) as slot:
-            parts = [(0, 1), (1, len(images) - 1)]
-            answers = [self._persons(engine, slot, tensor, first, count) for first, count in parts]
-        rows = np.vstack(
-            [
-                letterbox_to_frame(tensor, header, Part("global"), answers[0], fusion.edge_px),
-                tiles_to_frame(tensor, header, Part("tiles", 0, *parts[1]), answers[1], fusion.edge_px),
-            ]
-        ).astype(np.float32)
-        none = np.zeros((0, 5), np.float32)
-        return hysteresis(
-            merge(rows, fusion.same_iou, fusion.same_ios), none if before is None else before, fusion.new_score
-        )
+        """The persons in a frame, float32 [k, 6], merged as fusion does; `before`: those in the frame before it."""
+        views = self.settings.views.table(layout.width, layout.height, engine.input.size, engine.input.corner)
+        return self.merged(self.rows(engine, layout, surface, views), before)
 
-    def _tensors(
-        self, engine: Engine, layout: SurfaceLayout, surface: np.ndarray, overlap: float
-    ) -> tuple[np.ndarray, TensorLayout, FrameHeader]:
-        images = calibration.tensor(surface, layout, engine.input, overlap)
+    def merged(self, rows: np.ndarray, before: np.ndarray | None) -> np.ndarray:
+        """What fusion makes of the boxes [n, 8] of a frame, float32 [k, 6]."""
+        fusion = self.settings.fusion
+        previous = np.zeros((0, 6), np.float32) if before is None else before
+        return hysteresis(merge(rows, fusion.same_iou, fusion.same_ios), previous, fusion.new_score)
+
+    def rows(self, engine: Engine, layout: SurfaceLayout, surface: np.ndarray, views: tuple[View, ...]) -> np.ndarray:
+        """The boxes that an engine finds in these views of a frame, float32 [n, 8], see messages.Detections."""
+        images = calibration.tensor(surface, layout, engine.input, views)
         header = FrameHeader(
             source="bench", seq=0, pts_s=None, captured_ns=0, deadline_ns=0, width=layout.width, height=layout.height
         )
-        return images, TensorLayout(len(images), engine.input, overlap), header
+        with self._slot(images) as slot:
+            persons = self._persons(engine, slot, TensorLayout(len(images), engine.input))
+        part = Part("tiles", views=views)
+        return persons_to_frame(engine.input, header, part, persons, self.settings.fusion.edge_px)
 
-    def _persons(self, engine: Engine, slot, tensor: TensorLayout, first: int, count: int) -> np.ndarray:
+    def _persons(self, engine: Engine, slot, tensor: TensorLayout) -> np.ndarray:
         parts, done = [], 0
-        while done < count:
-            batch = engine.batch(count - done)
-            job = engine.start(slot, tensor, first + done, batch)
+        while done < tensor.images:
+            batch = engine.batch(tensor.images - done)
+            job = engine.start(slot, tensor, done, batch)
             self.work.finish()
             persons, _ = job()
             parts.append(persons + np.array([done, 0, 0, 0, 0, 0], np.float32))
@@ -109,7 +105,7 @@ class EngineBench:
 
     def _times(self, engine: Engine, rounds: int) -> dict[str, dict[str, float]]:
         """Milliseconds of each batch that the engine takes: GPU time on a GPU, otherwise wall time."""
-        tensor, times = TensorLayout(max(BATCHES), engine.input, 0.2), {}
+        tensor, times = TensorLayout(max(BATCHES), engine.input), {}
         images = np.random.default_rng(0).random(tensor.shape, np.float32).astype(tensor.dtype)
         with self._slot(images) as slot:
             for batch in BATCHES:

@@ -1,13 +1,13 @@
-"""Calibration images: the user's own footage as the engine sees it, letterboxed and in tiles."""
+"""Calibration images: the user's own footage as the engine sees it, in views."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from peoplecounter.common.geometry import TileGrid
-from peoplecounter.common.ipc.messages import Input, SurfaceLayout, TensorLayout
-from peoplecounter.common.settings import DecoderSettings, SourceSettings
+from peoplecounter.common.ipc.messages import Input, SurfaceLayout
+from peoplecounter.common.settings import DecoderSettings, SourceSettings, ViewSettings
+from peoplecounter.common.views import View
 from peoplecounter.services.decoder.playback import START, Picture, play
 from peoplecounter.services.preprocess.kernels import fused
 
@@ -22,19 +22,19 @@ def frames(clip: Path, every: int = 1) -> Iterator[tuple[SurfaceLayout, np.ndarr
             yield layout, surface
 
 
-def tensor(surface: np.ndarray, layout: SurfaceLayout, read: Input, overlap: float) -> np.ndarray:
-    """The tensors that preprocess makes from a frame, letterboxed and in tiles."""
-    wanted = TensorLayout(1 + len(TileGrid(layout.width, layout.height, read.size, overlap)), read, overlap)
-    out = np.empty(wanted.shape, wanted.dtype)
-    fused(surface, layout, wanted, out)
-    return out
+def tensor(surface: np.ndarray, layout: SurfaceLayout, read: Input, views: tuple[View, ...]) -> np.ndarray:
+    """The images that preprocess makes of these views of a frame."""
+    return fused(surface, layout, read, views, np.empty((len(views), *read.image_shape), read.dtype))
 
 
-def images(clip: Path, count: int, read: Input, overlap: float) -> np.ndarray:
-    """At most `count` images for an engine's input, spread over the footage: letterboxed frames and tiles."""
+def images(clip: Path, count: int, read: Input, wanted: ViewSettings) -> np.ndarray:
+    """At most `count` images for an engine's input, spread over the footage and over the views of a frame."""
     total = sum(1 for _ in _pictures(clip))
     every = max(1, total // min(total, max(4, count // 8)))
-    picked = [tensor(surface, layout, read, overlap) for layout, surface in frames(clip, every)]
+    picked = [
+        tensor(surface, layout, read, wanted.table(layout.width, layout.height, read.size, read.corner))
+        for layout, surface in frames(clip, every)
+    ]
     per_frame = max(2, count // len(picked))
     step = [np.unique(np.linspace(0, len(images) - 1, per_frame).astype(int)) for images in picked]
     return np.concatenate([images[kept] for images, kept in zip(picked, step)])[:count]

@@ -14,7 +14,7 @@ from peoplecounter.common.engine.onnxruntime import OnnxEngine
 from peoplecounter.common.errors import NO_INPUT, SOFTWARE, AppError
 from peoplecounter.common.files import write_file
 from peoplecounter.common.ipc.messages import Input
-from peoplecounter.common.settings import EngineSettings, PreprocessSettings, Settings
+from peoplecounter.common.settings import EngineSettings, Settings, ViewSettings
 from peoplecounter.deploy.engine import calibration
 from peoplecounter.deploy.engine.bench import EngineBench
 from peoplecounter.deploy.engine.timing import cache_folder
@@ -64,7 +64,7 @@ def convert(
     if precision not in PRECISIONS:
         raise AppError(f"Unknown precision {precision!r}: use {', '.join(PRECISIONS)}.")
     read = msgspec.structs.replace(_load(source), dtype="float32")
-    images = calibration.images(footage, IMAGES, read, PreprocessSettings().overlap)
+    images = calibration.images(footage, IMAGES, read, ViewSettings())
     say(f"calibrating with {len(images)} images of {footage}")
     with tempfile.TemporaryDirectory() as folder:
         data, copy, out = (Path(folder) / name for name in ("images.npy", "in.onnx", "out.onnx"))

@@ -29,7 +29,7 @@ def _kind(field) -> str:
     ]
     kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not type(None)]
     name = kinds[0].__name__
-    kind = {"str": "text", "bool": "true, false", "Path": "path"}.get(name, name)
+    kind = {"str": "text", "bool": "true, false", "Path": "path", "tuple": "numbers"}.get(name, name)
     return " ".join([kind, *bounds])
 
 
@@ -42,6 +42,8 @@ def _default(field) -> str:
     if field.default_factory:
         return "per user"
     default = str(field.default).lower() if isinstance(field.default, bool) else field.default
+    if field.annotation and "tuple" in str(field.annotation):
+        return "`auto`"
     return f"`{default}`" if default not in ("", None) else "–"
 
 

@@ -1,37 +1,79 @@
-"""One list of persons from the boxes of all tiles and of the letterboxed frame. Pure.
+"""One list of persons from the boxes of all views of a frame. Pure.
 
-1. A box that is cut by an inner tile edge is removed: the neighbour's overlap, or the letterboxed frame, shows that
-   person uncut.
-2. Best score first, a box removes weaker boxes that it overlaps: by intersection over union (IoU), or over the smaller
-   box (IoS). Between two views of one place the thresholds are low, because their boxes disagree. Within one view the
-   network has separated overlapping people itself, so only near copies are removed, and a torso inside a person.
-3. Two thresholds (hysteresis, as in edge detectors and ByteTrack): a weak box counts only where the previous frame
-   had a person. So the noise of one frame is not counted, and a person does not flicker.
+1. A box that is cut by an inner edge of its view is removed: another view, of this level or of a coarser one,
+   shows that person whole.
+2. A group that a coarse view took for one person is removed when a finer view shows the people in it.
+3. The best seen first, a box removes the others that it overlaps: by intersection over union (IoU), or over the smaller
+   box (IoS). Best seen means by score, and by size in the view: the network's scores of small figures are worth less.
+   Between two views of one place the thresholds are low, because their boxes disagree, and a torso that is whole in one
+   view is the person of another. Within one view the network has separated overlapping people itself, so only near
+   copies are removed, and a torso inside a person.
+4. Two thresholds (hysteresis, as in edge detectors and ByteTrack): a weak box counts only where the previous frame had
+   a person. So the noise of one frame is not counted, and a person does not flicker. A figure that is large in its view
+   needs more of a score than a small one: it would have more, were it a person.
 """
 
 import numpy as np
 
 from peoplecounter.common.boxes import greedy_keep, iou_matrix, overlapping_pairs
 
-SCORE, CUT, VIEW = 4, 5, 6  # columns after x1, y1, x2, y2; a view is a tile, or -1: the letterboxed frame
+SCORE, CUT, VIEW, SCALE = 4, 5, 6, 7  # columns after x1, y1, x2, y2, see messages.Detections
 BOXES_MAX = 3000  # the best boxes that are compared with each other: memory grows with the square
 COPY_IOU, COPY_IOS = 0.7, 0.9  # within one view
 SAME_PLACE_IOU = 0.3  # with a person of the previous frame: people move little between two frames
+FULL_PX, SMALL_SHARE = (
+    104,
+    0.65,
+)  # height in a view from which a score is worth all of itself; what it is worth at least
+KEPT_SHARE = 0.7  # of the score of a new person: what one needs who was there in the previous frame
+GROUP_HEIGHT, APART_IOU = (
+    0.6,
+    0.3,
+)  # a person in a group is about as tall as the group; its people are beside each other
 
 
 def merge(rows: np.ndarray, same_iou: float, same_ios: float) -> np.ndarray:
-    """float32 [n, 7] (see messages.Detections) -> float32 [k, 5], each person once, best first."""
+    """float32 [n, 8] (see messages.Detections) -> float32 [k, 6], each person once, best seen first.
+
+    A row is x1, y1, x2, y2 in px of the frame, score, px of its view for one of the frame.
+    """
     uncut = rows[rows[:, CUT] == 0]
-    uncut = uncut[np.argsort(-uncut[:, SCORE], kind="stable")][:BOXES_MAX]
+    worth = uncut[:, SCORE] * _share(uncut, uncut[:, SCALE])
+    uncut = uncut[np.argsort(-worth, kind="stable")][:BOXES_MAX]
     first, second, iou, ios = overlapping_pairs(uncut)
     one_view = uncut[first, VIEW] == uncut[second, VIEW]
     same = np.where(one_view, (iou > COPY_IOU) | (ios > COPY_IOS), (iou > same_iou) | (ios > same_ios))
-    return uncut[greedy_keep(len(uncut), first[same], second[same]), :5]
+    group = _groups(uncut, first, second, ~one_view & (ios > same_ios))
+    same &= ~(group[first] | group[second])
+    kept = greedy_keep(len(uncut), first[same], second[same]) & ~group
+    return uncut[kept][:, [0, 1, 2, 3, SCORE, SCALE]]
 
 
 def hysteresis(persons: np.ndarray, previous: np.ndarray, new_score: float) -> np.ndarray:
-    """The merged persons [k, 5] with a score of at least `new_score`, or where the previous frame [m, 5] had one."""
+    """The merged persons [k, 6] with a score of at least `new_score`, or KEPT_SHARE of it where the previous frame
+    [m, 6] had one; less of either for people who are small in their view."""
+    needed = new_score * _share(persons, persons[:, 5])
+    strong = persons[:, SCORE] >= needed
     if not len(persons) or not len(previous):
-        return persons[persons[:, SCORE] >= new_score]
+        return persons[strong]
     seen = iou_matrix(persons[:, :4], previous[:, :4]).max(axis=1) > SAME_PLACE_IOU
-    return persons[seen | (persons[:, SCORE] >= new_score)]
+    return persons[strong | (seen & (persons[:, SCORE] >= KEPT_SHARE * needed))]
+
+
+def _share(boxes: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """What a score is worth, 0..1: less for boxes [n, 4 or more] that are small in views of these scales [n]."""
+    return np.clip((boxes[:, 3] - boxes[:, 1]) * scale / FULL_PX, SMALL_SHARE, 1)
+
+
+def _groups(boxes: np.ndarray, first: np.ndarray, second: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """bool [n]: which boxes hold two people side by side, as a finer view shows. `inside` [pairs]: one of the pair
+    first, second lies within the other."""
+    height, scale = boxes[:, 3] - boxes[:, 1], boxes[:, SCALE]
+    swap = scale[first] > scale[second]
+    coarse, fine = np.where(swap, second, first), np.where(swap, first, second)
+    member = inside & (scale[coarse] < scale[fine]) & (height[fine] > GROUP_HEIGHT * height[coarse])
+    group = np.zeros(len(boxes), bool)
+    for box in np.unique(coarse[member]):
+        people = boxes[fine[member & (coarse == box)], :4]
+        group[box] = bool((iou_matrix(people, people) < APART_IOU).any())
+    return group

@@ -146,7 +146,7 @@ class Fusion:
             self.metrics.record(header.source, stages_ms, hops_ms, end_to_end_ms)
 
     def merge(self, frame: PendingFrame, source: SourceState) -> np.ndarray:
-        """The persons of a frame, float32 [k, 5]: x1, y1, x2, y2 (frame px), score."""
+        """The persons of a frame, float32 [k, 6], see merge()."""
         rows = [answer.rows() for answer in frame.answers.values()]
         persons = merge(np.vstack([r for r in rows if r is not None]), self.settings.same_iou, self.settings.same_ios)
         return hysteresis(persons, source.persons, self.settings.new_score)
@@ -222,10 +222,10 @@ class Fusion:
 
 
 def stored_boxes(header: FrameHeader, persons: np.ndarray) -> dict:
-    """The boxes [k, 5] of a frame in its stored pixels, with its size and the aspect of these pixels."""
+    """The boxes [k, 5 or more] of a frame in its stored pixels, with its size and the aspect of these pixels."""
     aspect = header.aspect
     scale_x, scale_y = 1 / max(aspect, 1.0), min(aspect, 1.0)  # the surface was stretched in one direction
-    scaled = persons * np.array([scale_x, scale_y, scale_x, scale_y, 1], np.float32)
+    scaled = persons[:, :5] * np.array([scale_x, scale_y, scale_x, scale_y, 1], np.float32)
     return {
         "width": round(header.width * scale_x),
         "height": round(header.height * scale_y),

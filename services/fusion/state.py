@@ -28,7 +28,7 @@ class SourceState:
     heard_ns: int = 0  # when its decoder last reported
     frame_ns: int = 0  # when a frame of it was last counted
     people: int | None = None  # in the last complete frame
-    persons: np.ndarray = field(default_factory=lambda: np.zeros((0, 5), np.float32))  # of the last complete frame
+    persons: np.ndarray = field(default_factory=lambda: np.zeros((0, 6), np.float32))  # of the last complete frame
 
     def published_state(self, now_ns: int) -> str:
         """The state that is published: "stale" when the decoder says nothing."""

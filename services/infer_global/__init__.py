@@ -1,1 +1,1 @@
-"""The letterboxed frame -> detections."""
+"""The whole frame -> detections."""

@@ -1,4 +1,4 @@
-"""preprocess: an NV12 surface -> one tensor slot with the letterboxed frame and all its tiles, offered in parts.
+"""preprocess: an NV12 surface -> one tensor slot with the images of all its views, offered in parts.
 
 surfaces rings (one per source) --> one kernel --> tensors ring: part "global", parts "tiles"
 """

@@ -5,17 +5,17 @@ missing).
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 
-from peoplecounter.common.geometry import Letterbox, TileGrid
 from peoplecounter.common.ipc.memory import Block, Slot, WorkQueue
 from peoplecounter.common.ipc.messages import Input, SurfaceLayout, TensorLayout
-from peoplecounter.services.preprocess.reference import PADDING, colour_matrix, planes, taps
+from peoplecounter.common.views import View
+from peoplecounter.services.preprocess.reference import PADDING, by_level, colour_matrix, neighbours, planes
 
 Write = Callable[[np.ndarray | np.float32, int, np.ndarray], object]
 
@@ -23,11 +23,13 @@ Write = Callable[[np.ndarray | np.float32, int, np.ndarray], object]
 class Kernel(Protocol):
     """What preprocess does with a frame."""
 
-    def prepare(self, layout: SurfaceLayout, tensor: TensorLayout) -> Future | None:
+    def prepare(self, layout: SurfaceLayout, tensor: TensorLayout, views: tuple[View, ...]) -> Future | None:
         """Starts what the first frame of these layouts needs, which may take seconds; None: nothing."""
 
-    def run(self, surface: Slot, layout: SurfaceLayout, tensor: TensorLayout, slot: Slot) -> None:
-        """Does, or queues, the work: a surface slot in, a tensor slot out."""
+    def run(
+        self, surface: Slot, layout: SurfaceLayout, tensor: TensorLayout, views: tuple[View, ...], slot: Slot
+    ) -> None:
+        """Does, or queues, the work: a surface slot in, the images of the views at the begin of a tensor slot out."""
 
 
 def load_kernel(work: WorkQueue) -> Kernel:
@@ -38,11 +40,18 @@ def load_kernel(work: WorkQueue) -> Kernel:
 class NumpyKernel:
     """Computes at once, on the CPU."""
 
-    def prepare(self, layout: SurfaceLayout, tensor: TensorLayout) -> None:
+    def prepare(self, layout: SurfaceLayout, tensor: TensorLayout, views: tuple[View, ...]) -> None:
         return None
 
-    def run(self, surface: np.ndarray, layout: SurfaceLayout, tensor: TensorLayout, slot: np.ndarray) -> None:
-        fused(surface, layout, tensor, slot.view(tensor.dtype).reshape(tensor.shape))
+    def run(
+        self,
+        surface: np.ndarray,
+        layout: SurfaceLayout,
+        tensor: TensorLayout,
+        views: tuple[View, ...],
+        slot: np.ndarray,
+    ) -> None:
+        fused(surface, layout, tensor.input, views, slot.view(tensor.dtype).reshape(tensor.shape))
 
 
 class TritonKernel:
@@ -62,21 +71,23 @@ class TritonKernel:
         self._compiler = ThreadPoolExecutor(1, "compiler")
         self._view = lru_cache(maxsize=64)(self._new_view)
 
-    def prepare(self, layout: SurfaceLayout, tensor: TensorLayout) -> Future:
+    def prepare(self, layout: SurfaceLayout, tensor: TensorLayout, views: tuple[View, ...]) -> Future:
         """Compiles in a thread, on memory of its own: it takes seconds, in which the process must go on ticking."""
-        return self._compiler.submit(self._compile, layout, tensor)
+        return self._compiler.submit(self._compile, layout, tensor, views)
 
-    def run(self, surface: Block, layout: SurfaceLayout, tensor: TensorLayout, slot: Block) -> None:
+    def run(
+        self, surface: Block, layout: SurfaceLayout, tensor: TensorLayout, views: tuple[View, ...], slot: Block
+    ) -> None:
         with self._torch.cuda.stream(self._stream):
             pixels = self._view(surface, "uint8", (surface.nbytes,))
-            self._launch(pixels, layout, tensor, self._view(slot, tensor.dtype, tensor.shape))
+            self._launch(pixels, layout, tensor.input, views, self._view(slot, tensor.dtype, tensor.shape))
 
-    def _compile(self, layout: SurfaceLayout, tensor: TensorLayout) -> None:
+    def _compile(self, layout: SurfaceLayout, tensor: TensorLayout, views: tuple[View, ...]) -> None:
         torch = self._torch
         with torch.cuda.stream(torch.cuda.Stream()):
             surface = torch.zeros(layout.nbytes, dtype=torch.uint8, device="cuda")
             out = torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype), device="cuda")
-            self._launch(surface, layout, tensor, out)
+            self._launch(surface, layout, tensor.input, views, out)
             torch.cuda.current_stream().synchronize()
         del surface, out
         torch.cuda.empty_cache()
@@ -86,20 +97,30 @@ class TritonKernel:
         return torch.as_tensor(block, device="cuda").view(getattr(torch, dtype)).reshape(shape)
 
 
-def fused(surface: np.ndarray, layout: SurfaceLayout, tensor: TensorLayout, out: np.ndarray) -> int:
-    """Writes the reference's values to `out`, tensor.shape of tensor.dtype; returns how many images it wrote."""
-    read = tensor.input
+def fused(
+    surface: np.ndarray, layout: SurfaceLayout, read: Input, views: Sequence[View], out: np.ndarray
+) -> np.ndarray:
+    """Writes the reference's values to the first images of `out`, [n, *read.image_shape] of its dtype; returns them."""
+    written = out = out[: len(views)]
     out = out.transpose(0, 3, 1, 2) if read.channels_last else out
     out = out[:, ::-1] if read.bgr else out
     write = _writer(read)
     luma, chroma = planes(surface, layout)
     m, c = (a.astype(np.float32) for a in colour_matrix(layout.matrix, layout.full_range))
-    grid = TileGrid(layout.width, layout.height, read.size, tensor.overlap)
-    _letterbox(luma, chroma, layout, m, c, read, out[0], write)
-    tints = _tints(chroma, m, c)
-    for tile, (x, y) in enumerate(grid.origins(), 1):
-        _tile(luma, tints, m[0, 0], x, y, out[tile], write)
-    return 1 + len(grid)
+    for level, of_level in by_level(views):
+        if level == (layout.width, layout.height):
+            tints = _tints(chroma, m, c)
+            for image, view in of_level:
+                _pad(view, read, out[image], write)
+                _native(luma, tints, m[0, 0], view, read, out[image], write)
+        else:
+            rgb = _scaled(luma, chroma, layout, level, m, c)
+            for image, view in of_level:
+                rows, columns, into_rows, into_columns = view.window(read.size)
+                _pad(view, read, out[image], write)
+                for channel in range(3):
+                    write(rgb[channel, rows, columns], channel, out[image, channel, into_rows, into_columns])
+    return written
 
 
 def _writer(read: Input) -> Write:
@@ -127,45 +148,73 @@ def _tints(chroma: np.ndarray, m: np.ndarray, c: np.ndarray) -> np.ndarray:
     return out
 
 
-def _tile(luma: np.ndarray, tints: np.ndarray, gain: np.float32, x: int, y: int, out: np.ndarray, write: Write) -> None:
-    """Writes one tile [3, H, W], a few rows at a time so that they stay in the processor's cache."""
-    height, width = min(out.shape[1], luma.shape[0] - y), min(out.shape[2], luma.shape[1] - x)
+def _pad(view: View, read: Input, out: np.ndarray, write: Write) -> None:
+    """Writes padding to where an image [3, H, W] does not show the frame."""
+    _, _, rows, columns = view.window(read.size)
     for channel in range(3):
-        write(np.float32(PADDING), channel, out[channel, height:])
-        write(np.float32(PADDING), channel, out[channel, :, width:])
-    step = 64
-    for row in range(0, height, step):
-        end = min(row + step, height)
-        y0, y1 = y + row, y + end
-        bright = luma[y0:y1, x : x + width] * gain
+        for beside in (np.s_[: rows.start], np.s_[rows.stop :], np.s_[:, : columns.start], np.s_[:, columns.stop :]):
+            write(np.float32(PADDING), channel, out[channel][beside])
+
+
+def _native(
+    luma: np.ndarray,
+    tints: np.ndarray,
+    gain: np.float32,
+    view: View,
+    read: Input,
+    out: np.ndarray,
+    write: Write,
+) -> None:
+    """Writes an image [3, H, W] of the frame's own pixels, a few rows at a time: they stay in the processor's cache."""
+    rows, columns, into_rows, into_columns = view.window(read.size)
+    x, width, step = columns.start, columns.stop - columns.start, 64
+    for y0 in range(rows.start, rows.stop, step):
+        y1 = min(y0 + step, rows.stop)
+        into = slice(into_rows.start + y0 - rows.start, into_rows.start + y1 - rows.start)
+        bright = luma[y0:y1, columns] * gain
         for channel in range(3):
             tint = tints[channel, y0 // 2 : (y1 + 1) // 2, x // 2 : (x + width + 1) // 2]
             tint = np.repeat(tint, 2, axis=1)[:, x % 2 : x % 2 + width]
-            tint = np.repeat(tint, 2, axis=0)[y0 % 2 : y0 % 2 + end - row]
+            tint = np.repeat(tint, 2, axis=0)[y0 % 2 : y0 % 2 + y1 - y0]
             tint += bright
-            write(tint, channel, out[channel, row:end, :width])
+            write(tint, channel, out[channel, into, into_columns])
 
 
-def _letterbox(luma, chroma, layout: SurfaceLayout, m, c, read: Input, out: np.ndarray, write: Write) -> None:
-    box = Letterbox(layout.width, layout.height, read.size, read.corner)
-    (width, height), (left, top) = box.scaled, box.origin
-    y = _resample(luma[..., None], layout, width, height, False)[..., 0]
-    uv = _resample(chroma, layout, width, height, True)
+def _scaled(
+    luma: np.ndarray, chroma: np.ndarray, layout: SurfaceLayout, level: tuple[int, int], m: np.ndarray, c: np.ndarray
+) -> np.ndarray:
+    """The frame at another scale: float32 [3, height, width] RGB, not clipped."""
+    y = _resample(luma[..., None], layout, level, False)[..., 0]
+    uv = _resample(chroma, layout, level, True)
+    out = np.empty((3, *y.shape), np.float32)
     for channel in range(3):
-        write(np.float32(PADDING), channel, out[channel])
-        value = y * m[channel, 0] + c[channel]
-        value += uv[..., 0] * m[channel, 1] + uv[..., 1] * m[channel, 2]
-        write(value, channel, out[channel, top : top + height, left : left + width])
-
-
-def _resample(plane: np.ndarray, layout: SurfaceLayout, width: int, height: int, halved: bool) -> np.ndarray:
-    """uint8 [h, w, n] -> float32 [height, width, n]; rows first, because they are contiguous."""
-    rows, row_weights = taps(layout.height, height, halved)
-    down = np.zeros((height, *plane.shape[1:]), np.float32)
-    for index, weight in zip(rows.T, row_weights.T.astype(np.float32)):
-        down += plane[index] * weight[:, None, None]
-    columns, column_weights = taps(layout.width, width, halved)
-    out = np.zeros((height, width, plane.shape[2]), np.float32)
-    for index, weight in zip(columns.T, column_weights.T.astype(np.float32)):
-        out += down[:, index] * weight[None, :, None]
+        np.multiply(y, m[channel, 0], out=out[channel])
+        out[channel] += uv[..., 0] * m[channel, 1] + uv[..., 1] * m[channel, 2] + c[channel]
     return out
+
+
+def _resample(plane: np.ndarray, layout: SurfaceLayout, level: tuple[int, int], halved: bool) -> np.ndarray:
+    """uint8 [h, w, n] -> float32 [height, width, n] of the level; rows first, because they are contiguous."""
+    width, height = level
+    down = np.zeros((height, *plane.shape[1:]), np.float32)
+    for rows, weight in _axis(layout.height, height, halved):
+        down += plane[rows] * weight[:, None, None]
+    out = np.zeros((height, width, plane.shape[2]), np.float32)
+    for columns, weight in _axis(layout.width, width, halved):
+        out += down[:, columns] * weight[None, :, None]
+    return out
+
+
+@lru_cache(maxsize=64)
+def _axis(source: int, target: int, halved: bool) -> list[tuple[slice | np.ndarray, np.ndarray]]:
+    """Each tap of an axis: (samples of all outputs, float32 [target] weights). Evenly spaced ones are a slice, which is
+    several times as fast as their indices."""
+    first, weights = neighbours(source, target, halved)
+    last, steps = (source - 1) // (2 if halved else 1), np.unique(np.diff(first))
+    pairs = []
+    for k, weight in enumerate(weights.T):
+        even = len(steps) == 1 and steps[0] > 0 and first[-1] + k <= last
+        pairs.append(
+            (slice(first[0] + k, first[-1] + k + 1, steps[0]) if even else np.minimum(first + k, last), weight)
+        )
+    return pairs

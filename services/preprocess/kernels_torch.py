@@ -4,31 +4,27 @@ from functools import lru_cache
 
 import torch
 
-from peoplecounter.common.geometry import Letterbox, TileGrid
-from peoplecounter.common.ipc.messages import SurfaceLayout, TensorLayout
-from peoplecounter.services.preprocess.reference import PADDING, colour_matrix, planes, taps
+from peoplecounter.common.ipc.messages import Input, SurfaceLayout
+from peoplecounter.common.views import View
+from peoplecounter.services.preprocess.reference import PADDING, by_level, colour_matrix, planes, taps
 
 
-def launch(surface: torch.Tensor, layout: SurfaceLayout, tensor: TensorLayout, out: torch.Tensor) -> None:
-    """Queues the work: surface uint8 [layout.nbytes or more] -> the first images of out, of tensor.shape."""
-    read = tensor.input
-    target, out = out, torch.empty((len(out), 3, read.height, read.width), device=out.device)
+def launch(
+    surface: torch.Tensor, layout: SurfaceLayout, read: Input, views: tuple[View, ...], out: torch.Tensor
+) -> None:
+    """Queues the work: surface uint8 [layout.nbytes or more] -> the first images of out, of read.image_shape."""
+    target, out = out, torch.full((len(views), 3, read.height, read.width), PADDING, device=out.device)
     luma, chroma = planes(surface, layout)
     full = chroma.repeat_interleave(2, 0).repeat_interleave(2, 1)[: layout.height, : layout.width]
     yuv = torch.cat([luma[..., None], full], dim=2).float()
     m, c = (torch.tensor(a, device=surface.device, dtype=torch.float32) for a in _colour(layout))
-    grid = TileGrid(layout.width, layout.height, read.size, tensor.overlap)
-    box = Letterbox(layout.width, layout.height, read.size, read.corner)
-    (width, height), (left, top) = box.scaled, box.origin
-    small = _resample(_resample(yuv, layout.height, height, 0), layout.width, width, 1)
-    out[: 1 + len(grid)] = PADDING
-    out[0, :, top : top + height, left : left + width] = _rgb(small, m, c)
-    rgb = _rgb(yuv, m, c)
-    for tile, (x, y) in enumerate(grid.origins(), 1):
-        part = rgb[:, y : y + read.height, x : x + read.width]
-        out[tile, :, : part.shape[1], : part.shape[2]] = part
+    for (width, height), of_level in by_level(views):
+        rgb = _rgb(_resample(_resample(yuv, layout.height, height, 0), layout.width, width, 1), m, c)
+        for image, view in of_level:
+            rows, columns, into_rows, into_columns = view.window(read.size)
+            out[image, :, into_rows, into_columns] = rgb[:, rows, columns]
     scale, offset = (torch.tensor(v, device=out.device).reshape(3, 1, 1) for v in (read.scale, read.offset))
-    out = out[: 1 + len(grid)] * scale + offset
+    out = out * scale + offset
     out = out.flip(1) if read.bgr else out
     out = out.permute(0, 2, 3, 1) if read.channels_last else out
     target[: len(out)] = out.round() if target.dtype == torch.uint8 else out
@@ -47,6 +43,8 @@ def _rgb(yuv: torch.Tensor, m: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
 
 def _resample(image: torch.Tensor, source: int, target: int, axis: int) -> torch.Tensor:
     """One axis of float32 [h, w, 3] to `target` samples, by the reference's taps."""
+    if source == target:
+        return image
     indices, weights = taps(source, target, False)
     shape = (-1, 1, 1) if axis == 0 else (1, -1, 1)
     out = torch.zeros((), device=image.device)

@@ -1,8 +1,8 @@
-"""The values of reference.py in one launch on a GPU: NV12 surface in, letterboxed frame and all tiles out.
+"""The values of reference.py in one launch on a GPU: NV12 surface in, the images of any list of views out.
 
-A program writes a block of one image. Tiles are gathered pixel by pixel: the output is written once, and the surface is
-read about once from memory, then from cache. The letterboxed frame (image 0; its programs take longest and start first)
-sums the same taps as the reference.
+A program writes a block of one image. At the frame's own scale pixels are gathered one by one: the output is written
+once, and the surface is read about once from memory, then from cache. At another scale (these programs take longest
+and start first) a pixel is the sum of the same taps as in the reference.
 """
 
 from functools import lru_cache
@@ -13,118 +13,139 @@ import torch
 import triton
 import triton.language as tl
 
-from peoplecounter.common.geometry import Letterbox, TileGrid
-from peoplecounter.common.ipc.messages import SurfaceLayout, TensorLayout
-from peoplecounter.services.preprocess.reference import PADDING, colour_matrix, taps
+from peoplecounter.common.ipc.messages import Input, SurfaceLayout
+from peoplecounter.common.views import View
+from peoplecounter.services.preprocess.reference import PADDING, colour_matrix, neighbours
 
-PAIRS, BLOCK_X, LETTERBOX, WARPS = 4, 128, 64, 2
+PAIRS, BLOCK_X, SCALED_BLOCK, WARPS = 4, 128, 64, 2
+# columns of the table of views: its image, its corner, its level in px, where the level's taps begin, how many a pixel
+IMAGE, X, Y, LEVEL_WIDTH, LEVEL_HEIGHT, ROW, COLUMN, TAPS_Y, TAPS_X, HALF_Y, HALF_X, COLUMNS = map(
+    tl.constexpr, range(12)
+)
 
 
 @triton.jit
-def nv12_to_tensors(
+def nv12_to_images(
     surface_ptr,  # uint8: luma rows, then rows of interleaved U, V
     out_ptr,  # [images, 3, HEIGHT, WIDTH], or channels last
-    rows_ptr, row_weights_ptr,  # taps of luma: first row int32 [box_height], weights float32 [box_height, TAPS_Y]
-    columns_ptr, column_weights_ptr,  # [box_width], [box_width, TAPS_X]
-    chroma_rows_ptr, chroma_row_weights_ptr,  # taps of chroma [box_height], [box_height, HALF_Y]
-    chroma_columns_ptr, chroma_column_weights_ptr,  # [box_width], [box_width, HALF_X]
+    views_ptr,  # int32 [views, COLUMNS]: those of other scales first
+    rows_ptr, row_weights_ptr,  # taps of luma, level behind level: first row int32 [n], weights float32 [n, MAX_Y]
+    columns_ptr, column_weights_ptr,  # [n], [n, MAX_X]
+    half_rows_ptr, half_row_weights_ptr,  # of chroma: [n], [n, HALF_MAX_Y]
+    half_columns_ptr, half_column_weights_ptr,  # [n], [n, HALF_MAX_X]
     width, height, pitch,  # px, px, bytes
-    box_x, box_y, box_width, box_height,  # the scaled frame in image 0, px
-    tile_columns, stride_x, stride_y, last_x, last_y,  # origins of tiles, px
+    scaled_views,  # how many of the views are of other scales
     gain, r_v, g_u, g_v, b_u, r_0, g_0, b_0,  # RGB = gain * Y + … * U + … * V + …
     padding,
     scale_r, scale_g, scale_b, offset_r, offset_g, offset_b,  # a value is pixel * scale + offset
     WIDTH: tl.constexpr, HEIGHT: tl.constexpr,  # of an image
-    SCALED: tl.constexpr, LAST: tl.constexpr, BGR: tl.constexpr,  # values are no pixels, channels are last, B is first
-    TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr, HALF_Y: tl.constexpr, HALF_X: tl.constexpr,
+    VALUES: tl.constexpr, LAST: tl.constexpr, BGR: tl.constexpr,  # values are no pixels, channels are last, B is first
+    MAX_Y: tl.constexpr, MAX_X: tl.constexpr, HALF_MAX_Y: tl.constexpr, HALF_MAX_X: tl.constexpr,
     SAMPLE: tl.constexpr,  # bytes of a sample, the last is its upper 8 bits
-    ALIGN: tl.constexpr,  # tiles begin in columns that are multiples of this, px
-    EVEN: tl.constexpr,  # tiles begin in even rows and columns: four pixels share a chroma sample
-    PAIRS: tl.constexpr, BLOCK_X: tl.constexpr,  # a program writes 2 * PAIRS rows of BLOCK_X pixels of a tile
-    LETTERBOX: tl.constexpr,  # or this many pixels of image 0, each of which takes longer
+    ALIGN: tl.constexpr,  # views of the frame's own scale begin in columns that are multiples of this, px
+    EVEN: tl.constexpr,  # they begin in even rows and columns: four pixels share a chroma sample
+    PAIRS: tl.constexpr, BLOCK_X: tl.constexpr,  # a program writes 2 * PAIRS rows of BLOCK_X pixels of such a view
+    SCALED_BLOCK: tl.constexpr,  # or this many pixels of another, each of which takes longer
 ):  # fmt: skip
     surface_ptr += SAMPLE - 1
     chroma_ptr = surface_ptr + height * pitch
-    program, letterbox_programs = tl.program_id(0), (WIDTH * HEIGHT + LETTERBOX - 1) // LETTERBOX
-    if program < letterbox_programs:  # the longest start first
-        _letterbox(
-            surface_ptr, chroma_ptr, out_ptr, rows_ptr, row_weights_ptr, columns_ptr, column_weights_ptr,
-            chroma_rows_ptr, chroma_row_weights_ptr, chroma_columns_ptr, chroma_column_weights_ptr,
-            pitch, program * LETTERBOX, box_x, box_y, box_width, box_height,
+    program = tl.program_id(0)
+    scaled_blocks: tl.constexpr = (WIDTH * HEIGHT + SCALED_BLOCK - 1) // SCALED_BLOCK
+    if program < scaled_views * scaled_blocks:  # the longest start first
+        view_ptr = views_ptr + (program // scaled_blocks) * COLUMNS
+        _scaled(
+            surface_ptr, chroma_ptr, out_ptr, view_ptr, rows_ptr, row_weights_ptr, columns_ptr, column_weights_ptr,
+            half_rows_ptr, half_row_weights_ptr, half_columns_ptr, half_column_weights_ptr,
+            pitch, (program % scaled_blocks) * SCALED_BLOCK,
             gain, r_v, g_u, g_v, b_u, r_0, g_0, b_0, padding,
-            scale_r, scale_g, scale_b, offset_r, offset_g, offset_b, WIDTH, HEIGHT, SCALED, LAST, BGR,
-            TAPS_Y, TAPS_X, HALF_Y, HALF_X, SAMPLE, LETTERBOX,
+            scale_r, scale_g, scale_b, offset_r, offset_g, offset_b, WIDTH, HEIGHT, VALUES, LAST, BGR,
+            MAX_Y, MAX_X, HALF_MAX_Y, HALF_MAX_X, SAMPLE, SCALED_BLOCK,
         )  # fmt: skip
     else:
+        program -= scaled_views * scaled_blocks
         across: tl.constexpr = (WIDTH + BLOCK_X - 1) // BLOCK_X
         blocks: tl.constexpr = across * ((HEIGHT + 2 * PAIRS - 1) // (2 * PAIRS))
-        tile, block = (program - letterbox_programs) // blocks, (program - letterbox_programs) % blocks
+        view_ptr, block = views_ptr + (scaled_views + program // blocks) * COLUMNS, program % blocks
         first_y, first_x = (block // across) * (2 * PAIRS), (block % across) * BLOCK_X
-        tile_y = tl.minimum((tile // tile_columns) * stride_y, last_y)
-        tile_x = tl.multiple_of(tl.minimum((tile % tile_columns) * stride_x, last_x), ALIGN)
-        _tile(
-            surface_ptr, chroma_ptr, out_ptr + (1 + tile).to(tl.int64) * (3 * WIDTH * HEIGHT),
-            width, height, pitch, tile_y, tile_x, first_y, first_x,
+        view_x, view_y = tl.load(view_ptr + X), tl.load(view_ptr + Y)
+        if ALIGN > 1:
+            view_x = tl.multiple_of(view_x, ALIGN)
+        _native(
+            surface_ptr, chroma_ptr, out_ptr + tl.load(view_ptr + IMAGE).to(tl.int64) * (3 * WIDTH * HEIGHT),
+            width, height, pitch, view_y, view_x, first_y, first_x,
             gain, r_v, g_u, g_v, b_u, r_0, g_0, b_0, padding,
-            scale_r, scale_g, scale_b, offset_r, offset_g, offset_b, WIDTH, HEIGHT, SCALED, LAST, BGR,
+            scale_r, scale_g, scale_b, offset_r, offset_g, offset_b, WIDTH, HEIGHT, VALUES, LAST, BGR,
             SAMPLE, EVEN, PAIRS, BLOCK_X,
         )  # fmt: skip
 
 
 @triton.jit
-def _letterbox(
-    surface_ptr, chroma_ptr, out_ptr, rows_ptr, row_weights_ptr, columns_ptr, column_weights_ptr,
-    chroma_rows_ptr, chroma_row_weights_ptr, chroma_columns_ptr, chroma_column_weights_ptr,
-    pitch, first, box_x, box_y, box_width, box_height,
-    gain, r_v, g_u, g_v, b_u, r_0, g_0, b_0, padding, scale_r, scale_g, scale_b, offset_r, offset_g, offset_b,
-    WIDTH: tl.constexpr, HEIGHT: tl.constexpr, SCALED: tl.constexpr, LAST: tl.constexpr, BGR: tl.constexpr,
-    TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr, HALF_Y: tl.constexpr, HALF_X: tl.constexpr,
-    SAMPLE: tl.constexpr, LETTERBOX: tl.constexpr,
+def _scaled(
+    surface_ptr, chroma_ptr, out_ptr, view_ptr, rows_ptr, row_weights_ptr, columns_ptr, column_weights_ptr,
+    half_rows_ptr, half_row_weights_ptr, half_columns_ptr, half_column_weights_ptr,
+    pitch, first, gain, r_v, g_u, g_v, b_u, r_0, g_0, b_0, padding,
+    scale_r, scale_g, scale_b, offset_r, offset_g, offset_b,
+    WIDTH: tl.constexpr, HEIGHT: tl.constexpr, VALUES: tl.constexpr, LAST: tl.constexpr, BGR: tl.constexpr,
+    MAX_Y: tl.constexpr, MAX_X: tl.constexpr, HALF_MAX_Y: tl.constexpr, HALF_MAX_X: tl.constexpr,
+    SAMPLE: tl.constexpr, SCALED_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Writes some pixels of image 0: luma and chroma, each summed over its taps, which are neighbours."""
-    pixel = first + tl.arange(0, LETTERBOX)
+    """Writes some pixels of a view of another scale: luma and chroma, each summed over its taps, which are
+    neighbours."""
+    pixel = first + tl.arange(0, SCALED_BLOCK)
     y, x = pixel // WIDTH, pixel % WIDTH
-    row, column = y - box_y, x - box_x
-    inside = (row >= 0) & (row < box_height) & (column >= 0) & (column < box_width)
-    luma = tl.zeros([LETTERBOX], tl.float32)
-    u = tl.zeros([LETTERBOX], tl.float32)
-    v = tl.zeros([LETTERBOX], tl.float32)
+    row, column = tl.load(view_ptr + Y) + y, tl.load(view_ptr + X) + x
+    inside = (row >= 0) & (row < tl.load(view_ptr + LEVEL_HEIGHT)) & (y < HEIGHT)
+    inside = inside & (column >= 0) & (column < tl.load(view_ptr + LEVEL_WIDTH))
+    row, column = tl.load(view_ptr + ROW) + row, tl.load(view_ptr + COLUMN) + column
+    luma = tl.zeros([SCALED_BLOCK], tl.float32)
+    u = tl.zeros([SCALED_BLOCK], tl.float32)
+    v = tl.zeros([SCALED_BLOCK], tl.float32)
     source_ptr = surface_ptr + tl.load(rows_ptr + row, inside, 0) * pitch
     source_ptr += tl.load(columns_ptr + column, inside, 0) * SAMPLE
-    for i in range(TAPS_Y):
-        weight_y = tl.load(row_weights_ptr + row * TAPS_Y + i, inside, 0.0)
-        for j in tl.static_range(TAPS_X):
-            weight = weight_y * tl.load(column_weights_ptr + column * TAPS_X + j, inside, 0.0)
-            luma += weight * tl.load(source_ptr + j * SAMPLE, weight > 0, 0).to(tl.float32)
+    taps_y, taps_x = tl.load(view_ptr + TAPS_Y), tl.load(view_ptr + TAPS_X)
+    i = 0
+    while i < taps_y:
+        weight_y = tl.load(row_weights_ptr + row * MAX_Y + i, inside, 0.0)
+        for j in tl.static_range(MAX_X):
+            if j < taps_x:
+                weight = weight_y * tl.load(column_weights_ptr + column * MAX_X + j, inside, 0.0)
+                luma += weight * tl.load(source_ptr + j * SAMPLE, weight > 0, 0).to(tl.float32)
         source_ptr += pitch
-    source_ptr = chroma_ptr + tl.load(chroma_rows_ptr + row, inside, 0) * pitch
-    source_ptr += tl.load(chroma_columns_ptr + column, inside, 0) * (2 * SAMPLE)
-    for i in range(HALF_Y):
-        half_weight_y = tl.load(chroma_row_weights_ptr + row * HALF_Y + i, inside, 0.0)
-        for j in tl.static_range(HALF_X):
-            weight = half_weight_y * tl.load(chroma_column_weights_ptr + column * HALF_X + j, inside, 0.0)
-            u += weight * tl.load(source_ptr + 2 * j * SAMPLE, weight > 0, 0).to(tl.float32)
-            v += weight * tl.load(source_ptr + (2 * j + 1) * SAMPLE, weight > 0, 0).to(tl.float32)
+        i += 1
+    source_ptr = chroma_ptr + tl.load(half_rows_ptr + row, inside, 0) * pitch
+    source_ptr += tl.load(half_columns_ptr + column, inside, 0) * (2 * SAMPLE)
+    half_y, half_x = tl.load(view_ptr + HALF_Y), tl.load(view_ptr + HALF_X)
+    i = 0
+    while i < half_y:
+        weight_y = tl.load(half_row_weights_ptr + row * HALF_MAX_Y + i, inside, 0.0)
+        for j in tl.static_range(HALF_MAX_X):
+            if j < half_x:
+                weight = weight_y * tl.load(half_column_weights_ptr + column * HALF_MAX_X + j, inside, 0.0)
+                u += weight * tl.load(source_ptr + 2 * j * SAMPLE, weight > 0, 0).to(tl.float32)
+                v += weight * tl.load(source_ptr + (2 * j + 1) * SAMPLE, weight > 0, 0).to(tl.float32)
         source_ptr += pitch
+        i += 1
+    out_ptr += tl.load(view_ptr + IMAGE).to(tl.int64) * (3 * WIDTH * HEIGHT)
     _store(
         out_ptr, y, x, gain * luma, r_v * v + r_0, g_u * u + g_v * v + g_0, b_u * u + b_0, inside, padding,
-        scale_r, scale_g, scale_b, offset_r, offset_g, offset_b, WIDTH, HEIGHT, SCALED, LAST, BGR,
+        scale_r, scale_g, scale_b, offset_r, offset_g, offset_b, WIDTH, HEIGHT, VALUES, LAST, BGR,
     )  # fmt: skip
 
 
 @triton.jit
-def _tile(
-    surface_ptr, chroma_ptr, out_ptr, width, height, pitch, tile_y, tile_x, first_y, first_x,
+def _native(
+    surface_ptr, chroma_ptr, out_ptr, width, height, pitch, view_y, view_x, first_y, first_x,
     gain, r_v, g_u, g_v, b_u, r_0, g_0, b_0, padding, scale_r, scale_g, scale_b, offset_r, offset_g, offset_b,
-    WIDTH: tl.constexpr, HEIGHT: tl.constexpr, SCALED: tl.constexpr, LAST: tl.constexpr, BGR: tl.constexpr,
+    WIDTH: tl.constexpr, HEIGHT: tl.constexpr, VALUES: tl.constexpr, LAST: tl.constexpr, BGR: tl.constexpr,
     SAMPLE: tl.constexpr, EVEN: tl.constexpr, PAIRS: tl.constexpr, BLOCK_X: tl.constexpr,
 ):  # fmt: skip
-    """Writes a block of a tile, two rows at a time; they share chroma where the tile begins at even coordinates."""
+    """Writes a block of a view of the frame's own scale, two rows at a time; they share chroma where the view begins at
+    even coordinates. Such a view may not begin left of the frame or above it."""
     x = first_x + tl.arange(0, BLOCK_X)[None, :]
     pair = tl.arange(0, PAIRS)[:, None]
     if EVEN:
-        half_y = (tile_y + first_y) // 2 + pair
-        half_x = (tile_x + first_x) // 2 + tl.arange(0, BLOCK_X // 2)[None, :]
+        half_y = (view_y + first_y) // 2 + pair
+        half_x = (view_x + first_x) // 2 + tl.arange(0, BLOCK_X // 2)[None, :]
         in_frame = (2 * half_y < height) & (2 * half_x < width)
         shared_ptr = chroma_ptr + half_y * pitch + half_x * (2 * SAMPLE)
         u = tl.load(shared_ptr, in_frame, 0).to(tl.float32)
@@ -135,7 +156,7 @@ def _tile(
         blue = tl.interleave(half_blue, half_blue)
     for k in tl.static_range(2):
         y = first_y + 2 * pair + k
-        source_y, source_x = tile_y + y, tile_x + x
+        source_y, source_x = view_y + y, view_x + x
         inside = (source_y < height) & (source_x < width) & (x < WIDTH)
         if not EVEN:
             sample_ptr = chroma_ptr + (source_y // 2) * pitch + (source_x // 2) * (2 * SAMPLE)
@@ -145,7 +166,7 @@ def _tile(
         luma = tl.load(surface_ptr + source_y * pitch + source_x * SAMPLE, inside, 0).to(tl.float32)
         _store(
             out_ptr, y, x, gain * luma, red, green, blue, inside, padding,
-            scale_r, scale_g, scale_b, offset_r, offset_g, offset_b, WIDTH, HEIGHT, SCALED, LAST, BGR,
+            scale_r, scale_g, scale_b, offset_r, offset_g, offset_b, WIDTH, HEIGHT, VALUES, LAST, BGR,
         )  # fmt: skip
 
 
@@ -153,14 +174,14 @@ def _tile(
 def _store(
     out_ptr, y, x, bright, red, green, blue, inside, padding,
     scale_r, scale_g, scale_b, offset_r, offset_g, offset_b,
-    WIDTH: tl.constexpr, HEIGHT: tl.constexpr, SCALED: tl.constexpr, LAST: tl.constexpr, BGR: tl.constexpr,
+    WIDTH: tl.constexpr, HEIGHT: tl.constexpr, VALUES: tl.constexpr, LAST: tl.constexpr, BGR: tl.constexpr,
 ):  # fmt: skip
     """One block of an image: what luma gives and what chroma adds, in 0..1; padding where the frame is not."""
     writes = (y < HEIGHT) & (x < WIDTH)
     red = tl.where(inside, tl.minimum(tl.maximum(bright + red, 0.0), 1.0), padding)
     green = tl.where(inside, tl.minimum(tl.maximum(bright + green, 0.0), 1.0), padding)
     blue = tl.where(inside, tl.minimum(tl.maximum(bright + blue, 0.0), 1.0), padding)
-    if SCALED:
+    if VALUES:
         red, green, blue = red * scale_r + offset_r, green * scale_g + offset_g, blue * scale_b + offset_b
     if BGR:
         red, blue = blue, red
@@ -174,55 +195,58 @@ def _store(
     tl.store(pixel_ptr + 2 * step, blue.to(kind), writes)
 
 
-def launch(surface: torch.Tensor, layout: SurfaceLayout, tensor: TensorLayout, out: torch.Tensor) -> None:
-    """Queues one launch: surface uint8 [layout.nbytes or more] -> the first images of out, of tensor.shape."""
-    images, tables, numbers, constants = _plan(layout, tensor, surface.device)
-    width, height = tensor.input.size
-    blocks = -(-width // BLOCK_X) * -(-height // (2 * PAIRS))
-    nv12_to_tensors[(-(-width * height // LETTERBOX) + (images - 1) * blocks,)](
+def launch(
+    surface: torch.Tensor, layout: SurfaceLayout, read: Input, views: tuple[View, ...], out: torch.Tensor
+) -> None:
+    """Queues one launch: surface uint8 [layout.nbytes or more] -> the first images of out, of read.image_shape."""
+    native, tables, numbers, constants = _plan(layout, read, views, surface.device)
+    scaled_blocks = -(-read.width * read.height // SCALED_BLOCK)
+    blocks = -(-read.width // BLOCK_X) * -(-read.height // (2 * PAIRS))
+    nv12_to_images[((len(views) - native) * scaled_blocks + native * blocks,)](
         surface, out, *tables, *numbers, **constants,
-        PAIRS=PAIRS, BLOCK_X=BLOCK_X, LETTERBOX=LETTERBOX, num_warps=WARPS,
+        PAIRS=PAIRS, BLOCK_X=BLOCK_X, SCALED_BLOCK=SCALED_BLOCK, num_warps=WARPS,
     )  # fmt: skip
 
 
 @lru_cache(maxsize=64)
-def _plan(layout: SurfaceLayout, tensor: TensorLayout, device: torch.device) -> tuple:
-    """(images, tap tables on the device, scalar arguments, constants) of the launches for these layouts."""
-    read = tensor.input
-    grid = TileGrid(layout.width, layout.height, read.size, tensor.overlap)
-    box = Letterbox(layout.width, layout.height, read.size, read.corner)
-    sides = [(layout.height, box.scaled[1]), (layout.width, box.scaled[0])]
-    axes = [_neighbours(*taps(source, target, halved)) for halved in (False, True) for source, target in sides]
-    tables = [
-        torch.tensor(table, device=device, dtype=kind)
-        for axis in axes
-        for table, kind in zip(axis, (torch.int32, torch.float32))
+def _plan(layout: SurfaceLayout, read: Input, views: tuple[View, ...], device: torch.device) -> tuple:
+    """(views of the frame's own scale, tables on the device, scalar arguments, constants) of the launches for these."""
+    native = [i for i, v in enumerate(views) if v.level == (layout.width, layout.height) and min(v.x, v.y) >= 0]
+    scaled = [i for i in range(len(views)) if i not in native]
+    levels = list(dict.fromkeys(views[i].level for i in scaled)) or [(1, 1)]  # a table is never empty
+    # of rows and columns of luma, then of chroma: each level's (first sample, weights)
+    axes = [
+        [neighbours(source, level[side], halved) for level in levels]
+        for halved in (False, True)
+        for side, source in ((1, layout.height), (0, layout.width))
     ]
+    taps = [[weights.shape[1] for _, weights in axis] for axis in axes]
+    tables = []
+    for axis, counts in zip(axes, taps):
+        padded = [np.pad(weights, ((0, 0), (0, max(counts) - weights.shape[1]))) for _, weights in axis]
+        tables.append(torch.tensor(np.concatenate([first for first, _ in axis]), dtype=torch.int32, device=device))
+        tables.append(torch.tensor(np.concatenate(padded), device=device))
+    begins = [np.cumsum([0, *(level[side] for level in levels)]) for side in (1, 0)]
+    rows = []
+    for i in scaled + native:
+        view, row = views[i], [0] * 6
+        if i in scaled:
+            level = levels.index(view.level)
+            row = [*(begin[level] for begin in begins), *(counts[level] for counts in taps)]
+        rows.append([i, view.x, view.y, *view.level, *row])
     m, c = colour_matrix(layout.matrix, layout.full_range)
-    origins = grid.origins()
-    last_x, last_y = origins[-1]
     numbers = [
-        layout.width, layout.height, layout.pitch, *box.origin, *box.scaled,
-        grid.columns, *grid.strides, last_x, last_y,
+        layout.width, layout.height, layout.pitch, len(scaled),
         *(float(value) for value in (m[0, 0], m[0, 2], m[1, 1], m[1, 2], m[2, 1], *c)), PADDING,
         *read.scale, *read.offset,
     ]  # fmt: skip
-    names = ("TAPS_Y", "TAPS_X", "HALF_Y", "HALF_X")
+    names = ("MAX_Y", "MAX_X", "HALF_MAX_Y", "HALF_MAX_X")
     constants = {
-        **{name: weights.shape[1] for name, (_, weights) in zip(names, axes)},
+        **{name: max(counts) for name, counts in zip(names, taps)},
         "WIDTH": read.width, "HEIGHT": read.height,
-        "SCALED": not read.values_are_pixels, "LAST": read.channels_last, "BGR": read.bgr,
-        "SAMPLE": layout.sample_bytes, "ALIGN": gcd(16, *(x for x, _ in origins)),
-        "EVEN": not any(x % 2 or y % 2 for x, y in origins),
+        "VALUES": not read.values_are_pixels, "LAST": read.channels_last, "BGR": read.bgr,
+        "SAMPLE": layout.sample_bytes, "ALIGN": gcd(16, *(views[i].x for i in native)),
+        "EVEN": not any(views[i].x % 2 or views[i].y % 2 for i in native),
     }  # fmt: skip
-    return 1 + len(grid), tables, numbers, constants
-
-
-def _neighbours(indices: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Taps as (first sample int [n], weights float [n, k] of it and the k - 1 behind it): pixels that share a sample
-    share a tap."""
-    first = np.where(weights > 0, indices, indices.max() + 1).min(axis=1)
-    offsets = np.where(weights > 0, indices - first[:, None], 0)
-    out = np.zeros((len(first), offsets.max() + 1), np.float32)
-    np.add.at(out, (np.arange(len(first))[:, None], offsets), weights)
-    return first, out
+    table = torch.tensor(np.array(rows), dtype=torch.int32, device=device)
+    return len(native), [table, *tables], numbers, constants

@@ -1,25 +1,27 @@
-"""What preprocess computes: NV12 surface -> tensors of the letterboxed frame and every tile, in float64.
+"""What preprocess computes: NV12 surface -> the images of a list of views, in float64.
 
 `reference` defines the values, without optimization. The kernels (kernels.py) give the same values within 1/255.
 
 - Colour: R, G, B = clip(matrix @ (Y, U, V) - offset) in 0..1; the stream says which matrix and range. A luma sample
   takes the chroma sample whose 2x2 block it lies in, so chroma needs no siting convention.
-- Tiles are the frame's own pixels. Beyond a small frame's right or bottom edge they are padding, 114/255.
-- The letterboxed frame is resampled plane by plane, then converted. Shrinking averages the area that an output pixel
-  covers: every source pixel counts once, so that a distant person does not flicker between sample points. Enlarging is
+- A view is a window of its level, the frame scaled to some size (common/views.py). Beyond the level it is padding,
+  114/255. At the frame's own scale pixels are the frame's own.
+- Another level is resampled plane by plane, then converted. Shrinking averages the area that an output pixel covers:
+  every source pixel counts once, so that a distant person does not flicker between sample points. Enlarging is
   bilinear. Both are centre-aligned: output pixel i covers [i, i + 1) / scale of the source.
 - Pixels are RGB in 0..1, padding too. What the engine reads besides (another order, range, mean, deviation, type) is in
   its Input, and is applied last.
 """
 
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from math import ceil, floor
 from typing import Any
 
 import numpy as np
 
-from peoplecounter.common.geometry import Letterbox, TileGrid
-from peoplecounter.common.ipc.messages import SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.messages import Input, SurfaceLayout
+from peoplecounter.common.views import View
 
 Pixels = Any  # np.ndarray or torch.Tensor
 PADDING = 114 / 255
@@ -74,30 +76,42 @@ def taps(source: int, target: int, halved: bool) -> tuple[np.ndarray, np.ndarray
     return indices, weights
 
 
-def reference(surface: np.ndarray, layout: SurfaceLayout, tensor: TensorLayout) -> np.ndarray:
-    """uint8 slot of an NV12 surface -> float64 tensors of the shape and values that `tensor` states."""
-    read = tensor.input
+@lru_cache(maxsize=64)
+def neighbours(source: int, target: int, halved: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The same taps as (first sample int [target], weights float32 [target, k] of it and the k - 1 behind it).
+
+    Pixels that share a sample share a tap. A tap without weight may lie behind the last sample.
+    """
+    indices, weights = taps(source, target, halved)
+    first = np.where(weights > 0, indices, indices.max() + 1).min(axis=1)
+    offsets = np.where(weights > 0, indices - first[:, None], 0)
+    out = np.zeros((target, offsets.max() + 1), np.float32)
+    np.add.at(out, (np.arange(target)[:, None], offsets), weights)
+    return first, out
+
+
+def by_level(views: Sequence[View]) -> Iterator[tuple[tuple[int, int], list[tuple[int, View]]]]:
+    """Each level, (width, height) in px, with its views and their places in the list."""
+    for level in dict.fromkeys(view.level for view in views):
+        yield level, [(i, view) for i, view in enumerate(views) if view.level == level]
+
+
+def reference(surface: np.ndarray, layout: SurfaceLayout, read: Input, views: Sequence[View]) -> np.ndarray:
+    """uint8 slot of an NV12 surface -> float64 images of the views, as `read` states them."""
     luma, chroma = planes(surface, layout)
     full = np.repeat(np.repeat(chroma, 2, 0), 2, 1)[: layout.height, : layout.width]
     yuv = np.dstack([luma, full]).astype(np.float64)
     m, c = colour_matrix(layout.matrix, layout.full_range)
-
-    box = Letterbox(layout.width, layout.height, read.size, read.corner)
-    (width, height), (left, top) = box.scaled, box.origin
-    (columns, column_weights), (rows, row_weights) = (
-        taps(layout.width, width, False),
-        taps(layout.height, height, False),
-    )
-    across = (yuv[:, columns] * column_weights[None, :, :, None]).sum(2)
-    small = (across[rows] * row_weights[:, :, None, None]).sum(1)
-
-    grid = TileGrid(layout.width, layout.height, read.size, tensor.overlap)
-    out = np.full((1 + len(grid), 3, read.height, read.width), PADDING)
-    out[0, :, top : top + height, left : left + width] = np.clip(small @ m.T + c, 0, 1).transpose(2, 0, 1)
-    rgb = np.clip(yuv @ m.T + c, 0, 1).transpose(2, 0, 1)
-    for tile, (x, y) in enumerate(grid.origins(), 1):
-        part = rgb[:, y : y + read.height, x : x + read.width]
-        out[tile, :, : part.shape[1], : part.shape[2]] = part
+    out = np.full((len(views), 3, read.height, read.width), PADDING)
+    for (width, height), of_level in by_level(views):
+        columns, column_weights = taps(layout.width, width, False)
+        rows, row_weights = taps(layout.height, height, False)
+        across = (yuv[:, columns] * column_weights[None, :, :, None]).sum(2)
+        scaled = (across[rows] * row_weights[:, :, None, None]).sum(1)
+        rgb = np.clip(scaled @ m.T + c, 0, 1).transpose(2, 0, 1)
+        for image, view in of_level:
+            shown_rows, shown_columns, into_rows, into_columns = view.window(read.size)
+            out[image, :, into_rows, into_columns] = rgb[:, shown_rows, shown_columns]
     out = out * np.reshape(read.scale, (3, 1, 1)) + np.reshape(read.offset, (3, 1, 1))
     out = out[:, ::-1] if read.bgr else out
     return out.transpose(0, 2, 3, 1) if read.channels_last else out

@@ -5,7 +5,6 @@ from functools import partial
 import msgspec
 
 from peoplecounter.common.errors import AppError
-from peoplecounter.common.geometry import TileGrid
 from peoplecounter.common.ipc.consumer import Lease, RingConnection
 from peoplecounter.common.ipc.messages import (
     FrameHeader,
@@ -18,8 +17,10 @@ from peoplecounter.common.ipc.messages import (
     TensorLayout,
 )
 from peoplecounter.common.process.runtime import Runtime
+from peoplecounter.common.settings import ViewSettings
 from peoplecounter.common.sources import known_sources
 from peoplecounter.common.topology import GLOBAL, TILES
+from peoplecounter.common.views import View, groups
 from peoplecounter.services.preprocess.kernels import load_kernel
 
 SLOTS_MAX = 64
@@ -32,7 +33,8 @@ class Preprocess:
         settings = rt.settings
         self.rt, self.kernel = rt, load_kernel(rt.work)
         self.input: Input | None = None  # what the engines read; None: no engine has connected yet
-        self.prepared: set[tuple[SurfaceLayout, TensorLayout]] = set()
+        self.prepared: set[tuple[SurfaceLayout, TensorLayout, tuple[View, ...]]] = set()
+        self.chosen: dict[str, tuple[str, ViewSettings]] = {}  # source -> epoch of its ring, which views it wants
         self.tensors = rt.open_ring(self.slots_for(len(known_sources(settings))), on_lost=rt.drop, admit=self.admit)
         self.surfaces = rt.open_inputs(settings.link.credits)
 
@@ -68,9 +70,12 @@ class Preprocess:
     def fill_slot(self, lease: Lease, header: FrameHeader) -> None:
         """Writes the frame's tensors into a slot and offers it, on a GPU while it is still being written."""
         rt, surface = self.rt, lease.layout
-        assert isinstance(surface, SurfaceLayout)
-        self.make_room(surface)
-        self.prepare_kernel(surface)
+        assert isinstance(surface, SurfaceLayout) and self.input is not None
+        views = self.view_settings(header.source, lease.epoch).table(
+            surface.width, surface.height, self.input.size, self.input.corner
+        )
+        self.make_room(TensorLayout(len(views), self.input))
+        self.prepare_kernel(surface, views)
         index = self.acquire(header)
         tensor = self.tensors.layout
         if lease.aborted or lease.stale or not isinstance(tensor, TensorLayout):  # something changed meanwhile
@@ -83,7 +88,7 @@ class Preprocess:
             return rt.drop(header, "deadline" if rt.running else "stale")
         began_ns = rt.loop.now_ns()
         try:
-            run = partial(self.kernel.run, lease.slot, surface, tensor, self.tensors.slot(index))
+            run = partial(self.kernel.run, lease.slot, surface, tensor, views, self.tensors.slot(index))
             rt.work.call(run, rt.tick)
         except AppError:  # the GPU is lost
             raise
@@ -93,16 +98,25 @@ class Preprocess:
             return rt.drop(header, "engine_error")
         ended_ns = rt.loop.now_ns()
         header = msgspec.structs.replace(header, marks={**header.marks, "preprocess": (began_ns, ended_ns)})
-        self.tensors.offer(index, header, self.parts(header, tensor))  # before the release: engines wait for it
+        self.tensors.offer(index, header, self.parts(views))  # before the release: engines wait for it
         rt.counters["frames_preprocessed"] += 1
         rt.tracer.record("preprocess", header, began_ns, ended_ns)
 
-    def make_room(self, surface: SurfaceLayout) -> None:
-        """Opens a tensors ring that fits a frame of this size, once the frames in the old ring have been read.
+    def view_settings(self, source: str, epoch: str) -> ViewSettings:
+        """Which views a source wants; read again when its decoder opens a ring, as its settings may have changed."""
+        if self.chosen.get(source, ("", None))[0] != epoch:
+            known = known_sources(self.rt.settings).get(source)
+            group = self.rt.settings.views
+            own = known.source.views.within(group) if known and known.source else group
+            self.chosen[source] = epoch, own
+        return self.chosen[source][1]
+
+    def make_room(self, needed: TensorLayout) -> None:
+        """Opens a tensors ring for this many images, once the frames in the old ring have been read.
 
         It has room for frames of every current source: sources may be added at run time.
         """
-        needed, current = self.layout_for(surface), self.tensors.layout
+        current = self.tensors.layout
         slots = self.slots_for(len(self.surfaces.attached))
         fits = isinstance(current, TensorLayout) and current.images >= needed.images and current.input == needed.input
         if fits and self.tensors.slots >= slots:
@@ -112,22 +126,15 @@ class Preprocess:
         self.tensors.slots = max(self.tensors.slots, slots)
         self.tensors.open(needed)
 
-    def prepare_kernel(self, surface: SurfaceLayout) -> None:
+    def prepare_kernel(self, surface: SurfaceLayout, views: tuple[View, ...]) -> None:
         """Prepares the kernel for layouts it has not run with yet, ticking meanwhile."""
         tensor = self.tensors.layout
-        if not isinstance(tensor, TensorLayout) or (surface, tensor) in self.prepared:
+        if not isinstance(tensor, TensorLayout) or (surface, tensor, views) in self.prepared:
             return
-        self.prepared.add((surface, tensor))
-        ready = self.kernel.prepare(surface, tensor)
+        self.prepared.add((surface, tensor, views))
+        ready = self.kernel.prepare(surface, tensor, views)
         while ready and self.rt.running and not ready.done():
             self.rt.tick()
-
-    def layout_for(self, surface: SurfaceLayout) -> TensorLayout:
-        """The tensors of a surface, for the input that the engines read."""
-        assert self.input is not None
-        overlap = self.rt.settings.preprocess.overlap
-        tiles = len(TileGrid(surface.width, surface.height, self.input.size, overlap))
-        return TensorLayout(1 + tiles, self.input, overlap)
 
     def acquire(self, header: FrameHeader) -> int | None:
         """A free tensor slot. A frame waits for it; a live one may evict an older frame of its own source.
@@ -142,10 +149,11 @@ class Preprocess:
             self.rt.tick()
         return None
 
-    def parts(self, header: FrameHeader, tensor: TensorLayout) -> list[Part]:
-        """Image 0 as one part, the tiles in groups of about equal size."""
-        settings = self.rt.settings.preprocess
-        groups = TileGrid(header.width, header.height, tensor.input.size, settings.overlap).groups(settings.group)
-        of = 1 + len(groups)
-        tiles = [Part(TILES, i, 1 + first, count, of) for i, (first, count) in enumerate(groups)]
-        return [Part(GLOBAL, 0, 0, 1, of), *tiles]
+    def parts(self, views: tuple[View, ...]) -> list[Part]:
+        """The whole frame as one part, its other views in groups of about equal size."""
+        tiles = groups(len(views) - 1, self.rt.settings.preprocess.group) if len(views) > 1 else []
+        of = 1 + len(tiles)
+        return [Part(GLOBAL, 0, of, 0, views[:1])] + [
+            Part(TILES, i, of, 1 + first, views[1 + first : 1 + first + count])
+            for i, (first, count) in enumerate(tiles)
+        ]

@@ -33,10 +33,11 @@ import zmq
 from peoplecounter.common.ipc.consumer import RingConsumer
 from peoplecounter.common.ipc.link import Timing
 from peoplecounter.common.ipc.loop import Loop
-from peoplecounter.common.ipc.messages import SCHEMA, FrameHeader, Hello, Input, Part, SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.messages import SCHEMA, FrameHeader, Hello, Input, Part, SurfaceLayout
 from peoplecounter.common.ipc.producer import RingProducer
 from peoplecounter.common.process.telemetry import Tracer
 from peoplecounter.common.settings import Settings
+from peoplecounter.common.views import table
 from peoplecounter.deploy.demo.plaza import render_clip
 from peoplecounter.deploy.group.subscribe import Tally
 from peoplecounter.services.preprocess import kernels, reference
@@ -45,6 +46,7 @@ from tests.support import squares
 from tests.support.group import SERVICES, Group
 
 ROOT = Path(__file__).parents[2]
+VIEWS = table(1920, 1080, (640, 640))
 DEMO_MODEL = ROOT / "common" / "engine" / "plaza.onnx"
 
 
@@ -129,17 +131,17 @@ def _beside(counts: list[dict]) -> dict:
 OWNER = """
 import sys, time, json
 from pathlib import Path
-from peoplecounter.common.downstream import RingProducer
-from peoplecounter.common.link import Timing
-from peoplecounter.common.loop import Loop
-from peoplecounter.common.messages import Header, Part, SurfaceLayout
+from peoplecounter.common.ipc.link import Timing
+from peoplecounter.common.ipc.loop import Loop
+from peoplecounter.common.ipc.messages import FrameHeader, Part, SurfaceLayout
+from peoplecounter.common.ipc.producer import RingProducer
 loop = Loop()
 owner = RingProducer(loop, Path(sys.argv[1]), "surfaces", "cam", 3, Timing(), on_lost=print)
 owner.open(SurfaceLayout(64, 64, 64, "bt709", False))
 times = []
 for seq in range(int(sys.argv[2])):
     index = owner.acquire()
-    header = Header(source="cam", seq=seq, pts_s=0, captured_ns=0, deadline_ns=0, width=64, height=64)
+    header = FrameHeader(source="cam", seq=seq, pts_s=0, captured_ns=0, deadline_ns=0, width=64, height=64)
     begin = time.perf_counter_ns()
     owner.offer(index, header, [Part("frame")])
     while not owner.idle:
@@ -205,23 +207,26 @@ def flat_out(folder: Path, infer_tiles: int, frames: int) -> list[float]:
     return [ms]
 
 
-def preprocessed(work: Callable[[np.ndarray, SurfaceLayout, TensorLayout], None], rounds: int) -> list[float]:
-    """Milliseconds for a frame of 1080p and its eight tiles."""
-    layout, tensor = SurfaceLayout(1920, 1080, 1920, "bt709", False), TensorLayout(9, Input(640, 640), 0.2)
+def preprocessed(work: Callable[..., object], rounds: int) -> list[float]:
+    """Milliseconds for the views of a frame of 1080p."""
+    layout, read = SurfaceLayout(1920, 1080, 1920, "bt709", False), Input(640, 640)
     surface, times = np.random.default_rng(0).integers(0, 256, layout.nbytes, np.uint8), []
     for _ in range(rounds):
         begin = time.perf_counter()
-        work(surface, layout, tensor)
+        work(surface, layout, read, VIEWS)
         times.append((time.perf_counter() - begin) * 1000)
     return times
 
 
 def gains(folder: Path, turns: int = 3) -> dict:
     """Each off and on, one after the other, several times."""
-    nbytes, out = SurfaceLayout(1920, 1080, 1920, "bt709", False).nbytes, np.empty((9, 3, 640, 640), np.float32)
+    nbytes, out = (
+        SurfaceLayout(1920, 1080, 1920, "bt709", False).nbytes,
+        np.empty((len(VIEWS), 3, 640, 640), np.float32),
+    )
     rows: dict[tuple[str, str], tuple[list[list[float]], list[list[float]]]] = {
         ("Zero copy", f"handing a 1080p frame of {nbytes / 1e6:.1f} MB on, and hearing that it was read"): ([], []),
-        ("Fused kernel", "NV12 to the letterboxed frame and 8 tiles; before: the plain way, in float64"): ([], []),
+        ("Fused kernel", "NV12 to the 11 views of 1080p; before: the plain way, in float64"): ([], []),
         ("Two infer_tiles", "a frame of 1080p, flat out, two cores"): ([], []),
         (TRACING, "1080p, 5 frames/s, packet to count, p50"): ([], []),
     }

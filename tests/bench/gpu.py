@@ -3,6 +3,7 @@
     kernel    the fused kernel beside a device copy of the same bytes and the old chain of torch operations
     floor     decode alone, kernel alone, engine alone: what no pipeline can beat
     paced     the group at 30 frames/s from a looped 4K file: every stage and hop, with and without MPS, 1 and 2 workers
+    views     the same with all levels, with those of people of 100 px and more, and with the finest alone, in turns
     flat      the group as fast as it can, one source, lossless
     decoders  NVDEC alone: as many processes as there are numbers, each decoding as fast as it can
     sources   how many 4K sources at 30 frames/s at once, none dropped
@@ -31,16 +32,23 @@ from pathlib import Path
 import numpy as np
 
 from peoplecounter.common import backend
-from peoplecounter.common.geometry import Letterbox, TileGrid
 from peoplecounter.common.ipc.loop import Loop
 from peoplecounter.common.ipc.memory import memory_kind
 from peoplecounter.common.ipc.messages import Input, SurfaceLayout, TensorLayout
 from peoplecounter.common.settings import DecoderSettings, EngineSettings, Settings, SourceSettings
+from peoplecounter.common.views import groups, table
 from tests.bench import TRACED, TRACING, distribution, gain, spread
 
 PLAN = Path(os.environ.get("PLAN", "/tmp/gpu/plans/yolo26n_coco.trt86vc.sm90.fp16.plan"))
 CLIP = Path(os.environ.get("FOOTAGE", ".gpu/footage")).absolute() / "towncentre_4k_mosaic_h264.mp4"
 LAYOUT = SurfaceLayout(3840, 2160, 3840, "bt709", False)
+ALL, FINEST = table(3840, 2160, (640, 640)), table(3840, 2160, (640, 640), levels=(1.0,))  # 43 and 33 views
+PARTS = [(0, 1), *((1 + first, count) for first, count in groups(len(ALL) - 1, 16))]  # as preprocess offers them
+VIEWS = {  # settings of a group
+    "43 views": {},
+    "33 views, the finest level alone": {"views__levels": "[1.0]"},
+    "11 views, people of 100 px and more": {"views__smallest_person_px": "100"},
+}
 WARM_UP_FRAMES = 60
 
 
@@ -72,34 +80,36 @@ def kernel(sweep: bool = False) -> dict:
     surfaces = [torch.from_numpy(random.integers(0, 256, LAYOUT.nbytes, np.uint8)).cuda() for _ in range(4)]
     result: dict = {}
     for dtype in ("float16", "float32"):
-        tensor = TensorLayout(33, Input(640, 640, dtype), 0.2)
-        outs = [torch.zeros((33, 3, 640, 640), dtype=getattr(torch, dtype), device="cuda") for _ in range(4)]
-        moved = LAYOUT.nbytes + tensor.nbytes
+        read = Input(640, 640, dtype)
+        outs = [torch.zeros((len(ALL), 3, 640, 640), dtype=getattr(torch, dtype), device="cuda") for _ in range(4)]
+        moved = LAYOUT.nbytes + outs[0].nbytes
         halves = [torch.zeros(moved // 2, dtype=torch.uint8, device="cuda") for _ in range(8)]
 
-        def fused(i: int, tensor=tensor, outs=outs) -> None:
-            kernels_triton.launch(surfaces[i % 4], LAYOUT, tensor, outs[i % 4])
+        def fused(i: int, read=read, outs=outs, views=ALL) -> None:
+            kernels_triton.launch(surfaces[i % 4], LAYOUT, read, views, outs[i % 4])
 
         def copy(i: int, halves=halves) -> None:
             halves[2 * (i % 4)].copy_(halves[2 * (i % 4) + 1])
 
         if sweep:
             result[f"{dtype} sweep"] = _sweep(kernels_triton, fused)
-        graph_fused, graph_copy = _graph(fused), _graph(copy)
+        graph_fused, graph_copy, graph_finest = _graph(fused), _graph(copy), _graph(partial(fused, views=FINEST))
         row = {
+            "views": len(ALL),
             "megabytes": round(moved / 1e6, 1),
             "fused_ms": gpu_ms(partial(_replay, graph_fused), inner=5),
             "copy_ms": gpu_ms(partial(_replay, graph_copy), inner=5),
+            "finest_level_ms": gpu_ms(partial(_replay, graph_finest), inner=5),
             "torch_path_ms": gpu_ms(
-                lambda i, tensor=tensor, outs=outs: kernels_torch.launch(surfaces[i % 4], LAYOUT, tensor, outs[i % 4]),
+                lambda i, read=read, outs=outs: kernels_torch.launch(surfaces[i % 4], LAYOUT, read, ALL, outs[i % 4]),
                 10, 4,
             ),
             "grid_sample_chain_ms": gpu_ms(lambda i, outs=outs: grid_sample_chain(surfaces[i % 4], outs[i % 4]), 10, 4),
         }  # fmt: skip
-        for key in ("fused_ms", "copy_ms"):
+        for key in ("fused_ms", "copy_ms", "finest_level_ms"):
             row[key] = {p: round(ms / GRAPHED, 4) for p, ms in row[key].items()}
         row["times_a_copy"] = round(row["fused_ms"]["p50"] / row["copy_ms"]["p50"], 2)
-        row["chain_over_fused"] = round(row["grid_sample_chain_ms"]["p50"] / row["fused_ms"]["p50"], 1)
+        row["chain_over_fused"] = round(row["grid_sample_chain_ms"]["p50"] / row["finest_level_ms"]["p50"], 1)
         result[dtype] = row
     return result | {"turned": _turned(surfaces)}
 
@@ -159,17 +169,17 @@ def _replay(graph, _: int) -> None:
 
 def _sweep(module, fused) -> dict[str, float]:
     """Other block shapes and warps, to tune the kernel for another GPU."""
-    kept, found = (module.PAIRS, module.BLOCK_X, module.LETTERBOX, module.WARPS), {}
+    kept, found = (module.PAIRS, module.BLOCK_X, module.SCALED_BLOCK, module.WARPS), {}
     for shape in SHAPES:
-        module.PAIRS, module.BLOCK_X, module.LETTERBOX, module.WARPS = shape
+        module.PAIRS, module.BLOCK_X, module.SCALED_BLOCK, module.WARPS = shape
         graph = _graph(fused)
         found["x".join(map(str, shape))] = round(gpu_ms(partial(_replay, graph), 20, 5)["p50"] / GRAPHED, 4)
-    module.PAIRS, module.BLOCK_X, module.LETTERBOX, module.WARPS = kept
+    module.PAIRS, module.BLOCK_X, module.SCALED_BLOCK, module.WARPS = kept
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
 def grid_sample_chain(surface, out) -> None:
-    """The old approach: convert the frame, then sample the letterbox and 32 tiles, an operation at a time."""
+    """The old approach: convert the frame, then sample the whole and 32 tiles, an operation at a time."""
     import torch
     from torch.nn.functional import grid_sample, interpolate
 
@@ -178,13 +188,11 @@ def grid_sample_chain(surface, out) -> None:
     full = interpolate(chroma.permute(2, 0, 1)[None], scale_factor=2, mode="nearest")[0]
     y, u, v = (luma - 16) / 219, (full[0] - 128) / 224, (full[1] - 128) / 224
     rgb = torch.stack([y + 1.5748 * v, y - 0.1873 * u - 0.4681 * v, y + 1.8556 * u]).clamp(0, 1)[None]
-    box, grid = Letterbox(3840, 2160, (640, 640)), TileGrid(3840, 2160, (640, 640), 0.2)
-    (width, height), (left, top) = box.scaled, box.origin
     out[0] = 114 / 255
-    out[0, :, top : top + height, left : left + width] = interpolate(rgb, (height, width), mode="bilinear")[0]
+    out[0, :, 140:500] = interpolate(rgb, (360, 640), mode="bilinear")[0]
     step = torch.arange(640, device="cuda", dtype=torch.float32) + 0.5
-    for tile, (x0, y0) in enumerate(grid.origins(), 1):
-        xs, ys = (step + x0) * 2 / 3840 - 1, (step + y0) * 2 / 2160 - 1
+    for tile, view in enumerate(FINEST[1:], 1):
+        xs, ys = (step + view.x) * 2 / 3840 - 1, (step + view.y) * 2 / 2160 - 1
         where = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=2)[None]
         out[tile] = grid_sample(rgb, where, mode="bilinear", align_corners=False)[0]
 
@@ -225,16 +233,16 @@ def floor(frames: int = 300) -> dict:
         decode.append({**spread(times[20:]), "frames_per_s": round((frames - 20) / (time.perf_counter() - began), 1)})
     engine = TensorRTEngine(EngineSettings(model=str(PLAN)), work)
     engine.warm_up()
-    tensor = TensorLayout(33, engine.input, 0.2)
+    tensor = TensorLayout(len(ALL), engine.input)
     out = Block(int(check(cudart.cudaMalloc(tensor.nbytes))), tensor.nbytes)
     run = kernels.load_kernel(work).run
     stream = torch.cuda.ExternalStream(work.stream)
     measured: dict[str, list[float]] = {}
     steps = {
-        "kernel": lambda: run(slot, LAYOUT, tensor, out),
-        "tiles 16": lambda: engine.start(out, tensor, 1, 16),
+        "kernel": lambda: run(slot, LAYOUT, tensor, ALL, out),
+        "views 14": lambda: engine.start(out, tensor, 1, 14),
         "global 1": lambda: engine.start(out, tensor, 0, 1),
-        "33 images": lambda: [engine.start(out, tensor, *part) for part in ((0, 1), (1, 16), (17, 16))],
+        "43 images": lambda: [engine.start(out, tensor, *part) for part in PARTS],
     }
     for name, step in steps.items():
         measured[name] = []
@@ -248,9 +256,9 @@ def floor(frames: int = 300) -> dict:
             work.finish()
             measured[name].append(begin.elapsed_time(end) / INNER)
     result = {name: spread(times[20:]) for name, times in measured.items()}
-    result["33 images at once"] = spread(at_once(out, tensor))
+    result["43 images at once"] = spread(at_once(out, tensor))
     live, offline = decode
-    total = live["p50"] + result["kernel"]["p50"] + result["33 images at once"]["p50"]
+    total = live["p50"] + result["kernel"]["p50"] + result["43 images at once"]["p50"]
     return {
         "decode_live_ms": live,
         "decode_file_ms": offline,
@@ -260,12 +268,12 @@ def floor(frames: int = 300) -> dict:
 
 
 def at_once(out, tensor: TensorLayout, rounds: int = 100) -> list[float]:
-    """Milliseconds of 1 + 16 + 16 images on three streams: the best this GPU does with this plan."""
+    """Milliseconds of all parts of a frame, each on a stream: the best this GPU does with this plan."""
     import torch
 
     from peoplecounter.common.engine.tensorrt import TensorRTEngine
 
-    works = [memory_kind("cuda").work_queue(Loop()) for _ in range(3)]
+    works = [memory_kind("cuda").work_queue(Loop()) for _ in PARTS]
     engines = [TensorRTEngine(EngineSettings(model=str(PLAN)), work) for work in works]
     streams = [torch.cuda.ExternalStream(work.stream) for work in works]
     times = []
@@ -273,7 +281,7 @@ def at_once(out, tensor: TensorLayout, rounds: int = 100) -> list[float]:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda._sleep(2_000_000)  # about a millisecond: the host is ahead when it ends
         begin.record()
-        for engine, stream, part in zip(engines, streams, ((0, 1), (1, 16), (17, 16))):
+        for engine, stream, part in zip(engines, streams, PARTS):
             stream.wait_event(begin)
             engine.start(out, tensor, *part)
         for stream in streams:
@@ -339,13 +347,20 @@ def paced(seconds: int, mps: bool, infer_tiles: int, without: str = "", **settin
         counts, after = g.of("counts")[first:], g.totals("cam")
         begin, end = counts[0], counts[-1]
     dropped = Counter(after["dropped"]) - Counter(before["dropped"])
-    table = stages(counts)
+    ms = stages(counts)
     return {
         "mps": mps, "infer_tiles": infer_tiles, "seconds": seconds, "frames": len(counts),
         "dropped": dict(dropped), "incomplete": sum(not c["complete"] for c in counts),
-        "frames_per_s": round((len(counts) - 1) / _seconds(begin, end), 2), "ms": table,
+        "frames_per_s": round((len(counts) - 1) / _seconds(begin, end), 2), "ms": ms,
+        "people": round(float(np.mean([c["count"] for c in counts])), 2),
         "end_to_end_ms": [c["end_to_end_ms"] for c in counts],
     }  # fmt: skip
+
+
+def viewed(seconds: int, name: str, mps: bool, infer_tiles: int) -> dict:
+    """One camera with these views; also how many people it counts, to compare with a CPU."""
+    row = paced(seconds, mps, infer_tiles, **VIEWS[name])
+    return {"views": name, **row}
 
 
 BEST = {"mps": True, "infer_tiles": 2}
@@ -394,7 +409,7 @@ def handover(turns: int = 10) -> list[dict]:
 
     from peoplecounter.common.cuda import check, cudart, pinned
 
-    tensor = TensorLayout(33, Input(640, 640), 0.2)
+    tensor = TensorLayout(len(ALL), Input(640, 640))
     nbytes = LAYOUT.nbytes + tensor.nbytes
     device = [int(check(cudart.cudaMalloc(nbytes))) for _ in range(2)]
     host, fence = pinned((nbytes,), "uint8"), int(check(cudart.cudaMalloc(256)))
@@ -437,8 +452,8 @@ def kernel_gains() -> list[dict]:
     """From the section `kernel`: one launch against the old chain, FP16 tensors against FP32."""
     found = kernel()
     chain = [[found[d]["grid_sample_chain_ms"]["p50"]] for d in ("float16", "float32")]
-    one = [[found[d]["fused_ms"]["p50"]] for d in ("float16", "float32")]
-    what = "NV12 to the letterboxed frame and 32 tiles"
+    one = [[found[d]["finest_level_ms"]["p50"]] for d in ("float16", "float32")]
+    what = "NV12 to the whole frame and 32 tiles"
     return [
         gain("Fused kernel", f"{what}, FP16, on the GPU", "ms", chain[:1], one[:1]),
         gain("Fused kernel", f"{what}, FP32, on the GPU", "ms", chain[1:], one[1:]),
@@ -456,7 +471,7 @@ def engine_gains(turns: int = 5) -> list[dict]:
 
     work = memory_kind("cuda").work_queue(Loop())
     engines = {graphs: TensorRTEngine(EngineSettings(model=str(PLAN)), work, graphs) for graphs in (False, True)}
-    tensor = TensorLayout(33, engines[True].input, 0.2)
+    tensor = TensorLayout(len(ALL), engines[True].input)
     out = Block(int(check(cudart.cudaMalloc(tensor.nbytes))), tensor.nbytes)
     stream, rows = torch.cuda.ExternalStream(work.stream), []
     for images in (1, 16):
@@ -548,7 +563,7 @@ def machine() -> dict:
     }  # fmt: skip
 
 
-def table(ms: dict[str, dict[str, float]]) -> str:
+def lines(ms: dict[str, dict[str, float]]) -> str:
     order = [
         "packet>decode", "decode", "decode>copy", "copy", "copy>preprocess", "preprocess", "preprocess>infer_global",
         "copy>infer_global", "infer_global", "preprocess>infer_tiles", "copy>infer_tiles", "infer_tiles",
@@ -561,14 +576,14 @@ def table(ms: dict[str, dict[str, float]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    sections = ["kernel", "floor", "paced", "flat", "decoders", "sources", "gains"]
+    sections = ["kernel", "floor", "paced", "views", "flat", "decoders", "sources", "gains"]
     parser.add_argument("section", nargs="+", choices=sections)
     parser.add_argument("--out", type=Path, default=Path(".bench") / "gpu.json")
     parser.add_argument("--seconds", type=int, default=60, help="of each paced run; the others take a quarter")
     parser.add_argument(
         "--number", type=int, nargs="+", default=[6, 7, 8], help="decoders, sources: how many at once, each a run"
     )
-    parser.add_argument("--turns", type=int, default=3, help="gains: how often each is measured")
+    parser.add_argument("--turns", type=int, default=3, help="gains, views: how often each is measured")
     parser.add_argument(
         "--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="gains: only these"
     )
@@ -592,6 +607,9 @@ def main() -> None:
         "kernel": [partial(kernel, args.sweep)],
         "floor": [floor],
         "paced": [partial(paced, args.seconds, *variant) for variant in variants],
+        "views": [
+            partial(viewed, args.seconds // args.turns, name, *best) for _ in range(args.turns) for name in VIEWS
+        ],
         "flat": [partial(flat, args.seconds // 4, *best)],
         "decoders": [partial(decoders, number) for number in args.number],
         "sources": [partial(sources, number, args.seconds // 4, *best) for number in args.number],
@@ -605,7 +623,7 @@ def main() -> None:
             result[section].append(row)
             row.pop("end_to_end_ms", None)
             print(json.dumps({key: value for key, value in row.items() if key != "ms"}))
-            print(table(row.get("ms", {})), flush=True)
+            print(lines(row.get("ms", {})), flush=True)
             save(section, result[section])
     print(f"written to {args.out}")
 

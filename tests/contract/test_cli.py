@@ -13,12 +13,13 @@ import pytest
 from peoplecounter.common.topology import SERVICES
 from peoplecounter.deploy.report.evaluate import compare, read_truth
 from tests.support.cli import ROOT, command, peoplecounter
-from tests.support.squares import FRAMES, expected, make_model
+from tests.support.squares import FRAMES, VIEWS, expected, make_model
 
 
 def test_run_json_out_and_eval(run_dir, clip, model, tmp_path):
     out, truth = tmp_path / "counts.jsonl", tmp_path / "truth.csv"
-    done = peoplecounter(run_dir, "run", clip, "--model", model, "--json", "--out", out)
+    views = {f"PEOPLECOUNTER_{key.upper()}": value for key, value in VIEWS.items()}
+    done = peoplecounter(run_dir, "run", clip, "--model", model, "--json", "--out", out, **views)
     assert done.returncode == 0, done.stderr
     *counts, summary = map(json.loads, done.stdout.splitlines())
     assert [c["count"] for c in counts] == [expected(seq) for seq in range(FRAMES)]

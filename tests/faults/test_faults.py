@@ -246,7 +246,7 @@ def test_a_service_asked_to_end_finishes_what_it_offered(group, clip):
 
 def test_a_frozen_worker_does_not_keep_a_larger_source_out(group, clip, tmp_path):
     """A new ring is other memory: no process waits for a reader of the old one."""
-    small = make_clip(tmp_path / "small.mp4", 40, ((144, 80),))
+    small = make_clip(tmp_path / "small.mp4", 40, ((176, 80),))
     g = group({"small": {"url": str(small), **LIVE}, "cam": {"url": str(clip), **LIVE}})
     g.start("fusion.0", "infer_global.0", "infer_tiles.0", "infer_tiles.1", "preprocess.0", "decoder.small")
     g.wait_counts(20)

@@ -18,6 +18,7 @@ from peoplecounter.common.ipc.messages import (
     encode,
 )
 from peoplecounter.common.topology import RESULTS
+from peoplecounter.common.views import View
 from tests.support.squares import expected
 
 
@@ -27,16 +28,16 @@ def header(**changes):
 
 
 def detections(boxes, **changes):
-    return Detections(header(**changes), Part("tiles", 0, 1, 1, 2), boxes, 0, 0)
+    return Detections(header(**changes), Part("tiles", 0, 2, 1, (View(64, 64, 0, 0),)), boxes, 0, 0)
 
 
 FORGED = [
-    detections(b"\0" * 27),
-    detections(np.full(7, np.nan, "<f4").tobytes()),
+    detections(b"\0" * 31),
+    detections(np.full(8, np.nan, "<f4").tobytes()),
     detections(b"", source="nobody"),
-    Detections(header(), Part("zzz", 0, 0, 1, 1), b"", 0, 0),
-    Detections(header(), Part("tiles", 7, 0, 1, 2), b"", 0, 0),
-    detections(np.zeros(7 * 1001, "<f4").tobytes()),
+    Detections(header(), Part("zzz"), b"", 0, 0),
+    Detections(header(), Part("tiles", 7, 2), b"", 0, 0),
+    detections(np.zeros(8 * 1001, "<f4").tobytes()),
     Status("cam", "ended", 0),
     Dropped(header(), "because"),
     Status("nobody", "ended", 3),

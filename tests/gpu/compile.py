@@ -8,7 +8,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
 from peoplecounter.common.engine import dense
-from peoplecounter.common.ipc.messages import Input, SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.messages import Input, SurfaceLayout
+from peoplecounter.common.views import table
 from peoplecounter.services.preprocess import kernels_triton
 
 
@@ -25,17 +26,18 @@ def build(kernel, kinds: list[str], constants: dict, capability: int, warps: int
 def main(capability: int) -> None:
     for size, sample_bytes, dtype in (((3840, 2160), 1, "float16"), ((1367, 769), 2, "float32")):
         layout = SurfaceLayout(*size, 2 * (size[0] + 1), "bt709", False, sample_bytes)
-        tensor = TensorLayout(40, Input(640, 640, dtype), 0.2)
-        _, tables, numbers, constants = kernels_triton._plan(layout, tensor, torch.device("cpu"))
-        kinds = ["*u8", "*fp16" if dtype == "float16" else "*fp32", *["*i32", "*fp32"] * (len(tables) // 2)]
+        read = Input(640, 640, dtype)
+        _, tables, numbers, constants = kernels_triton._plan(layout, read, table(*size, read.size), torch.device("cpu"))
+        kinds = ["*u8", "*fp16" if dtype == "float16" else "*fp32"]
+        kinds += ["*fp32" if values.is_floating_point() else "*i32" for values in tables]
         kinds += ["fp32" if isinstance(number, float) else "i32" for number in numbers]
         shape = {
             "PAIRS": kernels_triton.PAIRS,
             "BLOCK_X": kernels_triton.BLOCK_X,
-            "LETTERBOX": kernels_triton.LETTERBOX,
+            "SCALED_BLOCK": kernels_triton.SCALED_BLOCK,
         }
-        ptx = build(kernels_triton.nv12_to_tensors, kinds, constants | shape, capability, kernels_triton.WARPS)
-        print("nv12_to_tensors", size, dtype, "st.global.v4.b32" in ptx)
+        ptx = build(kernels_triton.nv12_to_images, kinds, constants | shape, capability, kernels_triton.WARPS)
+        print("nv12_to_images", size, dtype, "st.global.v4.b32" in ptx)
     build(dense.nms_kernel, ["*fp32", "*fp32", "*i32", "fp32"], {"ANCHORS": 1024}, capability, 4)
     print("nms_kernel")
 

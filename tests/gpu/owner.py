@@ -22,10 +22,12 @@ from peoplecounter.common.ipc.loop import Loop
 from peoplecounter.common.ipc.memory.cuda_ipc import CudaWorkQueue
 from peoplecounter.common.ipc.messages import FrameHeader, Input, Part, SurfaceLayout, TensorLayout
 from peoplecounter.common.ipc.producer import RingProducer
+from peoplecounter.common.views import table
 
 TO_DEVICE = cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
 PIXELS = SurfaceLayout(640, 360, 640, "bt709", False)
-IMAGES = TensorLayout(33, Input(640, 640), 0.2)
+PARTS = (0, 1), (1, 17), (17, 33)  # first and last image of each
+IMAGES = TensorLayout(33, Input(640, 640))
 
 
 def random_images(seed: int, images: int) -> np.ndarray:
@@ -60,7 +62,8 @@ class Owner:
         index, data = self.acquire(), random_images(seed, IMAGES.images)
         slot = self.ring.slot(index)
         check(cudart.cudaMemcpy(slot.address, data.ctypes.data, data.nbytes, TO_DEVICE))
-        self.offer(index, [Part("frame", 0, 0, 1, 3), Part("frame", 1, 1, 16, 3), Part("frame", 2, 17, 16, 3)])
+        views = table(3840, 2160, (640, 640), levels=(1.0,))
+        self.offer(index, [Part("frame", i, 3, first, views[first:end]) for i, (first, end) in enumerate(PARTS)])
 
     def acquire(self) -> int:
         while (index := self.ring.acquire()) is None:

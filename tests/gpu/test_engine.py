@@ -69,12 +69,12 @@ def test_images_in_another_process_memory_give_the_same_bits(make, reader, run_d
                 taken = reader.take()
                 part = taken[1].part
                 lease, done = reader.upstream.lease(*taken), []
-                collect = engine.start(lease.slot, lease.layout, part.first, part.count)
+                collect = engine.start(lease.slot, lease.layout, part.first, len(part.views))
                 reader.work.on_done(lambda d=done, lease=lease: d.append(lease.release()))
                 reader.until(lambda d=done: d, "the inference")
-                remote, persons = engine.outputs(part.count), collect()[0]
-                again = engine.start(own, IMAGES, part.first, part.count)
-                for a, b in zip(remote, engine.outputs(part.count)):
+                remote, persons = engine.outputs(len(part.views)), collect()[0]
+                again = engine.start(own, IMAGES, part.first, len(part.views))
+                for a, b in zip(remote, engine.outputs(len(part.views))):
                     np.testing.assert_array_equal(a, b)
                 np.testing.assert_array_equal(persons, again()[0])
     finally:

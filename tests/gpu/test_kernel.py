@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from peoplecounter.common.geometry import TileGrid
-from peoplecounter.common.ipc.messages import Input, SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.messages import Input, SurfaceLayout
+from peoplecounter.common.views import View, table
 from peoplecounter.services.preprocess.reference import reference
 from tests.gpu.conftest import GPU
 from tests.support.inputs import INPUTS
@@ -30,19 +30,18 @@ def surface(width, height, extra_pitch, matrix, full, sample_bytes, seed=0):
     return layout, np.random.default_rng(seed).integers(0, 256, layout.nbytes, np.uint8)
 
 
-def run(launch, layout, pixels, tensor):
-    out = torch.full(tensor.shape, float("nan"), device=DEVICE)
-    out = out.to(getattr(torch, tensor.dtype))
-    launch(torch.from_numpy(pixels).to(DEVICE), layout, tensor, out)
+def run(launch, layout, pixels, read, views):
+    out = torch.full((len(views), *read.image_shape), float("nan"), device=DEVICE)
+    out = out.to(getattr(torch, read.dtype))
+    launch(torch.from_numpy(pixels).to(DEVICE), layout, read, views, out)
     return out.cpu().numpy()
 
 
-def tensor_of(layout, dtype, size=SIZE):
-    return tensor_for(layout, Input(size, size, dtype))
-
-
-def tensor_for(layout, read):
-    return TensorLayout(1 + len(TileGrid(layout.width, layout.height, read.size)), read, 0.2)
+def views_of(layout, read):
+    """Those of a frame, an enlarged level, and a view in the middle of padding."""
+    usual = table(layout.width, layout.height, read.size, 0.2, corner=read.corner)
+    larger = layout.width * 5 // 4 + 1, layout.height * 5 // 4 + 1
+    return (*usual, View(layout.width, layout.height, -3, -5), View(*larger, 2, -1))
 
 
 def assert_equal(out, expected):
@@ -62,8 +61,9 @@ def test_random_frames_of_odd_sizes_and_pitches(launch, dtype, width, height, ex
         [("bt709", False, 1), ("bt601", True, 1), ("bt2020", False, 2)]
     ):
         layout, pixels = surface(width, height, extra, matrix, full, sample_bytes, seed)
-        tensor = tensor_of(layout, dtype)
-        assert_equal(run(launch, layout, pixels, tensor), reference(pixels, layout, tensor))
+        read = Input(SIZE, SIZE, dtype)
+        views = views_of(layout, read)
+        assert_equal(run(launch, layout, pixels, read, views), reference(pixels, layout, read, views))
 
 
 @pytest.mark.parametrize("launch", [kernels_triton.launch, kernels_torch.launch], ids=["triton", "torch"])
@@ -72,17 +72,18 @@ def test_every_input_gets_the_references_values(launch, read):
     """Rectangular, channels last, bytes, another order, range or place of the letterbox."""
     for width, height, extra in SHAPES:
         layout, pixels = surface(width, height, extra, "bt709", False, 1)
-        tensor = tensor_for(layout, read)
-        difference = run(launch, layout, pixels, tensor).astype(float) - reference(pixels, layout, tensor)
+        views = views_of(layout, read)
+        difference = run(launch, layout, pixels, read, views).astype(float) - reference(pixels, layout, read, views)
         assert np.abs(difference).max() <= (0.51 if read.dtype == "uint8" else 0.01 * max(read.scale) / 255)
 
 
 def test_a_kernel_that_is_half_a_pixel_off_would_be_seen():
     layout, pixels = surface(150, 110, 0, "bt709", False, 1)
-    tensor = tensor_of(layout, "float32")
+    read = Input(SIZE, SIZE)
+    views = views_of(layout, read)
     shifted = np.roll(pixels.reshape(-1, layout.pitch), 1, axis=1).reshape(-1)
     with pytest.raises(AssertionError):
-        assert_equal(run(kernels_triton.launch, layout, shifted, tensor), reference(pixels, layout, tensor))
+        assert_equal(run(kernels_triton.launch, layout, shifted, read, views), reference(pixels, layout, read, views))
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -93,7 +94,7 @@ def test_the_kernels_compile_for_gpus_that_are_not_here(capability):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines() == [
-        "nv12_to_tensors (3840, 2160) float16 True", "nv12_to_tensors (1367, 769) float32 True", "nms_kernel"
+        "nv12_to_images (3840, 2160) float16 True", "nv12_to_images (1367, 769) float32 True", "nms_kernel"
     ]  # fmt: skip
 
 
@@ -102,5 +103,6 @@ def test_the_kernels_compile_for_gpus_that_are_not_here(capability):
 @pytest.mark.parametrize("width, height", [(3840, 2160), (1920, 1080), (1366, 768), (4096, 2160)])
 def test_whole_frames(dtype, width, height):
     layout, pixels = surface(width, height, 128, "bt709", False, 1)
-    tensor = tensor_of(layout, dtype, 640)
-    assert_equal(run(kernels_triton.launch, layout, pixels, tensor), reference(pixels, layout, tensor))
+    read = Input(640, 640, dtype)
+    views = table(width, height, read.size)
+    assert_equal(run(kernels_triton.launch, layout, pixels, read, views), reference(pixels, layout, read, views))

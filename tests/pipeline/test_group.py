@@ -44,7 +44,7 @@ def test_what_subscribers_read(group, clip):
 
 
 def test_several_sources_and_resolutions_at_once(group, tmp_path, clip):
-    small = make_clip(tmp_path / "small.mp4", 40, ((144, 80),))
+    small = make_clip(tmp_path / "small.mp4", 40, ((176, 80),))
     tiny = make_clip(tmp_path / "tiny.mp4", 30, ((64, 64),))  # smaller than a tile
     g = group({"cam": {"url": str(clip)}, "small": {"url": str(small)}, "tiny": {"url": str(tiny)}})
     g.start(
@@ -58,7 +58,7 @@ def test_several_sources_and_resolutions_at_once(group, tmp_path, clip):
 
 
 def test_a_resolution_that_changes_within_the_stream(group, tmp_path):
-    clip = make_clip(tmp_path / "changes.ts", 40, ((WIDTH, HEIGHT), (144, 80)))
+    clip = make_clip(tmp_path / "changes.ts", 40, ((WIDTH, HEIGHT), (176, 80)))
     counts = run_to_end(group({"cam": {"url": str(clip)}}))
     assert [c["count"] for c in counts] == [expected(seq % 20) for seq in range(40)]
 

@@ -6,7 +6,7 @@ import numpy as np
 from peoplecounter.common.engine.layouts import NAMES
 from peoplecounter.common.errors import CONFIG
 from tests.support.cli import peoplecounter
-from tests.support.squares import expected, make_model, picture
+from tests.support.squares import VIEWS, expected, make_model, picture
 
 
 def test_every_known_head_is_listed(tmp_path):
@@ -18,15 +18,16 @@ def test_a_model_is_described_and_its_boxes_are_drawn(tmp_path):
     av.VideoFrame.from_ndarray(picture(3), "rgb24").save(tmp_path / "squares.png")
     model = make_model(tmp_path / "m.onnx")
     done = peoplecounter(
-        tmp_path / "run", "models", "check", model, "--image", tmp_path / "squares.png", "--out", tmp_path / "out.png"
-    )
+        tmp_path / "run", "models", "check", model, "--image", tmp_path / "squares.png", "--out", tmp_path / "out.png",
+        **{f"PEOPLECOUNTER_{key.upper()}": value for key, value in VIEWS.items()},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert f"found    {expected(3)} people" in done.stdout and "head     rows:" in done.stdout
     with av.open(str(tmp_path / "out.png")) as container:
         drawn = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(int)
     red = (drawn[..., 0] > 200) & (drawn[..., 1] < 100)
-    inner = 16 - 2 * 3  # a square's side less the model's inset, px
-    assert red.sum() == expected(3) * (inner**2 - (inner - 2 * 3) ** 2)  # outlines of 3 px
+    inner = 16 - 2 * 5  # a square's side less the model's inset, px
+    assert red.sum() == expected(3) * inner**2  # outlines of 3 px leave nothing inside
     assert np.abs(drawn[~red] - picture(3)[~red]).max() <= 3
 
 

@@ -10,6 +10,7 @@ from peoplecounter.common.ipc.messages import Confirmed, Detections, Dropped, Fr
 from peoplecounter.common.process.journal import Journal
 from peoplecounter.common.settings import Settings, SourceSettings
 from peoplecounter.common.sources import write_change
+from peoplecounter.common.views import View
 from peoplecounter.services.fusion.join import PendingFrame
 from peoplecounter.services.fusion.ledger import Ledger, Totals
 from peoplecounter.services.fusion.members import Members
@@ -29,8 +30,9 @@ def detections(part, boxes=b"", began_ns=0, ended_ns=0, gpu_ns=0, **changes):
     return Detections(header(**changes), part, boxes, began_ns, ended_ns, gpu_ns)
 
 
-GLOBAL, TILES = Part("global", 0, 0, 1, 2), Part("tiles", 0, 1, 8, 2)
-BOX = np.array([[1, 2, 3, 4, 0.9, 0, -1]], "<f4")
+VIEW = View(64, 64, 0, 0)
+GLOBAL, TILES = Part("global", 0, 2, 0, (VIEW,)), Part("tiles", 0, 2, 1, (VIEW,) * 8)
+BOX = np.array([[1, 2, 3, 4, 0.9, 0, 0, 1]], "<f4")
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,7 @@ BOX = np.array([[1, 2, 3, 4, 0.9, 0, -1]], "<f4")
         (Status("yard", "online"), "decoder.yard", False),
         (detections(GLOBAL, BOX.tobytes()), "infer_global.0", True),
         (detections(GLOBAL, source="yard"), "infer_global.0", False),
-        (detections(Part("tiles", 5, 1, 8, 2)), "infer_tiles.0", False),
+        (detections(Part("tiles", 5, 2, 1, (VIEW,))), "infer_tiles.0", False),
         (detections(GLOBAL, BOX.tobytes()[:-1]), "infer_global.0", False),
         (detections(GLOBAL, (BOX * np.nan).tobytes()), "infer_global.0", False),
         (Confirmed(header()), "decoder.cam", True),

@@ -26,7 +26,7 @@ def test_the_error_that_ends_an_infer_process_is_the_engines_own(error, raised, 
     )
     header = FrameHeader(source="cam", seq=1, pts_s=0, captured_ns=0, deadline_ns=0, width=64, height=64)
     offer, lease = Offer(header, SlotRef("e", 0, 1), Part("global")), SimpleNamespace(release=lambda: None)
-    inference = Inference(rt, None, None, None)
+    inference = Inference(rt, None, None)
     for _ in range(MAX_ERRORS_IN_A_ROW - 1):
         inference._fail(lease, offer, error)
     with pytest.raises(raised, match=text):

@@ -7,7 +7,7 @@ from peoplecounter.common.ipc.messages import Confirmed, Detections, Dropped, Fr
 from peoplecounter.services.fusion.join import Ended, Gap, Join, Settled
 
 MS = 1_000_000
-PARTS = [Part("global", 0, 0, 1, 3), Part("tiles", 0, 1, 4, 3), Part("tiles", 1, 5, 4, 3)]
+PARTS = [Part("global", 0, 3), Part("tiles", 0, 3), Part("tiles", 1, 3)]
 
 
 def header(seq, deadline_ns=0, source="cam", early=False):

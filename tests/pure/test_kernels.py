@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peoplecounter.common.geometry import Letterbox, TileGrid
-from peoplecounter.common.ipc.messages import Input, SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.messages import Input, SurfaceLayout
+from peoplecounter.common.views import View, table
 from peoplecounter.services.preprocess.kernels import fused
 from peoplecounter.services.preprocess.reference import PADDING, colour_matrix, reference, taps
 from tests.support.inputs import INPUTS
@@ -21,15 +21,19 @@ def surface(width, height, extra_pitch=0, matrix="bt709", full=False, seed=0):
     return layout, np.random.default_rng(seed).integers(0, 256, layout.nbytes, np.uint8)
 
 
-def tensor_of(layout, read=PLAIN):
-    return TensorLayout(1 + len(TileGrid(layout.width, layout.height, read.size)), read, 0.2)
+def views_of(layout, read=PLAIN):
+    """Those of a frame, an enlarged level, and odd places: in the middle of padding, and at odd pixels."""
+    usual = table(layout.width, layout.height, read.size, 0.2, corner=read.corner)
+    level, larger = (layout.width, layout.height), (layout.width * 5 // 4 + 1, layout.height * 5 // 4 + 1)
+    return (*usual, View(*level, -3, -5), View(*level, layout.width // 3, 1), View(*larger, 2, -1))
 
 
 def run_fused(layout, pixels, read=PLAIN):
-    tensor = tensor_of(layout, read)
-    out = np.full(tensor.shape, 7, tensor.dtype)
-    assert fused(pixels, layout, tensor, out) == tensor.images
-    return out
+    views = views_of(layout, read)
+    out = np.full((len(views) + 1, *read.image_shape), 7, read.dtype)
+    assert fused(pixels, layout, read, views, out).shape == (len(views), *read.image_shape)
+    assert (out[-1] == 7).all()  # a slot may have room for more
+    return out[:-1]
 
 
 @given(
@@ -39,7 +43,7 @@ def run_fused(layout, pixels, read=PLAIN):
 @settings(deadline=None, max_examples=60)
 def test_fused_equals_the_reference(width, height, extra_pitch, matrix, full, seed):
     layout, pixels = surface(width, height, extra_pitch, matrix, full, seed)
-    expected = reference(pixels, layout, tensor_of(layout))
+    expected = reference(pixels, layout, PLAIN, views_of(layout))
     assert np.abs(run_fused(layout, pixels) - expected).max() <= 0.01 / 255
     ulp = np.spacing(np.float16(1))
     assert np.abs(run_fused(layout, pixels, Input(SIZE, SIZE, "float16")).astype(float) - expected).max() <= ulp
@@ -49,11 +53,11 @@ def test_fused_equals_the_reference(width, height, extra_pitch, matrix, full, se
 @pytest.mark.parametrize("width, height", [(100, 70), (33, 90), (20, 10)])
 def test_every_input_gets_the_references_values(read, width, height):
     layout, pixels = surface(width, height)
-    expected = reference(pixels, layout, tensor_of(layout, read))
+    expected = reference(pixels, layout, read, views_of(layout, read))
     unit = max(read.scale) / 255
     difference = np.abs(run_fused(layout, pixels, read).astype(float) - expected).max()
     assert difference <= (0.51 if read.dtype == "uint8" else 0.01 * unit)
-    plain = reference(pixels, layout, tensor_of(layout, Input(*read.size, corner=read.corner)))
+    plain = reference(pixels, layout, Input(*read.size), views_of(layout, read))
     values = plain * np.reshape(read.scale, (3, 1, 1)) + np.reshape(read.offset, (3, 1, 1))
     values = values[:, ::-1] if read.bgr else values
     np.testing.assert_allclose(expected, values.transpose(0, 2, 3, 1) if read.channels_last else values)
@@ -71,24 +75,26 @@ def test_reference_equals_pixel_by_pixel_float64(width, height, extra_pitch, see
         # BT.709, from its own definition: E'R = E'Y + 1.5748 E'PR and so on
         return luma + 1.5748 * v, luma - 0.187324 * u - 0.468124 * v, luma + 1.8556 * u
 
-    out = reference(pixels, layout, tensor_of(layout))
+    views = views_of(layout)
+    out = reference(pixels, layout, PLAIN, views)
     random = np.random.default_rng(seed)
-    grid = TileGrid(width, height, (SIZE, SIZE))
-    for tile, (x0, y0) in enumerate(grid.origins(), 1):
-        y, x = random.integers(0, SIZE, 2)
-        inside = y0 + y < height and x0 + x < width
-        expected = np.clip(rgb(y0 + y, x0 + x), 0, 1) if inside else [PADDING] * 3
-        np.testing.assert_allclose(out[tile, :, y, x], expected, atol=2e-5)
+    for image, view in enumerate(views):
+        if view.level == (width, height):
+            y, x = random.integers(0, SIZE, 2)
+            inside = 0 <= view.y + y < height and 0 <= view.x + x < width
+            expected = np.clip(rgb(view.y + y, view.x + x), 0, 1) if inside else [PADDING] * 3
+            np.testing.assert_allclose(out[image, :, y, x], expected, atol=2e-5)
 
 
-def test_letterbox_shrinking_by_an_integer_is_the_mean_of_each_block():
-    layout, pixels = surface(SIZE * 3, SIZE * 3)
-    out = reference(pixels, layout, tensor_of(layout))[0]
-    luma = pixels[: layout.pitch * layout.height].reshape(SIZE * 3, -1)[:, : SIZE * 3].astype(float)
-    means = luma.reshape(SIZE, 3, SIZE, 3).mean((1, 3))
+@pytest.mark.parametrize("by", [2, 3, 4, 8])
+def test_shrinking_by_an_integer_is_the_mean_of_each_block(by):
+    layout, pixels = surface(SIZE * by, SIZE * by)
+    out = reference(pixels, layout, PLAIN, [View(SIZE, SIZE, 0, 0)])[0]
+    luma = pixels[: layout.pitch * layout.height].reshape(SIZE * by, -1)[:, : SIZE * by].astype(float)
+    means = luma.reshape(SIZE, by, SIZE, by).mean((1, 3))
     m, c = colour_matrix("bt709", False)
-    rows = pixels.reshape(-1, layout.pitch)[layout.height :, : SIZE * 3].reshape(-1, SIZE * 3 // 2, 2).astype(float)
-    chroma = np.repeat(np.repeat(rows, 2, 0), 2, 1).reshape(SIZE, 3, SIZE, 3, 2).mean((1, 3))
+    rows = pixels.reshape(-1, layout.pitch)[layout.height :, : SIZE * by].reshape(-1, SIZE * by // 2, 2).astype(float)
+    chroma = np.repeat(np.repeat(rows, 2, 0), 2, 1).reshape(SIZE, by, SIZE, by, 2).mean((1, 3))
     expected = np.clip(np.dstack([means, chroma]) @ m.T + c, 0, 1).transpose(2, 0, 1)
     np.testing.assert_allclose(out, expected, atol=1e-12)
 
@@ -144,9 +150,9 @@ def test_colour_matrix_of_black_white_and_primaries(matrix, full):
 
 def test_padding_is_114_where_there_is_no_frame():
     layout, pixels = surface(20, 10)
-    out = reference(pixels, layout, tensor_of(layout))
-    box = Letterbox(20, 10, (SIZE, SIZE))
-    assert box.scaled == (SIZE, SIZE // 2)
-    assert (out[0, :, : box.origin[1]] == 114 / 255).all()
+    views = table(20, 10, PLAIN.size)
+    out = reference(pixels, layout, PLAIN, views)
+    assert views[0] == View(SIZE, SIZE // 2, 0, -SIZE // 4)
+    assert (out[0, :, : SIZE // 4] == 114 / 255).all()
     assert (out[1, :, 10:] == 114 / 255).all()
     assert (out[1, :, :, 20:] == 114 / 255).all()

@@ -114,3 +114,13 @@ def test_clip_and_table_agree(tmp_path):
         drawn, boxes = plaza.frame(index / 10)
         assert np.abs(picture.astype(int) - drawn).mean() < 6  # the encoder's loss, and no colour shift
         assert [int(row["person"]) for row in truth if int(row["frame"]) == index] == [box.person for box in boxes]
+
+
+@pytest.mark.parametrize("camera, tallest", [("far", 0.45), ("middle", 0.6), ("near", 0.9)])
+def test_a_nearer_camera_sees_larger_people(camera, tallest):
+    plaza = Plaza(WIDTH, HEIGHT, seed=5, people=12, camera=camera)
+    heights = [b.body[3] - b.body[1] for t_s in range(0, 30, 3) for b in plaza.frame(float(t_s))[1]]
+    assert max(heights) > (tallest - 0.2) * HEIGHT and len(heights) > 30
+    assert all(0 <= h <= HEIGHT for h in heights)
+    if camera == "near":
+        assert max(heights) > tallest * HEIGHT

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 SIZE, CELL = 80, 16  # of the model's input and of a square, px
 WIDTH, HEIGHT = 272, 208  # 4 x 3 tiles of 80 px
 FRAMES, FPS = 60, 30
+VIEWS = {"views__levels": "[1.0]", "views__overlap": "0.2"}  # squares have one size: settings of their groups
 
 
 def expected(seq: int, frames: int = FRAMES) -> int:
@@ -79,7 +80,7 @@ def make_model(
     columns = (width or size) // CELL
     y, x = np.mgrid[: size // CELL, :columns].reshape(2, 1, -1, 1) * CELL
     shape = [batch, size, columns * CELL, 3] if channels_last else [batch, 3, size, columns * CELL]
-    inset = 3  # so that no box touches a tile's edge
+    inset = 5  # so that no box touches a tile's edge
     boxes = np.concatenate([x + inset, y + inset, x + CELL - inset, y + CELL - inset], 2).astype(np.float32)
     kind = np.float16 if dtype == TensorProto.FLOAT16 else np.float32
     computed = TensorProto.FLOAT16 if kind == np.float16 else TensorProto.FLOAT
