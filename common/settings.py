@@ -199,7 +199,7 @@ class FusionSettings(Section):
     """Minimum intersection over union of two views' boxes of one person"""
     same_ios: float = Field(0.7, gt=0, le=1)
     """Minimum intersection over the smaller box of two views' boxes of one person"""
-    new_score: float = Field(0.47, gt=0, lt=1)
+    new_score: float = Field(0.48, gt=0, lt=1)
     """Minimum score of a person not seen in the previous frame; down to 65 % of it for people small in their view"""
     edge_px: float = Field(4, ge=0, le=64)
     """A box this close to an inner edge of its view counts as cut by it, px of the view"""

@@ -83,6 +83,7 @@ def run(
     ] = False,
     loop: Annotated[bool, typer.Option("--loop", help="Restart files when they end.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write every count to this file, one JSON object a line.")] = None,
+    boxes: Annotated[bool, typer.Option("--boxes", help="With --out, write the boxes of each frame, too.")] = False,
     config: Config = None,
     run_dir: Annotated[Path | None, typer.Option(help="Private directory of sockets and shared memory.")] = None,
     as_json: AsJson = False,
@@ -90,7 +91,9 @@ def run(
     """Start a group and show its counts until all sources have ended, or until Ctrl-C."""
     changes = overrides(source or [], model, workers or [], backend, realtime, loop, run_dir)
     settings, environment = configure(config, changes)
-    summary, code = run_group(settings, environment, as_json, out)
+    if boxes and not out:
+        raise AppError("--boxes writes into the file of --out: give one.")
+    summary, code = run_group(settings, environment, as_json, out, boxes=boxes)
     if as_json:
         print(json.dumps(summary), flush=True)
     elif summary["frames"] or not code:
@@ -190,6 +193,7 @@ def evaluate_command(
     counts: Annotated[Path, typer.Argument(help="JSON lines of `run --out`.")],
     truth: Annotated[Path, typer.Argument(help="CSV with one row per person and a `frame` column.")],
     frames: Annotated[bool, typer.Option("--frames", help="Also print every frame.")] = False,
+    boxes: Annotated[bool, typer.Option("--boxes", help="Also compare boxes; counts of `run --boxes`.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare counts with truth: mean absolute error, root mean square error, bias."""
@@ -202,10 +206,19 @@ def evaluate_command(
         for frame in sorted(counted.keys() & true.keys()):
             row = {"frame": frame, "count": counted[frame], "truth": true[frame]}
             print(json.dumps(row) if as_json else "frame {frame:>6}  count {count:>4}  truth {truth:>4}".format(**row))
+    if boxes:
+        result["boxes"] = evaluate.compare_boxes(evaluate.read_boxes(counts), evaluate.read_true_boxes(truth))
     if as_json:
         print(json.dumps(result))
-    else:
-        print("{frames} frames: MAE {mae:.3f}, RMSE {rmse:.3f}, bias {bias:+.3f} people".format(**result))
+        return
+    print("{frames} frames: MAE {mae:.3f}, RMSE {rmse:.3f}, bias {bias:+.3f} people".format(**result))
+    if boxes:
+        print(
+            "a frame: {people:.2f} people, {matched:.2f} matched, {missed:.2f} missed; boxes besides: "
+            "{duplicate:.2f} duplicates, {part:.2f} parts of a person, {without_truth:.2f} without truth".format(
+                **result["boxes"]
+            )
+        )
 
 
 @app.command()

@@ -15,6 +15,7 @@ from pathlib import Path
 import av
 
 from peoplecounter.deploy.demo.crowd import Plaza, TruthBox
+from peoplecounter.deploy.demo.scene import CAMERAS
 
 __all__ = ["Plaza", "TruthBox", "render_clip"]
 
@@ -32,6 +33,7 @@ HEADER = [
     "bodyT",
     "bodyR",
     "bodyB",
+    "visible",
 ]
 ENCODER = {
     "preset": "veryfast",
@@ -41,13 +43,13 @@ ENCODER = {
 }
 
 
-def render_clip(path, truth_csv, width=1920, height=1080, frames=240, fps=30, seed=1, people=22):
+def render_clip(path, truth_csv, width=1920, height=1080, frames=240, fps=30, seed=1, people=22, camera="far"):
     """Write `frames` pictures as H.264 (yuv420p, BT.709, no B-frames) to `path` and their truth to `truth_csv`.
 
     The CSV has one row per person and frame, frames counted from 0, boxes in pixels; a head that is not in the picture
-    has headValid 0 and an empty box.
+    has headValid 0 and an empty box; `visible` is the share of the silhouette that can be seen.
     """
-    plaza = Plaza(width, height, seed, people)
+    plaza = Plaza(width, height, seed, people, camera)
     with av.open(str(path), "w") as container, Path(truth_csv).open("w", newline="") as table:
         rows = csv.writer(table)
         rows.writerow(HEADER)
@@ -60,7 +62,7 @@ def render_clip(path, truth_csv, width=1920, height=1080, frames=240, fps=30, se
             for box in truth:
                 head = box.head or (0, 0, 0, 0)
                 edges = (f"{edge:.1f}" for edge in head + box.body)
-                rows.writerow([index, box.person, int(box.head is not None), 1, *edges])
+                rows.writerow([index, box.person, int(box.head is not None), 1, *edges, f"{box.visible:.3f}"])
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
                 format="yuv420p", src_colorspace="ITU709", dst_colorspace="ITU709", dst_color_range="MPEG"
             )
@@ -73,11 +75,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("clip", type=Path, help="the MP4 to write; the truth goes beside it as .csv")
     parser.add_argument("--size", choices=SIZES, default="1080p")
+    parser.add_argument("--camera", choices=CAMERAS, default="far")
+    parser.add_argument("--people", type=int, default=22)
     parser.add_argument("--frames", type=int, default=240)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     width, height = SIZES[options.size]
-    render_clip(options.clip, options.clip.with_suffix(".csv"), width, height, options.frames, seed=options.seed)
+    given = {key: getattr(options, key) for key in ("frames", "seed", "people", "camera")}
+    render_clip(options.clip, options.clip.with_suffix(".csv"), width, height, **given)
 
 
 if __name__ == "__main__":

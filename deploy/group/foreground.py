@@ -83,13 +83,15 @@ def run_group(
     as_json: bool,
     out: Path | None,
     truth: dict[int, int] | None = None,
+    boxes: bool = False,
 ) -> tuple[dict, int]:
-    """Runs a group to its end and shows its counts; returns (summary, exit code).
+    """Runs a group to its end and shows its counts; returns (summary, exit code). `boxes`: `out` gets them, too.
 
     The summary's `problem` says what a file has lost; then the exit code is not 0.
     """
     screen, tally = display(as_json), Tally()
     live: set[str] = set()  # names of live sources
+    latest: dict[str, dict] = {}  # source -> its latest count
     if not isinstance(screen, JsonLines):
         environment = {PREFIX + "LOG_LEVEL": "warning", **environment}
     lines = _open(out) if out else None
@@ -105,18 +107,23 @@ def run_group(
     screen.say(f"counts on {settings.publish}{also}")
 
     def on_message(kind: str, name: str, content: dict) -> None:
+        if lines and kind == ("detections" if boxes else "counts"):
+            lines.write(json.dumps(latest.get(name, {}) | content, separators=(",", ":")) + "\n")
+            lines.flush()
+        if kind == "detections":
+            return
+        if kind == "counts":
+            latest[name] = content  # its boxes follow
         tally.add(kind, name, content)
         screen.show(kind, name, content)
-        if lines and kind == "counts":
-            lines.write(json.dumps(content, separators=(",", ":")) + "\n")
-            lines.flush()
         if kind == "status":
             if content["live"]:
                 live.add(name)
             if content["state"] == "ended":
                 stop_if_ended()
 
-    follower = Follower(settings.publish, DISPLAYED, on_message, on_error=group.stop)
+    topics = (*DISPLAYED, "detections") if boxes else DISPLAYED
+    follower = Follower(settings.publish, topics, on_message, on_error=group.stop)
     try:
         group.run()
     finally:

@@ -21,15 +21,11 @@ SCORE, CUT, VIEW, SCALE = 4, 5, 6, 7  # columns after x1, y1, x2, y2, see messag
 BOXES_MAX = 3000  # the best boxes that are compared with each other: memory grows with the square
 COPY_IOU, COPY_IOS = 0.7, 0.9  # within one view
 SAME_PLACE_IOU = 0.3  # with a person of the previous frame: people move little between two frames
-FULL_PX, SMALL_SHARE = (
-    104,
-    0.65,
-)  # height in a view from which a score is worth all of itself; what it is worth at least
+FULL_PX = 104  # height in a view from which a score is worth all of itself
+SMALL_SHARE = 0.65  # what it is worth at least
 KEPT_SHARE = 0.7  # of the score of a new person: what one needs who was there in the previous frame
-GROUP_HEIGHT, APART_IOU = (
-    0.6,
-    0.3,
-)  # a person in a group is about as tall as the group; its people are beside each other
+# people are about as tall as their group, and their middles lie apart by this share of the widest of them
+GROUP_HEIGHT, APART = 0.6, 0.55
 
 
 def merge(rows: np.ndarray, same_iou: float, same_ios: float) -> np.ndarray:
@@ -72,8 +68,10 @@ def _groups(boxes: np.ndarray, first: np.ndarray, second: np.ndarray, inside: np
     swap = scale[first] > scale[second]
     coarse, fine = np.where(swap, second, first), np.where(swap, first, second)
     member = inside & (scale[coarse] < scale[fine]) & (height[fine] > GROUP_HEIGHT * height[coarse])
-    group = np.zeros(len(boxes), bool)
-    for box in np.unique(coarse[member]):
-        people = boxes[fine[member & (coarse == box)], :4]
-        group[box] = bool((iou_matrix(people, people) < APART_IOU).any())
-    return group
+    coarse, fine = coarse[member], fine[member]
+    middle, width = (boxes[fine, 0] + boxes[fine, 2]) / 2, boxes[fine, 2] - boxes[fine, 0]
+    left, right, widest = np.full(len(boxes), np.inf), np.full(len(boxes), -np.inf), np.zeros(len(boxes))
+    np.minimum.at(left, coarse, middle)
+    np.maximum.at(right, coarse, middle)
+    np.maximum.at(widest, coarse, width)
+    return right - left > APART * widest

@@ -13,13 +13,14 @@ import pytest
 from peoplecounter.common.topology import SERVICES
 from peoplecounter.deploy.report.evaluate import compare, read_truth
 from tests.support.cli import ROOT, command, peoplecounter
-from tests.support.squares import FRAMES, VIEWS, expected, make_model
+from tests.support.squares import FRAMES, VIEWS, WIDTH, expected, make_model
+
+SQUARES_ONLY = {f"PEOPLECOUNTER_{key.upper()}": value for key, value in VIEWS.items()}
 
 
 def test_run_json_out_and_eval(run_dir, clip, model, tmp_path):
     out, truth = tmp_path / "counts.jsonl", tmp_path / "truth.csv"
-    views = {f"PEOPLECOUNTER_{key.upper()}": value for key, value in VIEWS.items()}
-    done = peoplecounter(run_dir, "run", clip, "--model", model, "--json", "--out", out, **views)
+    done = peoplecounter(run_dir, "run", clip, "--model", model, "--json", "--out", out, **SQUARES_ONLY)
     assert done.returncode == 0, done.stderr
     *counts, summary = map(json.loads, done.stdout.splitlines())
     assert [c["count"] for c in counts] == [expected(seq) for seq in range(FRAMES)]
@@ -37,6 +38,29 @@ def test_run_json_out_and_eval(run_dir, clip, model, tmp_path):
     }  # fmt: skip
     assert "MAE 0.017" in peoplecounter(run_dir, "eval", out, truth).stdout
     assert len(peoplecounter(run_dir, "eval", out, truth, "--frames").stdout.splitlines()) == FRAMES + 1
+
+
+def test_boxes_are_compared_with_true_boxes(run_dir, clip, model, tmp_path):
+    out, truth = tmp_path / "counts.jsonl", tmp_path / "truth.csv"
+    done = peoplecounter(run_dir, "run", clip, "--model", model, "--json", "--out", out, "--boxes", **SQUARES_ONLY)
+    assert done.returncode == 0, done.stderr
+    rows = ["frame,bodyL,bodyT,bodyR,bodyB"]
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(line["count"], line["width"]) for line in lines] == [(expected(seq), WIDTH) for seq in range(FRAMES)]
+    for line in lines[:30]:
+        shown = line["boxes"][1:] if line["seq"] == 3 else line["boxes"]  # one box has no truth
+        rows += [f"{line['seq']},{x1},{y1},{x2},{y2}" for x1, y1, x2, y2, _ in shown]
+    truth.write_text("\n".join(rows))
+    result = json.loads(peoplecounter(run_dir, "eval", out, truth, "--boxes", "--json").stdout)["boxes"]
+    assert result["frames"] == 30 and result["without_truth"] == round(1 / 30, 3)
+    assert result["matched"] == round(sum(expected(seq) for seq in range(30)) / 30 - 1 / 30, 3)
+    told = peoplecounter(run_dir, "eval", out, truth, "--boxes").stdout.splitlines()
+    assert told[1].startswith("a frame: ") and "0.03 without truth" in told[1]
+
+    without = tmp_path / "without.jsonl"
+    without.write_text('{"source":"a","seq":0,"count":1}\n')
+    refused = peoplecounter(run_dir, "eval", without, truth, "--boxes")
+    assert refused.returncode == 65 and "--boxes" in refused.stderr
 
 
 def test_a_model_that_gives_nan_counts_nothing_and_run_says_so(run_dir, clip, tmp_path):

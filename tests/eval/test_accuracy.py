@@ -16,14 +16,14 @@ def count_and_compare(run_dir, out, truth, *arguments):
 
 
 def test_the_demo_on_its_held_out_plaza(tmp_path):
-    """`make demo`, whole: every frame counted, at most 5 % of the mean count wrong, the summary written."""
+    """`make demo`, whole: every frame counted, at most 3.7 % of the mean count wrong, the summary written."""
     demo = argv("demo", "--json", "--folder", tmp_path)
     done = subprocess.run(demo, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert json.loads(done.stdout.splitlines()[-1]) == summary
     assert (summary["frames"], summary["counted"], summary["dropped"]) == (240, 240, {})
-    assert summary["mae"] <= 0.05 * summary["mean_truth"]
+    assert summary["mae"] <= 0.037 * summary["mean_truth"]
     assert summary["stages_ms"].keys() >= {"decode", "preprocess", "infer_global", "infer_tiles", "fusion"}
 
 
@@ -38,11 +38,11 @@ def test_yolo26_on_a_real_street(run_dir, tmp_path, footage, yolo):
         yolo,
     )
     assert (summary["counted"], summary["incomplete"], summary["dropped"]) == (96, 0, {})
-    assert error["mae"] <= 1.3
+    assert error["mae"] <= 1.23
 
 
 def test_yolo26_on_a_4k_crowd(run_dir, tmp_path, footage, yolo):
-    """24 frames of the mosaic, 81 people each: what a grid of tiles is for."""
+    """24 frames of the mosaic, 81 people each: what views are for."""
     clip = tmp_path / "first.mp4"
     first_frames(footage / "towncentre_4k_mosaic_h264.mp4", clip, 24)
     summary, error = count_and_compare(
@@ -50,7 +50,7 @@ def test_yolo26_on_a_4k_crowd(run_dir, tmp_path, footage, yolo):
     )
     assert summary["counted"] == error["frames"]
     assert error["frames"] >= 24
-    assert error["mae"] <= 4.0
+    assert error["mae"] <= 2.6
 
 
 def first_frames(source, target, frames):

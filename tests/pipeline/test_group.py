@@ -57,6 +57,18 @@ def test_several_sources_and_resolutions_at_once(group, tmp_path, clip):
     assert g.totals("tiny")["counted"] == 30
 
 
+def test_each_source_has_views_of_its_own(group, clip):
+    """The whole frame alone is one part; with levels there are others, and more images a frame."""
+    sources = {"cam": {"url": str(clip)}, "near": {"url": str(clip), "views": {"levels": []}}}
+    g = group(sources)
+    g.start("fusion.0", "infer_global.0", "infer_tiles.0", "preprocess.0", "decoder.cam", "decoder.near")
+    g.wait_for(lambda: all(g.ended(name) for name in sources), "the end of both")
+    assert [c["count"] for c in g.of("counts", "cam")] == [expected(seq) for seq in range(FRAMES)]
+    assert g.totals("near")["counted"] == FRAMES
+    for c in g.of("counts", "near"):
+        assert c["complete"] and "infer_tiles" not in c["stages_ms"]
+
+
 def test_a_resolution_that_changes_within_the_stream(group, tmp_path):
     clip = make_clip(tmp_path / "changes.ts", 40, ((WIDTH, HEIGHT), (176, 80)))
     counts = run_to_end(group({"cam": {"url": str(clip)}}))

@@ -116,11 +116,11 @@ def test_clip_and_table_agree(tmp_path):
         assert [int(row["person"]) for row in truth if int(row["frame"]) == index] == [box.person for box in boxes]
 
 
-@pytest.mark.parametrize("camera, tallest", [("far", 0.45), ("middle", 0.6), ("near", 0.9)])
-def test_a_nearer_camera_sees_larger_people(camera, tallest):
-    plaza = Plaza(WIDTH, HEIGHT, seed=5, people=12, camera=camera)
-    heights = [b.body[3] - b.body[1] for t_s in range(0, 30, 3) for b in plaza.frame(float(t_s))[1]]
-    assert max(heights) > (tallest - 0.2) * HEIGHT and len(heights) > 30
-    assert all(0 <= h <= HEIGHT for h in heights)
-    if camera == "near":
-        assert max(heights) > tallest * HEIGHT
+def test_a_nearer_camera_sees_larger_people():
+    tallest = []
+    for camera in ("far", "middle", "near"):
+        plaza = Plaza(WIDTH, HEIGHT, seed=5, people=12, camera=camera)
+        heights = [b.body[3] - b.body[1] for t_s in range(0, 30, 3) for b in plaza.frame(float(t_s))[1]]
+        assert len(heights) > 30 and min(heights) > 0
+        tallest.append(max(heights) / HEIGHT)
+    assert tallest == sorted(tallest) and tallest[0] < 0.5 and tallest[2] > 0.7

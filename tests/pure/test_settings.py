@@ -142,3 +142,46 @@ def test_what_the_command_line_calls_a_source(monkeypatch, tmp_path):
 def test_a_picture_or_transport_that_makes_no_sense_is_an_error(values):
     with pytest.raises(AppError, match=next(iter(values))):
         settings.source_settings(url="a.mp4", **values)
+
+
+def test_a_source_may_want_other_views_than_its_group(monkeypatch, tmp_path):
+    text = """
+        [views]
+        smallest_person_px = 200
+        overlap = 0.3
+        [sources.door]
+        url = "a.mp4"
+        [sources.yard]
+        url = "b.mp4"
+        views = { levels = [1.0, 0.5] }
+        [sources.hall]
+        url = "c.mp4"
+        views = { smallest_person_px = 64, overlap = 0.1 }
+    """
+    config(monkeypatch, tmp_path, text)
+    loaded = settings.load_settings()
+    door, yard, hall = (loaded.sources[name].views.within(loaded.views) for name in ("door", "yard", "hall"))
+    assert (door.smallest_person_px, door.levels, door.overlap) == (200, None, 0.3)
+    assert (yard.smallest_person_px, yard.levels, yard.overlap) == (None, (1.0, 0.5), 0.3)
+    assert (hall.smallest_person_px, hall.levels, hall.overlap) == (64, None, 0.1)
+    assert len(door.table(3840, 2160, (640, 640))) < len(hall.table(3840, 2160, (640, 640)))
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[views]\nlevels = [0.5]\nsmallest_person_px = 90", "set one of them"),
+        ("[views]\nlevels = [0]", "greater than 0"),
+        ("[views]\noverlap = 0.9", "less than or equal to 0.5"),
+        ("[preprocess]\noverlap = 0.2", "'views.overlap'"),
+    ],
+)
+def test_views_that_cannot_be_are_one_clear_error(monkeypatch, tmp_path, text, message):
+    config(monkeypatch, tmp_path, text)
+    with pytest.raises(AppError, match=message):
+        settings.load_settings()
+
+
+def test_levels_may_be_called_auto(monkeypatch, tmp_path):
+    config(monkeypatch, tmp_path, '[views]\nlevels = "auto"')
+    assert settings.load_settings().views.levels is None
