@@ -429,7 +429,8 @@ def _is_known(path: str, known: dict[str, Any]) -> bool:
 
 
 def _nearest(path: str, known: dict[str, Any], environment: bool = False) -> str:
-    near = difflib.get_close_matches(path, known, 1, 0.4)
+    namesakes = [name for name in known if name.rpartition(".")[2] == path.rpartition(".")[2]]  # in another section
+    near = sorted(namesakes, key=len) or difflib.get_close_matches(path, known, 1, 0.4)
     if not near:
         return "see the table of settings in deploy/SETTINGS.md"
     name = PREFIX + near[0].upper().replace(".", "__") if environment else near[0]

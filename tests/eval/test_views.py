@@ -19,7 +19,7 @@ STREET = "towncentre_1080p"
 @pytest.mark.parametrize("scale, mae, matched", [(0.5, 1.75, 17.3), (0.75, 1.6, 18.2), (1, 1.6, 18.2), (1.5, 1.6, 18.2),
                                                  (2, 1.6, 18.2), (3, 1.6, 18.2)])  # fmt: skip
 def test_the_street_is_counted_alike_at_every_scale(run_dir, tmp_path, footage, yolo, scale, mae, matched):
-    """16 frames (8 of the largest), 20.2 people, 50 to 750 px tall; dummies and people nobody labelled limit the bias."""
+    """16 frames (8 of the largest), 20.2 people of 50 to 750 px; dummies and people nobody labelled limit the bias."""
     clip, truth = resized(
         footage / f"{STREET}.mp4", footage / f"{STREET}_gt.csv", tmp_path, scale, every=12 if scale == 3 else 6
     )
@@ -44,8 +44,9 @@ def test_a_crossing_seen_from_a_roof(run_dir, tmp_path, footage, yolo):
 
 
 PLAZAS = [  # width, height, camera, people, seed
-    (480, 270, "far", 22, 31), (960, 540, "far", 22, 32), (1920, 1080, "far", 26, 33), (1920, 1080, "middle", 14, 34),
-    (960, 540, "near", 10, 35), (1920, 1080, "near", 10, 36), (3840, 2160, "middle", 14, 37), (3840, 2160, "near", 10, 38),
+    (480, 270, "far", 22, 31), (960, 540, "far", 22, 32), (960, 540, "near", 10, 35),
+    (1920, 1080, "far", 26, 33), (1920, 1080, "middle", 14, 34), (1920, 1080, "near", 10, 36),
+    (3840, 2160, "middle", 14, 37), (3840, 2160, "near", 10, 38),
 ]  # fmt: skip
 HEIGHTS = (16, 40, 64, 128, 256, 512, 1080, 2160)  # px
 
