@@ -1,8 +1,8 @@
 """The values of reference.py in one launch on a GPU: NV12 surface in, the images of any list of views out.
 
-A program writes a block of one image. At the frame's own scale pixels are gathered one by one: the output is written
-once, and the surface is read about once from memory, then from cache. At another scale (these programs take longest
-and start first) a pixel is the sum of the same taps as in the reference.
+A program writes a block of one image. The output is written once; the surface is read about once from memory, then from
+cache. At the frame's own scale a pixel is one of its pixels, at a half or a quarter the mean of a block of them. At any
+other scale (these programs take longest and start first) it is the sum of the same taps as in the reference.
 """
 
 from functools import lru_cache
@@ -17,10 +17,13 @@ from peoplecounter.common.ipc.messages import Input, SurfaceLayout
 from peoplecounter.common.views import View
 from peoplecounter.services.preprocess.reference import PADDING, colour_matrix, neighbours
 
-PAIRS, BLOCK_X, SCALED_BLOCK, WARPS = 4, 128, 64, 2
-# columns of the table of views: its image, its corner, its level in px, where the level's taps begin, how many a pixel
-IMAGE, X, Y, LEVEL_WIDTH, LEVEL_HEIGHT, ROW, COLUMN, TAPS_Y, TAPS_X, HALF_Y, HALF_X, COLUMNS = map(
-    tl.constexpr, range(12)
+PAIRS, BLOCK_X, TAP_BLOCK, WARPS = 4, 128, 64, 2
+SHRUNK_BY = (1, 2, 4)
+ORDER = (0, 4, 2, 1)  # the programs that take longest start first
+# columns of the table of views: the image, its corner, its level in px; by how much the level is shrunk, if by taps 0;
+# where the level's taps begin, and how many there are a pixel
+IMAGE, X, Y, LEVEL_WIDTH, LEVEL_HEIGHT, SHRUNK, ROW, COLUMN, TAPS_Y, TAPS_X, HALF_Y, HALF_X, COLUMNS = map(
+    tl.constexpr, range(13)
 )
 
 
@@ -28,13 +31,13 @@ IMAGE, X, Y, LEVEL_WIDTH, LEVEL_HEIGHT, ROW, COLUMN, TAPS_Y, TAPS_X, HALF_Y, HAL
 def nv12_to_images(
     surface_ptr,  # uint8: luma rows, then rows of interleaved U, V
     out_ptr,  # [images, 3, HEIGHT, WIDTH], or channels last
-    views_ptr,  # int32 [views, COLUMNS]: those of other scales first
+    views_ptr,  # int32 [views, COLUMNS]: those by taps first
     rows_ptr, row_weights_ptr,  # taps of luma, level behind level: first row int32 [n], weights float32 [n, MAX_Y]
     columns_ptr, column_weights_ptr,  # [n], [n, MAX_X]
     half_rows_ptr, half_row_weights_ptr,  # of chroma: [n], [n, HALF_MAX_Y]
     half_columns_ptr, half_column_weights_ptr,  # [n], [n, HALF_MAX_X]
     width, height, pitch,  # px, px, bytes
-    scaled_views,  # how many of the views are of other scales
+    tap_views,  # how many of the views are by taps
     gain, r_v, g_u, g_v, b_u, r_0, g_0, b_0,  # RGB = gain * Y + … * U + … * V + …
     padding,
     scale_r, scale_g, scale_b, offset_r, offset_g, offset_b,  # a value is pixel * scale + offset
@@ -42,64 +45,79 @@ def nv12_to_images(
     VALUES: tl.constexpr, LAST: tl.constexpr, BGR: tl.constexpr,  # values are no pixels, channels are last, B is first
     MAX_Y: tl.constexpr, MAX_X: tl.constexpr, HALF_MAX_Y: tl.constexpr, HALF_MAX_X: tl.constexpr,
     SAMPLE: tl.constexpr,  # bytes of a sample, the last is its upper 8 bits
-    ALIGN: tl.constexpr,  # views of the frame's own scale begin in columns that are multiples of this, px
-    EVEN: tl.constexpr,  # they begin in even rows and columns: four pixels share a chroma sample
+    ALIGN: tl.constexpr,  # the other views begin in columns that are multiples of this, px
+    EVEN: tl.constexpr,  # those of the frame's scale begin in even rows and columns: four pixels share a chroma sample
     PAIRS: tl.constexpr, BLOCK_X: tl.constexpr,  # a program writes 2 * PAIRS rows of BLOCK_X pixels of such a view
-    SCALED_BLOCK: tl.constexpr,  # or this many pixels of another, each of which takes longer
+    TAP_BLOCK: tl.constexpr,  # or this many pixels of a view by taps, each of which takes longer
 ):  # fmt: skip
     surface_ptr += SAMPLE - 1
     chroma_ptr = surface_ptr + height * pitch
     program = tl.program_id(0)
-    scaled_blocks: tl.constexpr = (WIDTH * HEIGHT + SCALED_BLOCK - 1) // SCALED_BLOCK
-    if program < scaled_views * scaled_blocks:  # the longest start first
-        view_ptr = views_ptr + (program // scaled_blocks) * COLUMNS
-        _scaled(
+    tap_blocks: tl.constexpr = (WIDTH * HEIGHT + TAP_BLOCK - 1) // TAP_BLOCK
+    if program < tap_views * tap_blocks:  # the longest start first
+        view_ptr = views_ptr + (program // tap_blocks) * COLUMNS
+        _taps(
             surface_ptr, chroma_ptr, out_ptr, view_ptr, rows_ptr, row_weights_ptr, columns_ptr, column_weights_ptr,
             half_rows_ptr, half_row_weights_ptr, half_columns_ptr, half_column_weights_ptr,
-            pitch, (program % scaled_blocks) * SCALED_BLOCK,
+            pitch, (program % tap_blocks) * TAP_BLOCK,
             gain, r_v, g_u, g_v, b_u, r_0, g_0, b_0, padding,
             scale_r, scale_g, scale_b, offset_r, offset_g, offset_b, WIDTH, HEIGHT, VALUES, LAST, BGR,
-            MAX_Y, MAX_X, HALF_MAX_Y, HALF_MAX_X, SAMPLE, SCALED_BLOCK,
+            MAX_Y, MAX_X, HALF_MAX_Y, HALF_MAX_X, SAMPLE, TAP_BLOCK,
         )  # fmt: skip
     else:
-        program -= scaled_views * scaled_blocks
+        program -= tap_views * tap_blocks
         across: tl.constexpr = (WIDTH + BLOCK_X - 1) // BLOCK_X
         blocks: tl.constexpr = across * ((HEIGHT + 2 * PAIRS - 1) // (2 * PAIRS))
-        view_ptr, block = views_ptr + (scaled_views + program // blocks) * COLUMNS, program % blocks
+        view_ptr, block = views_ptr + (tap_views + program // blocks) * COLUMNS, program % blocks
         first_y, first_x = (block // across) * (2 * PAIRS), (block % across) * BLOCK_X
         view_x, view_y = tl.load(view_ptr + X), tl.load(view_ptr + Y)
         if ALIGN > 1:
             view_x = tl.multiple_of(view_x, ALIGN)
-        _native(
-            surface_ptr, chroma_ptr, out_ptr + tl.load(view_ptr + IMAGE).to(tl.int64) * (3 * WIDTH * HEIGHT),
-            width, height, pitch, view_y, view_x, first_y, first_x,
-            gain, r_v, g_u, g_v, b_u, r_0, g_0, b_0, padding,
-            scale_r, scale_g, scale_b, offset_r, offset_g, offset_b, WIDTH, HEIGHT, VALUES, LAST, BGR,
-            SAMPLE, EVEN, PAIRS, BLOCK_X,
-        )  # fmt: skip
+        out_ptr += tl.load(view_ptr + IMAGE).to(tl.int64) * (3 * WIDTH * HEIGHT)
+        shrunk = tl.load(view_ptr + SHRUNK)
+        if shrunk == 1:
+            _native(
+                surface_ptr, chroma_ptr, out_ptr, width, height, pitch, view_y, view_x, first_y, first_x,
+                gain, r_v, g_u, g_v, b_u, r_0, g_0, b_0, padding,
+                scale_r, scale_g, scale_b, offset_r, offset_g, offset_b, WIDTH, HEIGHT, VALUES, LAST, BGR,
+                SAMPLE, EVEN, PAIRS, BLOCK_X,
+            )  # fmt: skip
+        elif shrunk == 2:
+            _mean(
+                surface_ptr, chroma_ptr, out_ptr, width, height, pitch, view_y, view_x, first_y, first_x,
+                gain, r_v, g_u, g_v, b_u, r_0, g_0, b_0, padding,
+                scale_r, scale_g, scale_b, offset_r, offset_g, offset_b, WIDTH, HEIGHT, VALUES, LAST, BGR,
+                SAMPLE, 2, PAIRS, BLOCK_X,
+            )  # fmt: skip
+        else:
+            _mean(
+                surface_ptr, chroma_ptr, out_ptr, width, height, pitch, view_y, view_x, first_y, first_x,
+                gain, r_v, g_u, g_v, b_u, r_0, g_0, b_0, padding,
+                scale_r, scale_g, scale_b, offset_r, offset_g, offset_b, WIDTH, HEIGHT, VALUES, LAST, BGR,
+                SAMPLE, 4, PAIRS, BLOCK_X,
+            )  # fmt: skip
 
 
 @triton.jit
-def _scaled(
+def _taps(
     surface_ptr, chroma_ptr, out_ptr, view_ptr, rows_ptr, row_weights_ptr, columns_ptr, column_weights_ptr,
     half_rows_ptr, half_row_weights_ptr, half_columns_ptr, half_column_weights_ptr,
     pitch, first, gain, r_v, g_u, g_v, b_u, r_0, g_0, b_0, padding,
     scale_r, scale_g, scale_b, offset_r, offset_g, offset_b,
     WIDTH: tl.constexpr, HEIGHT: tl.constexpr, VALUES: tl.constexpr, LAST: tl.constexpr, BGR: tl.constexpr,
     MAX_Y: tl.constexpr, MAX_X: tl.constexpr, HALF_MAX_Y: tl.constexpr, HALF_MAX_X: tl.constexpr,
-    SAMPLE: tl.constexpr, SCALED_BLOCK: tl.constexpr,
+    SAMPLE: tl.constexpr, TAP_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Writes some pixels of a view of another scale: luma and chroma, each summed over its taps, which are
-    neighbours."""
-    pixel = first + tl.arange(0, SCALED_BLOCK)
+    """Writes some pixels of a view by taps: luma and chroma, each summed over its taps, which are neighbours."""
+    pixel = first + tl.arange(0, TAP_BLOCK)
     y, x = pixel // WIDTH, pixel % WIDTH
     row, column = tl.load(view_ptr + Y) + y, tl.load(view_ptr + X) + x
     inside = (row >= 0) & (row < tl.load(view_ptr + LEVEL_HEIGHT)) & (y < HEIGHT)
     inside = inside & (column >= 0) & (column < tl.load(view_ptr + LEVEL_WIDTH))
     row, column = tl.load(view_ptr + ROW) + row, tl.load(view_ptr + COLUMN) + column
-    luma = tl.zeros([SCALED_BLOCK], tl.float32)
-    u = tl.zeros([SCALED_BLOCK], tl.float32)
-    v = tl.zeros([SCALED_BLOCK], tl.float32)
+    luma = tl.zeros([TAP_BLOCK], tl.float32)
+    u = tl.zeros([TAP_BLOCK], tl.float32)
+    v = tl.zeros([TAP_BLOCK], tl.float32)
     source_ptr = surface_ptr + tl.load(rows_ptr + row, inside, 0) * pitch
     source_ptr += tl.load(columns_ptr + column, inside, 0) * SAMPLE
     taps_y, taps_x = tl.load(view_ptr + TAPS_Y), tl.load(view_ptr + TAPS_X)
@@ -171,6 +189,39 @@ def _native(
 
 
 @triton.jit
+def _mean(
+    surface_ptr, chroma_ptr, out_ptr, width, height, pitch, view_y, view_x, first_y, first_x,
+    gain, r_v, g_u, g_v, b_u, r_0, g_0, b_0, padding, scale_r, scale_g, scale_b, offset_r, offset_g, offset_b,
+    WIDTH: tl.constexpr, HEIGHT: tl.constexpr, VALUES: tl.constexpr, LAST: tl.constexpr, BGR: tl.constexpr,
+    SAMPLE: tl.constexpr, BY: tl.constexpr, PAIRS: tl.constexpr, BLOCK_X: tl.constexpr,
+):  # fmt: skip
+    """Writes a block of a view that is a half or a quarter of the frame, as wide and high as whole blocks of pixels."""
+    x = first_x + tl.arange(0, BLOCK_X)[None, :]
+    wide = (view_x + first_x) * BY + tl.arange(0, BLOCK_X * BY)[None, :]  # of luma; of chroma as bytes
+    half: tl.constexpr = BY // 2
+    for k in tl.static_range(2):
+        y = first_y + 2 * tl.arange(0, PAIRS)[:, None] + k
+        row = view_y + y
+        in_frame = (row * BY < height) & (wide < width)
+        luma_ptr = surface_ptr + row * (BY * pitch) + wide * SAMPLE
+        luma = tl.zeros([PAIRS, BLOCK_X * BY], tl.float32)
+        for i in tl.static_range(BY):
+            luma += tl.load(luma_ptr + i * pitch, in_frame, 0).to(tl.float32)
+        luma = tl.sum(tl.reshape(luma, [PAIRS, BLOCK_X, BY]), axis=2) / (BY * BY)
+        pairs_ptr = chroma_ptr + row * (half * pitch) + wide * SAMPLE
+        chroma = tl.zeros([PAIRS, BLOCK_X * BY], tl.float32)
+        for i in tl.static_range(half):
+            chroma += tl.load(pairs_ptr + i * pitch, in_frame, 0).to(tl.float32)
+        chroma = tl.sum(tl.reshape(chroma, [PAIRS, BLOCK_X, half, 2]), axis=2) / (half * half)
+        u, v = tl.split(chroma)
+        inside = (row * BY < height) & ((view_x + x) * BY < width) & (x < WIDTH)
+        _store(
+            out_ptr, y, x, gain * luma, r_v * v + r_0, g_u * u + g_v * v + g_0, b_u * u + b_0, inside, padding,
+            scale_r, scale_g, scale_b, offset_r, offset_g, offset_b, WIDTH, HEIGHT, VALUES, LAST, BGR,
+        )  # fmt: skip
+
+
+@triton.jit
 def _store(
     out_ptr, y, x, bright, red, green, blue, inside, padding,
     scale_r, scale_g, scale_b, offset_r, offset_g, offset_b,
@@ -199,21 +250,30 @@ def launch(
     surface: torch.Tensor, layout: SurfaceLayout, read: Input, views: tuple[View, ...], out: torch.Tensor
 ) -> None:
     """Queues one launch: surface uint8 [layout.nbytes or more] -> the first images of out, of read.image_shape."""
-    native, tables, numbers, constants = _plan(layout, read, views, surface.device)
-    scaled_blocks = -(-read.width * read.height // SCALED_BLOCK)
+    by_taps, tables, numbers, constants = _plan(layout, read, views, surface.device)
+    tap_blocks = -(-read.width * read.height // TAP_BLOCK)
     blocks = -(-read.width // BLOCK_X) * -(-read.height // (2 * PAIRS))
-    nv12_to_images[((len(views) - native) * scaled_blocks + native * blocks,)](
+    nv12_to_images[(by_taps * tap_blocks + (len(views) - by_taps) * blocks,)](
         surface, out, *tables, *numbers, **constants,
-        PAIRS=PAIRS, BLOCK_X=BLOCK_X, SCALED_BLOCK=SCALED_BLOCK, num_warps=WARPS,
+        PAIRS=PAIRS, BLOCK_X=BLOCK_X, TAP_BLOCK=TAP_BLOCK, num_warps=WARPS,
     )  # fmt: skip
+
+
+def _shrunk(view: View, layout: SurfaceLayout) -> int:
+    """1, 2 or 4: by how much a view's level is shrunk; 0 for levels, and places in them, that only taps can do."""
+    for by in SHRUNK_BY:
+        if (by * view.width, by * view.height) == (layout.width, layout.height) and min(view.x, view.y) >= 0:
+            return by
+    return 0
 
 
 @lru_cache(maxsize=64)
 def _plan(layout: SurfaceLayout, read: Input, views: tuple[View, ...], device: torch.device) -> tuple:
-    """(views of the frame's own scale, tables on the device, scalar arguments, constants) of the launches for these."""
-    native = [i for i, v in enumerate(views) if v.level == (layout.width, layout.height) and min(v.x, v.y) >= 0]
-    scaled = [i for i in range(len(views)) if i not in native]
-    levels = list(dict.fromkeys(views[i].level for i in scaled)) or [(1, 1)]  # a table is never empty
+    """(views by taps, tables on the device, scalar arguments, constants) of the launches for these."""
+    shrunk = [_shrunk(view, layout) for view in views]
+    order = sorted(range(len(views)), key=lambda i: ORDER.index(shrunk[i]))
+    by_taps, others = [i for i in order if not shrunk[i]], [views[i] for i in order if shrunk[i]]
+    levels = list(dict.fromkeys(views[i].level for i in by_taps)) or [(1, 1)]  # a table is never empty
     # of rows and columns of luma, then of chroma: each level's (first sample, weights)
     axes = [
         [neighbours(source, level[side], halved) for level in levels]
@@ -228,15 +288,15 @@ def _plan(layout: SurfaceLayout, read: Input, views: tuple[View, ...], device: t
         tables.append(torch.tensor(np.concatenate(padded), device=device))
     begins = [np.cumsum([0, *(level[side] for level in levels)]) for side in (1, 0)]
     rows = []
-    for i in scaled + native:
+    for i in order:
         view, row = views[i], [0] * 6
-        if i in scaled:
+        if not shrunk[i]:
             level = levels.index(view.level)
             row = [*(begin[level] for begin in begins), *(counts[level] for counts in taps)]
-        rows.append([i, view.x, view.y, *view.level, *row])
+        rows.append([i, view.x, view.y, *view.level, shrunk[i], *row])
     m, c = colour_matrix(layout.matrix, layout.full_range)
     numbers = [
-        layout.width, layout.height, layout.pitch, len(scaled),
+        layout.width, layout.height, layout.pitch, len(by_taps),
         *(float(value) for value in (m[0, 0], m[0, 2], m[1, 1], m[1, 2], m[2, 1], *c)), PADDING,
         *read.scale, *read.offset,
     ]  # fmt: skip
@@ -245,8 +305,8 @@ def _plan(layout: SurfaceLayout, read: Input, views: tuple[View, ...], device: t
         **{name: max(counts) for name, counts in zip(names, taps)},
         "WIDTH": read.width, "HEIGHT": read.height,
         "VALUES": not read.values_are_pixels, "LAST": read.channels_last, "BGR": read.bgr,
-        "SAMPLE": layout.sample_bytes, "ALIGN": gcd(16, *(views[i].x for i in native)),
-        "EVEN": not any(views[i].x % 2 or views[i].y % 2 for i in native),
+        "SAMPLE": layout.sample_bytes, "ALIGN": gcd(16, *(view.x for view in others)),
+        "EVEN": not any(views[i].x % 2 or views[i].y % 2 for i in order if shrunk[i] == 1),
     }  # fmt: skip
     table = torch.tensor(np.array(rows), dtype=torch.int32, device=device)
-    return len(native), [table, *tables], numbers, constants
+    return len(by_taps), [table, *tables], numbers, constants

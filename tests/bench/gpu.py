@@ -169,12 +169,12 @@ def _replay(graph, _: int) -> None:
 
 def _sweep(module, fused) -> dict[str, float]:
     """Other block shapes and warps, to tune the kernel for another GPU."""
-    kept, found = (module.PAIRS, module.BLOCK_X, module.SCALED_BLOCK, module.WARPS), {}
+    kept, found = (module.PAIRS, module.BLOCK_X, module.TAP_BLOCK, module.WARPS), {}
     for shape in SHAPES:
-        module.PAIRS, module.BLOCK_X, module.SCALED_BLOCK, module.WARPS = shape
+        module.PAIRS, module.BLOCK_X, module.TAP_BLOCK, module.WARPS = shape
         graph = _graph(fused)
         found["x".join(map(str, shape))] = round(gpu_ms(partial(_replay, graph), 20, 5)["p50"] / GRAPHED, 4)
-    module.PAIRS, module.BLOCK_X, module.SCALED_BLOCK, module.WARPS = kept
+    module.PAIRS, module.BLOCK_X, module.TAP_BLOCK, module.WARPS = kept
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 

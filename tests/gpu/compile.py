@@ -34,7 +34,7 @@ def main(capability: int) -> None:
         shape = {
             "PAIRS": kernels_triton.PAIRS,
             "BLOCK_X": kernels_triton.BLOCK_X,
-            "SCALED_BLOCK": kernels_triton.SCALED_BLOCK,
+            "TAP_BLOCK": kernels_triton.TAP_BLOCK,
         }
         ptx = build(kernels_triton.nv12_to_images, kinds, constants | shape, capability, kernels_triton.WARPS)
         print("nv12_to_images", size, dtype, "st.global.v4.b32" in ptx)

@@ -20,7 +20,7 @@ from peoplecounter.services.preprocess import kernels_torch, kernels_triton  # n
 DEVICE = "cuda" if GPU else "cpu"
 SIZE = 64
 SHAPES = [  # width, height, extra pitch
-    (64, 64, 0), (1, 1, 0), (150, 110, 0), (151, 111, 9), (33, 99, 31), (200, 30, 64)
+    (64, 64, 0), (1, 1, 0), (150, 110, 0), (151, 111, 9), (33, 99, 31), (200, 30, 64), (320, 160, 0)
 ]  # fmt: skip
 
 
