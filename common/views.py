@@ -88,10 +88,13 @@ def overlap_px(size: tuple[int, int], overlap: float | None = None) -> int:
     return min(round(asked), min(size) // 2)
 
 
-def groups(count: int, group_max: int) -> list[tuple[int, int]]:
-    """(first, count) of the fewest groups of about equal size that hold `count` views, at most `group_max` each."""
-    number = ceil(count / group_max)
-    cuts = [round(i * count / number) for i in range(number + 1)]
+def groups(count: int, group_max: int, workers: int = 1) -> list[tuple[int, int]]:
+    """(first, count) of the groups of about equal size that hold `count` views, at most `group_max` each.
+
+    They are the fewest of which every one of `workers` gets as many.
+    """
+    number = min(count, workers * ceil(count / group_max / workers))
+    cuts = [i * count // number for i in range(number + 1)] if count else []
     return [(first, end - first) for first, end in pairwise(cuts)]
 
 

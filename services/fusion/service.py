@@ -225,12 +225,12 @@ def stored_boxes(header: FrameHeader, persons: np.ndarray) -> dict:
     """The boxes [k, 5 or more] of a frame in its stored pixels, with its size and the aspect of these pixels."""
     aspect = header.aspect
     scale_x, scale_y = 1 / max(aspect, 1.0), min(aspect, 1.0)  # the surface was stretched in one direction
-    scaled = persons[:, :5] * np.array([scale_x, scale_y, scale_x, scale_y, 1], np.float32)
+    scaled = persons[:, :5].astype(float) * [scale_x, scale_y, scale_x, scale_y, 1]
     return {
         "width": round(header.width * scale_x),
         "height": round(header.height * scale_y),
         "pixel_aspect": round(aspect, 4),
-        "boxes": [[*(round(float(v), 1) for v in p[:4]), round(float(p[4]), 3)] for p in scaled],
+        "boxes": np.hstack([scaled[:, :4].round(1), scaled[:, 4:].round(3)]).tolist(),
     }
 
 

@@ -151,7 +151,8 @@ class Preprocess:
 
     def parts(self, views: tuple[View, ...]) -> list[Part]:
         """The whole frame as one part, its other views in groups of about equal size."""
-        tiles = groups(len(views) - 1, self.rt.settings.preprocess.group) if len(views) > 1 else []
+        settings = self.rt.settings
+        tiles = groups(len(views) - 1, settings.preprocess.group, settings.workers.infer_tiles)
         of = 1 + len(tiles)
         return [Part(GLOBAL, 0, of, 0, views[:1])] + [
             Part(TILES, i, of, 1 + first, views[1 + first : 1 + first + count])

@@ -83,12 +83,14 @@ def test_tiles_cover_their_level_and_overlap_as_much_as_asked(width, height, siz
                 assert a + size[axis] - b >= overlap_px(size, overlap)
 
 
-@given(st.integers(1, 200), st.integers(1, 40))
-def test_groups_are_equal_parts_of_the_whole(count, about):
-    found = groups(count, about)
+@given(st.integers(0, 200), st.integers(1, 40), st.integers(1, 8))
+def test_groups_are_equal_parts_of_the_whole_and_of_the_workers(count, about, workers):
+    found = groups(count, about, workers)
+    assert len(found) % workers == 0 or len(found) == count
     assert [first for first, _ in found] == [sum(c for _, c in found[:i]) for i in range(len(found))]
     counts = [count for _, count in found]
-    assert sum(counts) == count and max(counts) <= about and max(counts) - min(counts) <= 1
+    assert sum(counts) == count
+    assert not counts or (max(counts) <= about and max(counts) - min(counts) <= 1)
 
 
 @given(SIDES, SIDES, INPUTS, st.booleans())
