@@ -1,6 +1,7 @@
 """The commands of `peoplecounter`. A command that fails prints one error message and ends with its exit code."""
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -14,7 +15,7 @@ from peoplecounter.common import __version__
 from peoplecounter.common.errors import AppError
 from peoplecounter.common.keys import CHARACTERS, key_pair
 from peoplecounter.common.logs import Level
-from peoplecounter.common.settings import PREFIX, source_settings
+from peoplecounter.common.settings import CONFIG_VARIABLE, PREFIX, Settings, load_settings, source_settings
 from peoplecounter.common.sources import absolute_url
 from peoplecounter.deploy.cli import engine_commands
 from peoplecounter.deploy.cli.display import (
@@ -221,6 +222,38 @@ def evaluate_command(
         )
 
 
+SourceName = Annotated[str, typer.Argument(help="File, URL, or name of a source in the settings.")]
+Model = Annotated[str | None, typer.Option(help="ONNX detector or TensorRT plan. Default: that of the settings.")]
+
+
+@app.command("views")
+def show_views(
+    source: SourceName,
+    model: Model = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="PNG to draw the views into.")] = Path("views.png"),
+    config: Config = None,
+) -> None:
+    """Show into which views the frames of a source are cut, and what each level costs here."""
+    from peoplecounter.deploy.report import tuning
+
+    print("\n".join(tuning.show_views(source, model, out, _settings(config))))
+
+
+@app.command()
+def tune(
+    source: SourceName,
+    model: Model = None,
+    frames: Annotated[int, typer.Option(min=1, help="Frames to look at, spread over a file.")] = 200,
+    truth: Annotated[Path | None, typer.Option(help="CSV with one row per person and a `frame` column.")] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="PNG to draw people into.")] = Path("tune.png"),
+    config: Config = None,
+) -> None:
+    """Look at a source with every level of views, and recommend the fewest that count its people."""
+    from peoplecounter.deploy.report import tuning
+
+    print("\n".join(tuning.tune(source, model, frames, truth, out, _settings(config))))
+
+
 @app.command()
 def trace(
     file: Annotated[Path, typer.Argument(help="File written by telemetry.exporter = 'file'.")],
@@ -408,6 +441,13 @@ def export(
     from peoplecounter.deploy.engine.export import export as export_model
 
     export_model(name, folder, accept_agpl)
+
+
+def _settings(config: Path | None) -> Settings:
+    """Those of a file or of the environment."""
+    if config:
+        os.environ[CONFIG_VARIABLE] = str(config.absolute())
+    return load_settings()
 
 
 def _keys(key: Path | None, server_key: str | None) -> tuple[bytes, bytes, bytes] | None:

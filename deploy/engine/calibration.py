@@ -14,12 +14,22 @@ from peoplecounter.services.preprocess.kernels import fused
 
 def frames(clip: Path, every: int = 1) -> Iterator[tuple[SurfaceLayout, np.ndarray]]:
     """(layout, uint8 surface) of every n-th frame of a file. Raises SourceError for a file that is not a video."""
-    for number, picture in enumerate(_pictures(clip)):
+    return surfaces(SourceSettings(url=str(clip)), every)
+
+
+def surfaces(source: SourceSettings, every: int = 1) -> Iterator[tuple[SurfaceLayout, np.ndarray]]:
+    """The same of any source; a camera's end when it fails. Raises SourceError."""
+    for number, picture in enumerate(_pictures(source)):
         if number % every == 0:
             layout = picture.surface.layout
             surface = np.empty(layout.nbytes, np.uint8)
             picture.surface.write(surface)
             yield layout, surface
+
+
+def length(source: SourceSettings) -> int:
+    """Frames of a file."""
+    return sum(1 for _ in _pictures(source))
 
 
 def tensor(surface: np.ndarray, layout: SurfaceLayout, read: Input, views: tuple[View, ...]) -> np.ndarray:
@@ -29,7 +39,7 @@ def tensor(surface: np.ndarray, layout: SurfaceLayout, read: Input, views: tuple
 
 def images(clip: Path, count: int, read: Input, wanted: ViewSettings) -> np.ndarray:
     """At most `count` images for an engine's input, spread over the footage and over the views of a frame."""
-    total = sum(1 for _ in _pictures(clip))
+    total = length(SourceSettings(url=str(clip)))
     every = max(1, total // min(total, max(4, count // 8)))
     picked = [
         tensor(surface, layout, read, wanted.table(layout.width, layout.height, read.size, read.corner))
@@ -40,6 +50,6 @@ def images(clip: Path, count: int, read: Input, wanted: ViewSettings) -> np.ndar
     return np.concatenate([images[kept] for images, kept in zip(picked, step)])[:count]
 
 
-def _pictures(clip: Path) -> Iterator[Picture]:
-    events = play(SourceSettings(url=str(clip)), DecoderSettings(), START, lambda seconds: False)
+def _pictures(source: SourceSettings) -> Iterator[Picture]:
+    events = play(source, DecoderSettings(), START, lambda seconds: seconds > 0)  # not opened again
     return (event for event in events if isinstance(event, Picture))

@@ -8,16 +8,17 @@ import numpy as np
 
 from peoplecounter.common.engine.layouts import HEADS
 from peoplecounter.common.engine.loading import load_engine
-from peoplecounter.common.errors import NO_INPUT, AppError, ModelOutputError
+from peoplecounter.common.errors import AppError, ModelOutputError
 from peoplecounter.common.ipc.messages import SurfaceLayout
 from peoplecounter.common.settings import load_settings
 from peoplecounter.deploy.demo.plaza import Plaza
 from peoplecounter.deploy.engine import calibration
 from peoplecounter.deploy.engine.bench import EngineBench
+from peoplecounter.deploy.report.pictures import outline, rgb_of, save
 
 PLAZA = (1280, 720, 1, 22)  # width, height, seed, people
 PLAZA_S = 3.0  # when its people have spread
-COLOUR, LINE_PX = (255, 40, 40), 3
+COLOUR = (255, 40, 40)
 
 
 def known_lines() -> list[str]:
@@ -44,11 +45,8 @@ def check(model: Path, image: Path | None, out: Path) -> list[str]:
         raise AppError(f"The model {model} gives no persons: {error}.") from None
     head, read = engine.head, engine.input
     engine.close()
-    _draw(rgb, persons)
-    try:
-        av.VideoFrame.from_ndarray(rgb, "rgb24").save(out)
-    except (OSError, av.error.FFmpegError) as error:
-        raise AppError(f"{out} cannot be written: {error}.", NO_INPUT) from None
+    outline(rgb, persons, COLOUR)
+    save(rgb, out)
     return [
         f"head     {head.kind.name}: {head.kind.layout}",
         f"models   {head.kind.models}",
@@ -65,25 +63,4 @@ def _picture(image: Path | None) -> tuple[SurfaceLayout, np.ndarray, np.ndarray]
             image = Path(folder) / "plaza.png"
             av.VideoFrame.from_ndarray(Plaza(*PLAZA).frame(PLAZA_S)[0], "rgb24").save(image)
         layout, surface = next(calibration.frames(image))
-    rows = surface.reshape(-1, layout.pitch)[:, : layout.width + layout.width % 2]
-    nv12 = av.VideoFrame.from_ndarray(_even(rows, layout), "nv12")
-    nv12.color_range = 2 if layout.full_range else 1
-    return layout, surface, nv12.to_ndarray(format="rgb24")[: layout.height, : layout.width].copy()
-
-
-def _even(rows: np.ndarray, layout: SurfaceLayout) -> np.ndarray:
-    """NV12 rows with an even number of luma rows, as PyAV wants them."""
-    luma, chroma = rows[: layout.height], rows[layout.height :]
-    return np.ascontiguousarray(np.vstack([luma, luma[-1:], chroma] if layout.height % 2 else [luma, chroma]))
-
-
-def _draw(rgb: np.ndarray, persons: np.ndarray) -> None:
-    height, width = rgb.shape[:2]
-    for x1, y1, x2, y2 in persons[:, :4].round().astype(int).clip(0, [width, height, width, height]):
-        for outline in (
-            rgb[y1 : y1 + LINE_PX, x1:x2],
-            rgb[max(0, y2 - LINE_PX) : y2, x1:x2],
-            rgb[y1:y2, x1 : x1 + LINE_PX],
-            rgb[y1:y2, max(0, x2 - LINE_PX) : x2],
-        ):
-            outline[...] = COLOUR
+    return layout, surface, rgb_of(layout, surface)

@@ -1,0 +1,56 @@
+"""Pictures of frames with boxes drawn into them, as PNG."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+
+from peoplecounter.common.errors import NO_INPUT, AppError
+from peoplecounter.common.ipc.messages import SurfaceLayout
+
+LINE_PX = 3
+Colour = tuple[int, int, int]
+
+
+def rgb_of(layout: SurfaceLayout, surface: np.ndarray) -> np.ndarray:
+    """uint8 [height, width, 3] of an NV12 surface."""
+    rows = surface.reshape(-1, layout.pitch)[:, : layout.width + layout.width % 2]
+    nv12 = av.VideoFrame.from_ndarray(_even(rows, layout), "nv12")
+    nv12.color_range = 2 if layout.full_range else 1
+    return nv12.to_ndarray(format="rgb24")[: layout.height, : layout.width].copy()
+
+
+def outline(rgb: np.ndarray, boxes: np.ndarray, colour: Colour) -> None:
+    """Draws the outlines of boxes [n, 4 or more], px, into a picture."""
+    height, width = rgb.shape[:2]
+    for x1, y1, x2, y2 in boxes[:, :4].round().astype(int).clip(0, [width, height, width, height]):
+        for line in (
+            rgb[y1 : y1 + LINE_PX, x1:x2],
+            rgb[max(0, y2 - LINE_PX) : y2, x1:x2],
+            rgb[y1:y2, x1 : x1 + LINE_PX],
+            rgb[y1:y2, max(0, x2 - LINE_PX) : x2],
+        ):
+            line[...] = colour
+
+
+def shrunk(rgb: np.ndarray, width: int) -> np.ndarray:
+    """The picture, not wider than `width` px."""
+    if rgb.shape[1] <= width:
+        return rgb
+    height = max(1, round(rgb.shape[0] * width / rgb.shape[1]))
+    frame = av.VideoFrame.from_ndarray(rgb, "rgb24")
+    return frame.reformat(width, height, interpolation="AREA").to_ndarray(format="rgb24")
+
+
+def save(rgb: np.ndarray, out: Path) -> None:
+    """Writes a PNG. Raises AppError when it cannot be written."""
+    try:
+        av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24").save(out)
+    except (OSError, av.error.FFmpegError) as error:
+        raise AppError(f"{out} cannot be written: {error}.", NO_INPUT) from None
+
+
+def _even(rows: np.ndarray, layout: SurfaceLayout) -> np.ndarray:
+    """NV12 rows with an even number of luma rows, as PyAV wants them."""
+    luma, chroma = rows[: layout.height], rows[layout.height :]
+    return np.ascontiguousarray(np.vstack([luma, luma[-1:], chroma] if layout.height % 2 else [luma, chroma]))
