@@ -71,10 +71,10 @@ def show_views(name: str, model: str | None, out: Path, settings: Settings) -> l
     """
     source = _source(name, settings)
     wanted = source.views.within(settings.views)
-    with _engine(model, settings) as (bench, engine):
+    with loaded(model, settings) as (bench, engine):
         layout, surface = _first(source, name)
         size = engine.input.size
-        levels = _levels(wanted.table(layout.width, layout.height, size, engine.input.corner), layout.height)
+        levels = levels_of(wanted.table(layout.width, layout.height, size, engine.input.corner), layout.height)
         images = sum(len(level.views) for level in levels)
         rows = [("LEVEL", "FRAME", "VIEWS", "PEOPLE SEEN WHOLE", "SHARE", "MS HERE", "COLOUR")]
         for level, (colour, _) in zip(levels, _colours()):
@@ -108,12 +108,12 @@ def tune(name: str, model: str | None, frames: int, truth: Path | None, out: Pat
     best: tuple[int, np.ndarray] = (-1, np.zeros(0))
     choices: list[Choice] = []
     everything = settings.views.model_copy(update={"smallest_person_px": None, "levels": None})
-    with _engine(model, settings) as (bench, engine):
+    with loaded(model, settings) as (bench, engine):
         for number, (layout, surface) in enumerate(islice(calibration.surfaces(source, step), frames)):
             views = everything.table(layout.width, layout.height, engine.input.size, engine.input.corner)
             if not choices:
-                levels, size = _levels(views, layout.height), (layout.width, layout.height)
-                choices = _choices(levels)
+                levels, size = levels_of(views, layout.height), (layout.width, layout.height)
+                choices = choices_of(levels)
                 found, alone = np.zeros(len(levels)), np.zeros(len(levels))
             elif (layout.width, layout.height) != size:
                 raise AppError(f"The frames of {name} change their size: tune looks at one size only.")
@@ -161,8 +161,8 @@ def tune(name: str, model: str | None, frames: int, truth: Path | None, out: Pat
         *_aligned(rows_of),
         "",
         f"The frame with the most people is drawn in {out}.",
-        f"Recommended: {chosen.images} of {choices[-1].images} images a frame, the fewest whose counts differ from those "
-        f"of all levels by at most {100 * ENOUGH:.0f} %.",
+        f"Recommended: {chosen.images} of {choices[-1].images} images a frame, the fewest whose counts differ from "
+        f"those of all levels by at most {100 * ENOUGH:.0f} %.",
         "",
         f"[sources.{name if name in settings.sources else 'NAME'}.views]",
         _toml(chosen, levels),
@@ -178,7 +178,8 @@ def _source(name: str, settings: Settings) -> SourceSettings:
 
 
 @contextmanager
-def _engine(model: str | None, settings: Settings) -> Iterator[tuple[EngineBench, Engine]]:
+def loaded(model: str | None, settings: Settings) -> Iterator[tuple[EngineBench, Engine]]:
+    """A model, or that of the settings, and what runs it on images."""
     if model:
         settings = settings.model_copy(update={"engine": settings.engine.model_copy(update={"model": model})})
     bench = EngineBench(settings)
@@ -195,7 +196,7 @@ def _first(source: SourceSettings, name: str):
     raise AppError(f"{name} gave no picture.", NO_INPUT)
 
 
-def _levels(views: tuple[View, ...], height: int) -> list[Level]:
+def levels_of(views: tuple[View, ...], height: int) -> list[Level]:
     """The levels of a table of views, in its order: the whole first."""
     levels: list[Level] = []
     for i, view in enumerate(views):
@@ -206,7 +207,7 @@ def _levels(views: tuple[View, ...], height: int) -> list[Level]:
     return levels
 
 
-def _choices(levels: list[Level]) -> list[Choice]:
+def choices_of(levels: list[Level]) -> list[Choice]:
     """The whole with every run of neighbouring levels, fewest images first; all levels last."""
     whole, tiles = levels[0], levels[1:]
     runs = [tiles[i:j] for i in range(len(tiles)) for j in range(i + 1, len(tiles) + 1)]

@@ -3,6 +3,7 @@ frame's height. Thresholds were chosen on these clips together; tests/bench/READ
 
 import csv
 import json
+import subprocess
 from collections import defaultdict
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 
 from peoplecounter.deploy.demo.plaza import render_clip
 from peoplecounter.deploy.report import evaluate
-from tests.eval.test_accuracy import count_and_compare
+from tests.eval.test_accuracy import count_and_compare, first_frames
+from tests.support.cli import ROOT, argv
 from tests.support.footage import resized
 
 STREET = "towncentre_1080p"
@@ -48,6 +50,7 @@ PLAZAS = [  # width, height, camera, people, seed
     (1920, 1080, "far", 26, 33), (1920, 1080, "middle", 14, 34), (1920, 1080, "near", 10, 36),
     (3840, 2160, "middle", 14, 37), (3840, 2160, "near", 10, 38),
 ]  # fmt: skip
+EMPTY = 99
 HEIGHTS = (16, 40, 64, 128, 256, 512, 1080, 2160)  # px
 
 
@@ -76,3 +79,31 @@ def test_recall_on_the_plaza_does_not_depend_on_size(run_dir, tmp_path):
     ]
     assert len(from_40) >= 5
     assert min(from_40) >= max(from_40) - 0.03
+
+
+def test_8k_counts_what_4k_counts_and_nobody_is_taken_for_frozen(run_dir, tmp_path, footage, yolo):
+    """Two frames of the crowd enlarged to 7680x4320: 178 views each, seconds of work for a process."""
+    clip, truth = footage / "towncentre_4k_mosaic_h264.mp4", footage / "towncentre_4k_mosaic_gt.csv"
+    people = []
+    for scale in (1, 2):
+        enlarged, true = resized(clip, truth, tmp_path, scale, every=4, frames=8)
+        out = tmp_path / f"{scale}.jsonl"
+        summary, _ = count_and_compare(run_dir, out, true, enlarged, "--model", yolo)
+        assert (summary["counted"], summary["incomplete"], summary["restarts"]) == (2, 0, {})
+        people.append(sum(evaluate.read_counts(out).values()))
+    print(f"4K {people[0] / 2}, 8K {people[1] / 2} people a frame")
+    assert abs(people[1] - people[0]) <= 0.05 * people[0]
+
+
+def test_an_empty_room_stays_empty(run_dir, tmp_path, footage, yolo):
+    """One person at a time walks in and out: with the whole and the finest level alone, EMPTY of 300 frames were 0."""
+    clip, out = tmp_path / "first.mp4", tmp_path / "c.jsonl"
+    first_frames(footage / "one_by_one_768x432.mp4", clip, 300)
+    done = subprocess.run(
+        argv("run", clip, "--model", yolo, "--run-dir", run_dir, "--out", out, "--json"),
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    counts = evaluate.read_counts(out)
+    assert max(counts.values()) == 1
+    assert sum(counts[frame] == 0 for frame in range(300)) >= EMPTY
