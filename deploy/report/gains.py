@@ -228,16 +228,23 @@ def _merging(results: list[BenchResult]) -> list[str]:
     for result in results:
         if not (clips := result.content.get("merge")):
             continue
-        rules = dict.fromkeys(rule for clip in clips.values() for rule in clip["rules"])
-        rows = []
-        for rule in rules:
-            found = [clip["rules"][rule] for clip in clips.values()]
-            name = f"<b>{escape(rule)}</b>" if rule == list(rules)[-1] else escape(rule)
-            rows.append([name, *(cell for f in found for cell in (f"{f['people']:.1f}", f"{f['mae']:.2f}"))])
         titles = [
-            "rule",
-            *(t for name, clip in clips.items() for t in (f">{name}: people (true {clip['people']:.1f})", ">MAE")),
+            "clip",
+            "levels or rule",
+            ">images",
+            ">MAE",
+            ">bias",
+            ">matched",
+            ">duplicates, parts",
+            ">without truth",
         ]
+        rows = []
+        for name, clip in clips.items():
+            for rule, f in clip["rules"].items():
+                boxes = f["matched"], f["duplicate"] + f["part"], f["without_truth"]
+                title = f"{escape(name)}, {f['people']:.1f} people" if rule == next(iter(clip["rules"])) else ""
+                cells = [str(f["images"]), f"{f['mae']:.2f}", f"{f['bias']:+.2f}", *(f"{value:.2f}" for value in boxes)]
+                rows.append([title, escape(rule), *cells])
         parts += [table(titles, rows), f"<p>{result.where()}</p>"]
     return parts
 
@@ -292,7 +299,7 @@ SECTIONS = (  # title, what it is about, what makes its parts
     ),
     (
         "Merging rules",
-        "The same boxes of the same model, merged by different rules. MAE: mean absolute error per frame.",
+        "The same boxes of the same model, of sets of levels and merged by plain rules. MAE: mean absolute error per frame.",
         _merging,
     ),
     (
