@@ -200,13 +200,8 @@ def _engines(results: list[BenchResult]) -> list[str]:
             continue
         batches = sorted({batch for engine in content["engines"] for batch in engine["ms"]}, key=int)
         counted = [engine.get("mae") is not None for engine in content["engines"]]
-        titles = [
-            "engine",
-            ">MB",
-            *(f">batch {b}, ms" for b in batches),
-            ">people",
-            *([">MAE"] if all(counted) else []),
-        ]
+        titles = ["clip", "levels or rule", *(f">{t}" for t in ("images", "MAE", "bias", "matched"))]
+        titles += [">duplicates, parts", ">without truth"]
         rows = []
         for engine in content["engines"]:
             cells = [f"{engine['ms'][b]['p50']:.2f}" if b in engine["ms"] else "" for b in batches]
@@ -299,7 +294,7 @@ SECTIONS = (  # title, what it is about, what makes its parts
     ),
     (
         "Merging rules",
-        "The same boxes of the same model, of sets of levels and merged by plain rules. MAE: mean absolute error per frame.",
+        "The same boxes of the same model, of sets of levels, and merged by plain rules. MAE: mean absolute error.",
         _merging,
     ),
     (

@@ -303,6 +303,7 @@ def group(sources: dict[str, dict], mps: bool = True, infer_tiles: int = 1, with
     folder = Path(tempfile.mkdtemp(prefix="pc-gpu-", dir="/dev/shm"))
     wanted = Settings(run_dir=folder, backend="cuda", mps="auto" if mps else "off", engine={"model": str(PLAN)})
     with mps_module.daemon(wanted) as found:
+        settings |= {"workers__infer_tiles": str(infer_tiles)}
         g = Group(folder, PLAN, sources, backend="cuda", log_level="warning", **settings)
         g.environment |= found
         tiles = [f"infer_tiles.{i}" for i in range(infer_tiles)]
