@@ -322,11 +322,15 @@ def add_source(
     url: Annotated[str, typer.Argument(help="File or URL.")],
     realtime: Annotated[bool, typer.Option("--realtime", help="Play a file at its own rate.")] = False,
     loop: Annotated[bool, typer.Option("--loop", help="Start a file again when it ends.")] = False,
+    smallest_person_px: Annotated[
+        float | None, typer.Option(help="Height of its smallest people, px; see 'peoplecounter tune'.")
+    ] = None,
     config: Config = None,
     run_dir: RunDir = None,
 ) -> None:
     """Add a source to a running group; it gets a decoder of its own."""
-    source = source_settings(url=absolute_url(url, Path()), realtime=realtime, loop=loop)
+    views = {"smallest_person_px": smallest_person_px}
+    source = source_settings(url=absolute_url(url, Path()), realtime=realtime, loop=loop, views=views)
     print(source_changes.add(client.find_group(config, run_dir), name, source))
 
 

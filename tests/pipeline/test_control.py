@@ -73,8 +73,10 @@ def test_a_service_is_scaled_while_the_others_go_on(running, run_dir):
 def test_sources_come_and_go_while_the_group_runs(running, run_dir, clip, tmp_path):
     """Each has its own decoder; one that cannot be played is reported by the command that adds it."""
     before = processes(run_dir)
-    done = peoplecounter(run_dir, "source", "add", "yard", clip, "--realtime", "--loop")
+    done = peoplecounter(run_dir, "source", "add", "yard", clip, "--realtime", "--loop", "--smallest-person-px", 40)
     assert done.stdout == "yard is online\n", done.stderr
+    stored = json.loads((run_dir / "sources" / "yard.json").read_text())["source"]
+    assert stored["views"]["smallest_person_px"] == 40
     assert processes(run_dir).keys() - before.keys() == {"decoder.yard"}
     (tmp_path / "text.mp4").write_text("no video")
     for arguments, output in (
