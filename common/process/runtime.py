@@ -266,7 +266,8 @@ def _wait_for_source(settings: Settings) -> None:
 
 def _report(name: str, error: AppError) -> int:
     """Prints why a process ends; returns its exit code."""
-    print(logs.final_error_line(requested_log_format(), name, str(error)), file=sys.stderr, flush=True)
+    line = logs.final_error_line(requested_log_format(), name, str(error))
+    print(line + "\n", end="", file=sys.stderr, flush=True)  # in one write: other processes write there, too
     notify(f"STATUS={error}")
     return error.code
 
