@@ -88,6 +88,12 @@ def absolute_url(url: str, folder: Path) -> str:
     return url if "://" in url else str(folder.absolute() / url)
 
 
+def is_missing(source: SourceSettings) -> bool:
+    """True for a file that does not exist; not for USB cameras and image sequences, which may come later."""
+    url = source.url
+    return "://" not in url and not source.network and "%" not in url and not Path(url).exists()
+
+
 def redacted(url: str) -> str:
     """The URL without whatever may be secret: user name, password, query, and the path from the first of SECRETS on."""
     scheme, separator, rest = url.partition("://")

@@ -7,7 +7,7 @@ whole in a tile of the next, at half the size.
 Coordinates are continuous: pixel i covers [i, i + 1), its centre is i + 0.5.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from math import ceil, floor, log2
@@ -80,6 +80,12 @@ def table(
             across, down = (_starts(length, side, side - longest) for length, side in zip(level, size))
             views += [View(*level, x, y) for y in down for x in across]
     return tuple(views)
+
+
+def by_level(views: Sequence[View]) -> Iterator[tuple[tuple[int, int], list[tuple[int, View]]]]:
+    """Each level, (width, height) in px, with its views and their places in the list."""
+    for level in dict.fromkeys(view.level for view in views):
+        yield level, [(i, view) for i, view in enumerate(views) if view.level == level]
 
 
 def overlap_px(size: tuple[int, int], overlap: float | None = None) -> int:

@@ -17,7 +17,7 @@ from peoplecounter.common.settings import (
     WorkerSettings,
     load_settings,
 )
-from peoplecounter.common.sources import absolute_url, known_sources
+from peoplecounter.common.sources import absolute_url, is_missing, known_sources
 from peoplecounter.deploy.cli.display import DISPLAYED, JsonLines, display
 from peoplecounter.deploy.group.circus import GroupSupervisor, source_name
 from peoplecounter.deploy.group.subscribe import Follower, Tally
@@ -73,7 +73,7 @@ def configure(config: Path | None, changes: dict[str, str]) -> tuple[Settings, d
 
 def check_source(name: str, source: SourceSettings) -> None:
     """Raises AppError for a file that does not exist; a USB camera may be plugged in later."""
-    if "://" not in source.url and not source.network and not Path(source.url).exists() and "%" not in source.url:
+    if is_missing(source):
         raise AppError(f"The file {source.url} of the source {name!r} does not exist.", NO_INPUT)
 
 

@@ -15,8 +15,8 @@ from peoplecounter.common.engine.base import Engine
 from peoplecounter.common.engine.loading import load_engine
 from peoplecounter.common.errors import NO_INPUT, AppError
 from peoplecounter.common.settings import Settings, SourceSettings, source_settings
-from peoplecounter.common.sources import absolute_url
-from peoplecounter.common.views import SMALLEST_SEEN_PX, View, overlap_px
+from peoplecounter.common.sources import absolute_url, is_missing
+from peoplecounter.common.views import SMALLEST_SEEN_PX, View, by_level, overlap_px
 from peoplecounter.deploy.engine import calibration
 from peoplecounter.deploy.engine.bench import EngineBench
 from peoplecounter.deploy.report.evaluate import read_truth
@@ -172,7 +172,7 @@ def tune(name: str, model: str | None, frames: int, truth: Path | None, out: Pat
 def _source(name: str, settings: Settings) -> SourceSettings:
     """A source of the settings, or a file or URL; a file is played as fast as it goes, once."""
     source = settings.sources.get(name) or source_settings(url=absolute_url(name, Path()))
-    if "://" not in source.url and not source.network and "%" not in source.url and not Path(source.url).exists():
+    if is_missing(source):
         raise AppError(f"{name} is neither a source of the settings nor a file.", NO_INPUT)
     return source.model_copy(update={"realtime": False, "loop": False})
 
@@ -199,11 +199,10 @@ def _first(source: SourceSettings, name: str):
 def levels_of(views: tuple[View, ...], height: int) -> list[Level]:
     """The levels of a table of views, in its order: the whole first."""
     levels: list[Level] = []
-    for i, view in enumerate(views):
-        if not levels or levels[-1].views[-1].level != view.level:
-            of_level = tuple(other for other in views[i:] if other.level == view.level)
-            scale = view.height / height
-            levels.append(Level(f"{scale:.3g}" if levels else "whole", scale, of_level, i))
+    for (_, level_height), of_level in by_level(views):
+        scale = level_height / height
+        name = f"{scale:.3g}" if levels else "whole"
+        levels.append(Level(name, scale, tuple(view for _, view in of_level), of_level[0][0]))
     return levels
 
 

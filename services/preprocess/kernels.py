@@ -14,8 +14,8 @@ import numpy as np
 
 from peoplecounter.common.ipc.memory import Block, Slot, WorkQueue
 from peoplecounter.common.ipc.messages import Input, SurfaceLayout, TensorLayout
-from peoplecounter.common.views import View
-from peoplecounter.services.preprocess.reference import PADDING, by_level, colour_matrix, neighbours, planes
+from peoplecounter.common.views import View, by_level
+from peoplecounter.services.preprocess.reference import PADDING, colour_matrix, neighbours, planes
 
 Write = Callable[[np.ndarray | np.float32, int, np.ndarray], object]
 

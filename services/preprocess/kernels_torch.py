@@ -5,8 +5,8 @@ from functools import lru_cache
 import torch
 
 from peoplecounter.common.ipc.messages import Input, SurfaceLayout
-from peoplecounter.common.views import View
-from peoplecounter.services.preprocess.reference import PADDING, by_level, colour_matrix, planes, taps
+from peoplecounter.common.views import View, by_level
+from peoplecounter.services.preprocess.reference import PADDING, colour_matrix, planes, taps
 
 
 def launch(

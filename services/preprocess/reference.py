@@ -13,7 +13,7 @@
   its Input, and is applied last.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from math import ceil, floor
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from peoplecounter.common.ipc.messages import Input, SurfaceLayout
-from peoplecounter.common.views import View
+from peoplecounter.common.views import View, by_level
 
 Pixels = Any  # np.ndarray or torch.Tensor
 PADDING = 114 / 255
@@ -88,12 +88,6 @@ def neighbours(source: int, target: int, halved: bool) -> tuple[np.ndarray, np.n
     out = np.zeros((target, offsets.max() + 1), np.float32)
     np.add.at(out, (np.arange(target)[:, None], offsets), weights)
     return first, out
-
-
-def by_level(views: Sequence[View]) -> Iterator[tuple[tuple[int, int], list[tuple[int, View]]]]:
-    """Each level, (width, height) in px, with its views and their places in the list."""
-    for level in dict.fromkeys(view.level for view in views):
-        yield level, [(i, view) for i, view in enumerate(views) if view.level == level]
 
 
 def reference(surface: np.ndarray, layout: SurfaceLayout, read: Input, views: Sequence[View]) -> np.ndarray:

@@ -220,10 +220,8 @@ def preprocessed(work: Callable[..., object], rounds: int) -> list[float]:
 
 def gains(folder: Path, turns: int = 3) -> dict:
     """Each off and on, one after the other, several times."""
-    nbytes, out = (
-        SurfaceLayout(1920, 1080, 1920, "bt709", False).nbytes,
-        np.empty((len(VIEWS), 3, 640, 640), np.float32),
-    )
+    nbytes = SurfaceLayout(1920, 1080, 1920, "bt709", False).nbytes
+    out = np.empty((len(VIEWS), 3, 640, 640), np.float32)
     rows: dict[tuple[str, str], tuple[list[list[float]], list[list[float]]]] = {
         ("Zero copy", f"handing a 1080p frame of {nbytes / 1e6:.1f} MB on, and hearing that it was read"): ([], []),
         ("Fused kernel", "NV12 to the 11 views of 1080p; before: the plain way, in float64"): ([], []),

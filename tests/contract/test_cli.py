@@ -13,14 +13,12 @@ import pytest
 from peoplecounter.common.topology import SERVICES
 from peoplecounter.deploy.report.evaluate import compare, read_truth
 from tests.support.cli import ROOT, command, peoplecounter
-from tests.support.squares import FRAMES, VIEWS, WIDTH, expected, make_model
-
-SQUARES_ONLY = {f"PEOPLECOUNTER_{key.upper()}": value for key, value in VIEWS.items()}
+from tests.support.squares import FRAMES, VARIABLES, WIDTH, expected, make_model
 
 
 def test_run_json_out_and_eval(run_dir, clip, model, tmp_path):
     out, truth = tmp_path / "counts.jsonl", tmp_path / "truth.csv"
-    done = peoplecounter(run_dir, "run", clip, "--model", model, "--json", "--out", out, **SQUARES_ONLY)
+    done = peoplecounter(run_dir, "run", clip, "--model", model, "--json", "--out", out, **VARIABLES)
     assert done.returncode == 0, done.stderr
     *counts, summary = map(json.loads, done.stdout.splitlines())
     assert [c["count"] for c in counts] == [expected(seq) for seq in range(FRAMES)]
@@ -42,7 +40,7 @@ def test_run_json_out_and_eval(run_dir, clip, model, tmp_path):
 
 def test_boxes_are_compared_with_true_boxes(run_dir, clip, model, tmp_path):
     out, truth = tmp_path / "counts.jsonl", tmp_path / "truth.csv"
-    done = peoplecounter(run_dir, "run", clip, "--model", model, "--json", "--out", out, "--boxes", **SQUARES_ONLY)
+    done = peoplecounter(run_dir, "run", clip, "--model", model, "--json", "--out", out, "--boxes", **VARIABLES)
     assert done.returncode == 0, done.stderr
     rows = ["frame,bodyL,bodyT,bodyR,bodyB"]
     lines = [json.loads(line) for line in out.read_text().splitlines()]

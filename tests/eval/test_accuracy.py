@@ -6,13 +6,19 @@ import subprocess
 from tests.support.cli import ROOT, argv
 
 
-def count_and_compare(run_dir, out, truth, *arguments):
-    """(summary of the run, error of its counts), both by the command line."""
+def count(run_dir, out, *arguments):
+    """Summary of a run, by the command line."""
     command = argv("run", *arguments, "--run-dir", run_dir, "--out", out, "--json")
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def count_and_compare(run_dir, out, truth, *arguments):
+    """(summary of the run, error of its counts), both by the command line."""
+    summary = count(run_dir, out, *arguments)
     error = subprocess.run(argv("eval", out, truth, "--json"), cwd=ROOT, capture_output=True, check=True)
-    return json.loads(run.stdout.splitlines()[-1]), json.loads(error.stdout)
+    return summary, json.loads(error.stdout)
 
 
 def test_the_demo_on_its_held_out_plaza(tmp_path):

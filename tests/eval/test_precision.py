@@ -15,7 +15,7 @@ from peoplecounter.deploy.demo.plaza import render_clip
 from peoplecounter.deploy.engine import precision
 from peoplecounter.deploy.engine.precision import environment
 from tests.support.cli import argv
-from tests.support.squares import VIEWS, make_model
+from tests.support.squares import VARIABLES, make_model
 
 ROOT = Path(__file__).parents[2]
 modelopt = pytest.mark.skipif(
@@ -114,8 +114,8 @@ def test_what_cannot_be_converted_gives_a_clear_error(plaza, tmp_path, arguments
 
 
 def test_the_bench_compares_what_engines_count(clip, model, tmp_path, monkeypatch):
-    for key, value in VIEWS.items():
-        monkeypatch.setenv(f"PEOPLECOUNTER_{key.upper()}", value)
+    for variable, value in VARIABLES.items():
+        monkeypatch.setenv(variable, value)
     blind, out = make_model(tmp_path / "blind.onnx", gain=1), tmp_path / "table"
     done = engine("bench", model, blind, "--footage", clip, "--frames", 20, "--rounds", 3, "--out", out)
     assert done.returncode == 0, done.stderr

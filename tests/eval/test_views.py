@@ -3,7 +3,6 @@ frame's height. Thresholds were chosen on these clips together; tests/bench/READ
 
 import csv
 import json
-import subprocess
 from collections import defaultdict
 
 import numpy as np
@@ -11,8 +10,7 @@ import pytest
 
 from peoplecounter.deploy.demo.plaza import render_clip
 from peoplecounter.deploy.report import evaluate
-from tests.eval.test_accuracy import count_and_compare, first_frames
-from tests.support.cli import ROOT, argv
+from tests.eval.test_accuracy import count, count_and_compare, first_frames
 from tests.support.footage import resized
 
 STREET = "towncentre_1080p"
@@ -99,11 +97,7 @@ def test_an_empty_room_stays_empty(run_dir, tmp_path, footage, yolo):
     """One person at a time walks in and out: with the whole and the finest level alone, EMPTY of 300 frames were 0."""
     clip, out = tmp_path / "first.mp4", tmp_path / "c.jsonl"
     first_frames(footage / "one_by_one_768x432.mp4", clip, 300)
-    done = subprocess.run(
-        argv("run", clip, "--model", yolo, "--run-dir", run_dir, "--out", out, "--json"),
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    count(run_dir, out, clip, "--model", yolo)
     counts = evaluate.read_counts(out)
     assert max(counts.values()) == 1
     assert sum(counts[frame] == 0 for frame in range(300)) >= EMPTY

@@ -6,7 +6,7 @@ import numpy as np
 from peoplecounter.common.engine.layouts import NAMES
 from peoplecounter.common.errors import CONFIG
 from tests.support.cli import peoplecounter
-from tests.support.squares import VIEWS, expected, make_model, picture
+from tests.support.squares import VARIABLES, expected, make_model, picture
 
 
 def test_every_known_head_is_listed(tmp_path):
@@ -19,7 +19,7 @@ def test_a_model_is_described_and_its_boxes_are_drawn(tmp_path):
     model = make_model(tmp_path / "m.onnx")
     done = peoplecounter(
         tmp_path / "run", "models", "check", model, "--image", tmp_path / "squares.png", "--out", tmp_path / "out.png",
-        **{f"PEOPLECOUNTER_{key.upper()}": value for key, value in VIEWS.items()},
+        **VARIABLES,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert f"found    {expected(3)} people" in done.stdout and "head     rows:" in done.stdout

@@ -15,6 +15,7 @@ SIZE, CELL = 80, 16  # of the model's input and of a square, px
 WIDTH, HEIGHT = 272, 208  # 4 x 3 tiles of 80 px
 FRAMES, FPS = 60, 30
 VIEWS = {"views__levels": "[1.0]", "views__overlap": "0.2"}  # squares have one size: settings of their groups
+VARIABLES = {f"PEOPLECOUNTER_{key.upper()}": value for key, value in VIEWS.items()}  # of their commands
 
 
 def expected(seq: int, frames: int = FRAMES) -> int:
