@@ -1,7 +1,6 @@
 """The commands of `peoplecounter`. A command that fails prints one error message and ends with its exit code."""
 
 import json
-import os
 import signal
 import sys
 import threading
@@ -15,7 +14,7 @@ from peoplecounter.common import __version__
 from peoplecounter.common.errors import AppError
 from peoplecounter.common.keys import CHARACTERS, key_pair
 from peoplecounter.common.logs import Level
-from peoplecounter.common.settings import CONFIG_VARIABLE, PREFIX, Settings, load_settings, source_settings
+from peoplecounter.common.settings import PREFIX, source_settings
 from peoplecounter.common.sources import absolute_url
 from peoplecounter.deploy.cli import engine_commands
 from peoplecounter.deploy.cli.display import (
@@ -236,7 +235,7 @@ def show_views(
     """Show into which views the frames of a source are cut, and what each level costs here."""
     from peoplecounter.deploy.report import tuning
 
-    print("\n".join(tuning.show_views(source, model, out, _settings(config))))
+    print("\n".join(tuning.show_views(source, model, out, client.read_settings(config))))
 
 
 @app.command()
@@ -251,7 +250,7 @@ def tune(
     """Look at a source with every level of views, and recommend the fewest that count its people."""
     from peoplecounter.deploy.report import tuning
 
-    print("\n".join(tuning.tune(source, model, frames, truth, out, _settings(config))))
+    print("\n".join(tuning.tune(source, model, frames, truth, out, client.read_settings(config))))
 
 
 @app.command()
@@ -445,13 +444,6 @@ def export(
     from peoplecounter.deploy.engine.export import export as export_model
 
     export_model(name, folder, accept_agpl)
-
-
-def _settings(config: Path | None) -> Settings:
-    """Those of a file or of the environment."""
-    if config:
-        os.environ[CONFIG_VARIABLE] = str(config.absolute())
-    return load_settings()
 
 
 def _keys(key: Path | None, server_key: str | None) -> tuple[bytes, bytes, bytes] | None:

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -24,6 +25,12 @@ class Display(Protocol):
 
     def close(self) -> None:
         """Ends the display."""
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """A table as lines of text, its columns below each other."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows]
 
 
 def display(as_json: bool) -> Display:

@@ -11,6 +11,7 @@ from peoplecounter.common.engine.loading import load_engine
 from peoplecounter.common.errors import AppError, ModelOutputError
 from peoplecounter.common.ipc.messages import SurfaceLayout
 from peoplecounter.common.settings import load_settings
+from peoplecounter.deploy.cli.display import aligned
 from peoplecounter.deploy.demo.plaza import Plaza
 from peoplecounter.deploy.engine import calibration
 from peoplecounter.deploy.engine.bench import EngineBench
@@ -25,8 +26,7 @@ def known_lines() -> list[str]:
     """A table of the layouts that are recognized, as lines of text."""
     rows = [("HEAD", "OUTPUTS", "MODELS", "EXPORTED BY")]
     rows += [(kind.name, kind.layout, kind.models, kind.export) for kind in HEADS]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows]
+    return aligned(rows)
 
 
 def check(model: Path, image: Path | None, out: Path) -> list[str]:

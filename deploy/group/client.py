@@ -40,13 +40,18 @@ class RunningGroup:
     timing: Timing
 
 
+def read_settings(config: Path | None) -> Settings:
+    """Those of a file or of the environment."""
+    if config:
+        os.environ[CONFIG_VARIABLE] = str(config.absolute())
+    return load_settings()
+
+
 def find_group(config: Path | None = None, run_dir: Path | None = None) -> RunningGroup:
     """The group of a configuration or a run directory; without either, this user's, or else this machine's."""
-    if config:
-        os.environ[CONFIG_VARIABLE] = str(config)
     if run_dir:
         os.environ[ENVIRONMENT + "RUN_DIR"] = str(run_dir.absolute())
-    settings = load_settings()
+    settings = read_settings(config)
     if not {"run_dir"} & settings.model_fields_set and not owners(settings.run_dir) and SYSTEM_RUN_DIR.is_dir():
         settings = settings.model_copy(update={"run_dir": SYSTEM_RUN_DIR})
     timing = Timing.of_ms(settings.link.beat_ms, settings.link.silent_ms)

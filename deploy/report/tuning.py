@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,6 +17,7 @@ from peoplecounter.common.errors import NO_INPUT, AppError
 from peoplecounter.common.settings import Settings, SourceSettings, source_settings
 from peoplecounter.common.sources import absolute_url, is_missing
 from peoplecounter.common.views import SMALLEST_SEEN_PX, View, by_level, overlap_px
+from peoplecounter.deploy.cli.display import aligned
 from peoplecounter.deploy.engine import calibration
 from peoplecounter.deploy.engine.bench import EngineBench
 from peoplecounter.deploy.report.evaluate import read_truth
@@ -89,7 +90,7 @@ def show_views(name: str, model: str | None, out: Path, settings: Settings) -> l
     total = sum(float(row[5]) for row in rows[1:])
     return [
         f"{name}: {layout.width}x{layout.height}, {images} images a frame, about {total:.0f} ms here",
-        *_aligned(rows),
+        *aligned(rows),
         f"The views are drawn in {out}.",
     ]
 
@@ -139,9 +140,9 @@ def tune(name: str, model: str | None, frames: int, truth: Path | None, out: Pat
     if not len(tall):
         return [f"{name}: nobody was seen in {len(numbers)} frames: look at a time when people are there."]
     p5, p50, p95 = np.percentile(tall, [5, 50, 95])
-    by_level = [("LEVEL", "VIEWS", "PEOPLE A FRAME", "ONLY THERE", "COLOUR")]
+    table = [("LEVEL", "VIEWS", "PEOPLE A FRAME", "ONLY THERE", "COLOUR")]
     for level, many, only, (colour, _) in zip(levels, found / len(numbers), alone / len(numbers), _colours()):
-        by_level.append((level.name, str(len(level.views)), f"{many:.1f}", f"{only:.1f}", colour))
+        table.append((level.name, str(len(level.views)), f"{many:.1f}", f"{only:.1f}", colour))
     counts = np.array(choices[-1].counts, float)
     chosen = _cheapest(choices, counts)
     rows_of = [("LEVELS", "IMAGES", "PEOPLE", "FROM ALL LEVELS", *(["FROM THE TRUTH"] if true else []), "")]
@@ -156,9 +157,9 @@ def tune(name: str, model: str | None, frames: int, truth: Path | None, out: Pat
         f"{name}: {len(numbers)} frames of {size[0]}x{size[1]}, {counts.mean():.1f} people a frame",
         f"heights: {p5:.0f} px (5 %), {p50:.0f} px (50 %), {p95:.0f} px (95 %)",
         "",
-        *_aligned(by_level),
+        *aligned(table),
         "",
-        *_aligned(rows_of),
+        *aligned(rows_of),
         "",
         f"The frame with the most people is drawn in {out}.",
         f"Recommended: {chosen.images} of {choices[-1].images} images a frame, the fewest whose counts differ from "
@@ -272,8 +273,3 @@ def _toml(choice: Choice, levels: list[Level]) -> str:
     if tiles and list(tiles) == levels[1 : 1 + len(tiles)]:
         return f"smallest_person_px = {SMALLEST_SEEN_PX / tiles[-1].scale:.0f}"
     return f"levels = {[round(level.scale, 4) for level in tiles]}"
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows]
