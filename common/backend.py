@@ -80,6 +80,16 @@ def importable(module: str) -> bool:
         return False
 
 
+def has_gpu() -> bool:
+    """True where there is an NVIDIA GPU. Creates no CUDA context."""
+    return _gpu() is not None
+
+
+def may_use_openvino(settings: Settings) -> bool:
+    """True when an ONNX file may be run by OpenVINO."""
+    return settings.engine.runtime != "onnxruntime" and importable("openvino")
+
+
 def mps_pipe() -> Path | None:
     """The pipe directory of the running MPS daemon that CUDA programs started here would use; None: none runs."""
     pipe = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"))

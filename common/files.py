@@ -16,6 +16,13 @@ IPC_PATH_MAX = 107  # bytes: sun_path of a unix socket
 RUN_DIR_MAX = IPC_PATH_MAX - 40  # bytes: leaves room for the names of sockets
 
 
+def cache_folder() -> Path:
+    """This user's cache folder; systemd's CacheDirectory under systemd."""
+    if os.environ.get("CACHE_DIRECTORY"):
+        return Path(os.environ["CACHE_DIRECTORY"].split(":")[0])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peoplecounter"
+
+
 def sha256(data: bytes) -> str:
     """The SHA-256 of some bytes, in hex."""
     return hashlib.sha256(data).hexdigest()
@@ -101,10 +108,15 @@ def make_private(run_dir: Path) -> None:
     """Creates the run directory, mode 0700. Raises AppError for one that another user owns or can read."""
     if len(os.fsencode(run_dir)) > RUN_DIR_MAX:
         raise AppError(f"The run_dir {run_dir} is too long for socket names: use a shorter run_dir.")
+    make_private_folder(run_dir, "run_dir")
+
+
+def make_private_folder(path: Path, what: str) -> None:
+    """The same for any directory; `what` it is, for errors."""
     try:
-        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = run_dir.stat()
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.stat()
     except OSError as error:
-        raise AppError(f"The run_dir {run_dir} cannot be used: {error.strerror}.") from None
+        raise AppError(f"The {what} {path} cannot be used: {error.strerror}.") from None
     if status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise AppError(f"The run_dir {run_dir} must be private: run chmod 700 as its owner, or use another directory.")
+        raise AppError(f"The {what} {path} must be private: run chmod 700 as its owner, or use another directory.")

@@ -152,8 +152,8 @@ class DecoderSettings(Section):
 class PreprocessSettings(Section):
     slots: int = Field(0, ge=0, le=64)
     """Slots of the tensors ring, one frame each; 0: two more than the number of sources, at least 3"""
-    group: int = Field(16, ge=1, le=256)
-    """Maximum views that an infer_tiles worker gets at once"""
+    group: int = Field(0, ge=0, le=256)
+    """Maximum views that an infer_tiles worker gets at once; 0: on a GPU 16, on a CPU few"""
 
     @field_validator("slots")
     @classmethod
@@ -172,8 +172,12 @@ class EngineSettings(Section):
     """Public CURVE key (Z85) of the server of a tcp:// model; required beyond loopback"""
     limit_mb: int = Field(1024, ge=1, le=65_536)
     """Maximum size of a model, MB"""
+    runtime: Literal["auto", "onnxruntime", "openvino"] = "auto"
+    """What runs an ONNX file on a CPU; auto: OpenVINO where it is installed and gains, see 'peoplecounter doctor'"""
+    precision: Literal["auto", "fp32"] = "auto"
+    """Of an ONNX file in FP32 under OpenVINO; auto: BF16 where the processor has it"""
     threads: int = Field(0, ge=0, le=256)
-    """ONNX Runtime threads of each infer process; 0: the cores divided by the number of infer processes"""
+    """Threads of each infer process on a CPU; 0: as the cores allow, see 'peoplecounter doctor'"""
     score: float = Field(0.2, gt=0, lt=1)
     """Minimum score of a detection that is sent to fusion"""
     person_class: int | None = Field(None, ge=0)
@@ -284,8 +288,8 @@ class WorkerSettings(Section):
     """Number of preprocess processes"""
     infer_global: int = Field(1, ge=1, le=16)
     """Number of infer_global processes"""
-    infer_tiles: int = Field(1, ge=1, le=32)
-    """Number of infer_tiles processes"""
+    infer_tiles: int = Field(0, ge=0, le=32)
+    """Number of infer_tiles processes; 0: on a CPU one for each core, at most 16; on a GPU 1"""
 
 
 def default_run_dir() -> str:
@@ -305,6 +309,8 @@ class Settings(BaseSettings):
     """Private directory of sockets, locks and shared memory: put it on a tmpfs"""
     backend: Literal["auto", "cpu", "cuda"] = "auto"
     """What decodes and infers; auto: cuda if the model is a TensorRT plan, or a served one and CUDA is available"""
+    cores: int = Field(0, ge=0, le=1024)
+    """Cores for inference on a CPU; 0: all that the processes may use, by their affinity and their cgroup's quota"""
     mps: Literal["auto", "off"] = "auto"
     """Whether `run` starts a private MPS daemon for a cuda group; auto: if it is installed and none runs yet"""
     deadline_ms: int = Field(2_000, ge=10, le=60_000)

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.support import squares
-from tests.support.cli import ROOT, command
+from tests.support.cli import DEFAULTS, ROOT, command
 from tests.support.group import Group
 
+os.environ |= DEFAULTS
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -60,8 +61,9 @@ def group(run_dir, model):
 
 @pytest.fixture
 def running(run_dir, clip, model):
-    """A group that counts a looping clip, started by `run`."""
-    argv, environment = command(run_dir, "run", clip, "--model", model, "--loop", "--realtime", "--json")
+    """A group that counts a looping clip, started by `run` as on a machine of one core: one process of each service."""
+    arguments = ("run", clip, "--model", model, "--loop", "--realtime", "--json")
+    argv, environment = command(run_dir, *arguments, PEOPLECOUNTER_CORES="1")
     process = subprocess.Popen(
         argv, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -17,6 +17,7 @@ class Engine(Protocol):
 
     input: Input  # what it reads
     head: Head  # how its outputs are read
+    about: str  # what runs it, for people
 
     def warm_up(self) -> None:
         """Runs once on zeros, so that the first real frame takes no longer than the others."""

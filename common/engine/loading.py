@@ -1,18 +1,22 @@
 """Which engine a backend uses, loaded or only checked."""
 
+import logging
 from collections import Counter
 from pathlib import Path
 
 from peoplecounter.common import backend
 from peoplecounter.common.engine.base import Engine
-from peoplecounter.common.engine.model import SwappedModel, plan_path
+from peoplecounter.common.engine.model import SwappedModel, plan_path, read_model
 from peoplecounter.common.engine.sidecar import read_sidecar
-from peoplecounter.common.settings import Settings
+from peoplecounter.common.errors import AppError
+from peoplecounter.common.settings import EngineSettings, Settings
+
+LOG = logging.getLogger("engine")
 
 
 def load_engine(
     settings: Settings,
-    processes: int,
+    threads: int,
     work,
     swapped: SwappedModel | None = None,
     counters: Counter[str] | None = None,
@@ -20,7 +24,7 @@ def load_engine(
 ) -> Engine:
     """The engine of this process' backend. Raises AppError for a missing, unreadable or unsuitable model.
 
-    `processes`: how many infer processes share this machine's cores. `work`: the process' queue of work on slots.
+    `threads`: of an engine on the CPU, see common/cores.py. `work`: the process' queue of work on slots.
     `swapped` replaces engine.model; when it is an ONNX file and the engine is a plan, the plan takes its weights.
     `graphs`: capture CUDA graphs.
     """
@@ -33,9 +37,7 @@ def load_engine(
         from peoplecounter.common.engine.tensorrt import TensorRTEngine
 
         return TensorRTEngine(engine, work, graphs, weights, counters)
-    from peoplecounter.common.engine.onnxruntime import OnnxEngine
-
-    return OnnxEngine(engine, processes, counters)
+    return cpu_engine(engine, threads, counters)
 
 
 def check_model(settings: Settings) -> None:
@@ -44,8 +46,25 @@ def check_model(settings: Settings) -> None:
     A plan is not deserialized: its file and its sidecar are checked.
     """
     if backend.resolve(settings) == "cpu":
-        from peoplecounter.common.engine.onnxruntime import OnnxEngine
-
-        OnnxEngine(settings.engine).close()
+        cpu_engine(settings.engine).close()
     elif not backend.is_endpoint(settings.engine.model):
         read_sidecar(plan_path(settings.engine.model))
+
+
+def cpu_engine(settings: EngineSettings, threads: int = 1, counters: Counter[str] | None = None) -> Engine:
+    """The engine that engine.runtime names, or the faster one."""
+    if settings.runtime == "openvino" and not backend.importable("openvino"):
+        raise AppError("OpenVINO is not installed: install the extra 'openvino', or use engine.runtime = 'auto'.")
+    if settings.runtime != "onnxruntime" and backend.importable("openvino"):
+        from peoplecounter.common.engine.openvino import OpenVinoEngine, gains
+
+        if settings.runtime == "openvino":
+            return OpenVinoEngine(settings, threads, counters)
+        try:
+            if gains(read_model(settings)):
+                return OpenVinoEngine(settings, threads, counters)
+        except AppError as error:  # ONNX Runtime may load what OpenVINO does not
+            LOG.info("%s", error)
+    from peoplecounter.common.engine.onnxruntime import OnnxEngine
+
+    return OnnxEngine(settings, threads, counters)

@@ -16,6 +16,8 @@ from peoplecounter.common.errors import NO_INPUT, AppError
 from peoplecounter.common.files import sha256
 from peoplecounter.common.settings import EngineSettings
 
+DEMO_MODEL = Path(__file__).with_name("plaza.onnx")
+
 
 @dataclass(frozen=True)
 class Model:
@@ -42,7 +44,7 @@ class SwappedModel(Struct, frozen=True):
 
 def read_model(settings: EngineSettings) -> Model:
     """The model of the settings. Raises AppError for one that is missing, too large, or has another hash."""
-    name = settings.model
+    name = settings.model or str(DEMO_MODEL)
     if is_endpoint(name):
         model = _served(name, *fetch(name, "model", settings.server_key, settings.limit_mb << 20))
     else:

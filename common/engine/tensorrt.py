@@ -79,6 +79,7 @@ class TensorRTEngine:
         self.head = head(self._outputs.described, context, settings.head, settings.person_class, path)
         self.input = with_pixels(self._read.input, self.head.kind.pixels, settings.pixels)
         self._score = settings.score
+        self.about = f"{trt.__name__} {trt.__version__}"
         self._results = self._outputs.named(self.head.outputs)
         self._dense = None
         if self.head.dense:

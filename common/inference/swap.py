@@ -45,8 +45,8 @@ class _Loading:
 class Swap:
     """The engine that this process starts with, and its exchange while the process runs."""
 
-    def __init__(self, rt: Runtime, processes: int):
-        self._rt, self._processes = rt, processes
+    def __init__(self, rt: Runtime, threads: int):
+        self._rt, self._threads = rt, threads
         self._inference: Exchange | None = None
         self._engine: Engine | None = None
         self._thread = ThreadPoolExecutor(1, "swap")
@@ -77,7 +77,7 @@ class Swap:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _load(self, swapped: SwappedModel | None) -> Engine:
-        engine = load_engine(self._rt.settings, self._processes, self._rt.work, swapped, self._rt.counters)
+        engine = load_engine(self._rt.settings, self._threads, self._rt.work, swapped, self._rt.counters)
         engine.warm_up()
         return engine
 

@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 
+from peoplecounter.common import cores
 from peoplecounter.common.engine.base import Engine, Persons
 from peoplecounter.common.errors import SOFTWARE, AppError, ModelOutputError
 from peoplecounter.common.inference.mapping import persons_to_frame
@@ -19,9 +20,9 @@ MAX_ERRORS_IN_A_ROW = 3  # then the process ends, to be restarted
 
 def run(rt: Runtime) -> None:
     """Infers the part that topology.py names for this service, until the service is asked to end."""
-    workers = rt.settings.workers
-    swap = rt.closing(Swap(rt, workers.infer_global + workers.infer_tiles))
+    swap = rt.closing(Swap(rt, cores.threads(rt.settings, rt.row.name)))
     engine = swap.load()
+    rt.about = engine.about
     early = 2 if rt.work.kind == "cuda" else 1  # on a GPU some offers are of frames that are still being decoded
     tensors = rt.open_inputs(rt.settings.link.credits * early, engine.input)
     inference = rt.closing(Inference(rt, engine, tensors))

@@ -151,12 +151,12 @@ class RingConsumer:
         mapped = [ring for ring in self._connections.values() if ring.memory is not None]
         return sum(max(0, self._hello.credits - len(ring.leases) - len(ring.offers)) for ring in mapped)
 
-    def take(self) -> tuple[RingConnection, Offer] | None:
-        """The next offer, from each owner in turn; None when there is none."""
+    def take(self, accept: Callable[[Offer], bool] = lambda offer: True) -> tuple[RingConnection, Offer] | None:
+        """The next offer, from each owner in turn; None when there is none, or none that is accepted."""
         connections = list(self._connections.values())
         for i in range(len(connections)):
             connection = connections[(self._turn + i) % len(connections)]
-            if connection.offers:
+            if connection.offers and accept(connection.offers[0]):
                 self._turn = (self._turn + i + 1) % len(connections)
                 return connection, connection.offers.popleft()
         return None
@@ -165,6 +165,12 @@ class RingConsumer:
         """Every offer received so far."""
         while (taken := self.take()) is not None:
             yield taken
+
+    def overtaken(self) -> Iterator[tuple[RingConnection, Offer]]:
+        """Every offer of a live frame behind which the same owner has offered a newer one."""
+        for connection in self._connections.values():
+            while len(connection.offers) > 1 and connection.offers[0].header.live:
+                yield connection, connection.offers.popleft()
 
     def lease(
         self, connection: RingConnection, offer: Offer, on_abort: Callable[[], None] = lambda: None

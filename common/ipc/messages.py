@@ -68,6 +68,11 @@ class FrameHeader(Struct, frozen=True, kw_only=True):
     traceparent: Annotated[str, Meta(max_length=64)] = ""  # W3C trace context; empty: the frame is not traced
     marks: dict[Name, tuple[Count, Count]] = {}  # stage -> CLOCK_MONOTONIC ns (begin, end)
 
+    @property
+    def live(self) -> bool:
+        """True for a frame that is worth less the older it gets."""
+        return self.deadline_ns > 0
+
 
 class Part(Struct, frozen=True):
     """A named region of a slot, offered on its own; of a tensor slot the images of `views`, from image `first` on."""

@@ -106,6 +106,12 @@ class RingProducer:
         """True when idle, except for slots of silent readers: a new epoch has other memory and cannot hurt them."""
         return self._slots.drained
 
+    @property
+    def backlog(self) -> bool:
+        """True while a part of a live frame waits for credit of a consumer that is alive."""
+        served = {peer.hello.part for peer in self._link.peers.values() if peer.welcomed and not peer.silent}
+        return any(key[0] in served and self._content[i].header.live for i, key in self._slots.waiting())
+
     def holding(self) -> list[tuple[str, int]]:
         """(source, seq) of every frame that waits or is being read."""
         return [(c.header.source, c.header.seq) for i, c in self._content.items() if not self._slots.is_free(i)]
@@ -215,7 +221,7 @@ class RingProducer:
 
     def _on_silent(self, peer: Peer) -> None:
         """A lossless frame waits for its holder, which may come back; a live one does not."""
-        self._report_lost(self._slots.quarantine(peer.identity, lambda i: self._content[i].header.deadline_ns > 0))
+        self._report_lost(self._slots.quarantine(peer.identity, lambda i: self._content[i].header.live))
 
     def _on_gone(self, peer: Peer) -> None:
         self._report_lost(self._slots.forget(peer.identity))

@@ -219,7 +219,9 @@ def source_lines(rows: list[dict]) -> list[str]:
 
 def process_lines(rows: list[dict]) -> list[str]:
     """The lines of `ps`."""
-    lines = [f"{'service':<20}{'state':<10}{'pid':>8}{'up s':>9}{'restarts':>9}{'MB':>6}{'leases':>7}  ring, dropped"]
+    lines = [
+        f"{'service':<20}{'state':<10}{'pid':>8}{'up s':>9}{'restarts':>9}{'MB':>6}{'leases':>7}  ring, dropped, engine"
+    ]
     for row in rows:
         head = f"{row['service']:<20}{row['state']:<10}{row['pid']:>8}"
         if "age_s" not in row:
@@ -229,6 +231,7 @@ def process_lines(rows: list[dict]) -> list[str]:
         drops = {k.removeprefix("dropped_"): n for k, n in row["counters"].items() if k.startswith("dropped_")}
         tail = [f"{row['epoch'][:6]}: {ring}"] if ring else []
         tail += [f"{n} {reason}" for reason, n in sorted(drops.items())]
+        tail += [row["about"]] if row["about"] and not row["service"].startswith("decoder.") else []
         lines.append(
             f"{head}{row['age_s']:>9.0f}{row['restarts']:>9}{row['rss_mb']:>6}{row['leases']:>7}  {', '.join(tail)}"
         )

@@ -8,8 +8,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from peoplecounter.common import backend
-from peoplecounter.common.engine.onnxruntime import DEMO_MODEL
+from peoplecounter.common import backend, cores
+from peoplecounter.common.engine.model import DEMO_MODEL
 from peoplecounter.common.errors import CONFIG, AppError
 from peoplecounter.common.settings import default_run_dir, load_settings
 
@@ -23,7 +23,7 @@ def checks() -> list[tuple[str, str, bool, str]]:
     free_mb = shutil.disk_usage(base).free >> 20
     rows = [
         ("cpu", "Python", sys.version_info[:2] in ((3, 11), (3, 12), (3, 13)), platform.python_version()),
-        ("cpu", "cores", True, str(len(os.sched_getaffinity(0)))),
+        ("cpu", "cores", True, _cores()),
         ("cpu", "process handles (pidfd)", hasattr(os, "pidfd_open"), "Linux 5.3 or later"),
         ("cpu", "run_dir on a tmpfs", _filesystem(base) in ("tmpfs", "ramfs"), f"{run_dir} on {_filesystem(base)}"),
         (
@@ -35,6 +35,7 @@ def checks() -> list[tuple[str, str, bool, str]]:
         ("cpu", "settings", *_settings()),
         ("cpu", "decoders", *_decoders()),
         ("cpu", "ONNX Runtime", True, importlib.metadata.version("onnxruntime")),
+        ("cpu", "OpenVINO", True, _openvino()),
         ("cpu", "demo model", DEMO_MODEL.is_file(), str(DEMO_MODEL)),
     ]
     rows += [("cuda", what, fine, detail) for what, fine, detail in backend.cuda_checks()]
@@ -70,6 +71,27 @@ def _settings() -> tuple[bool, str]:
     except AppError as error:
         return False, str(error)
     return True, "valid"
+
+
+def _cores() -> str:
+    """How many there are, and how a group of these settings shares them."""
+    try:
+        settings = load_settings(backend="cpu")
+    except AppError:
+        return "see the row of the settings"
+    processes, threads = cores.process_count(settings, "infer_tiles"), cores.threads(settings, "infer_tiles")
+    whole = cores.threads(settings, "infer_global")
+    return f"{cores.count(settings)}; infer_tiles: {processes} x {threads} threads, infer_global: {whole} threads"
+
+
+def _openvino() -> str:
+    """Whether it is there, and what it gains on this processor."""
+    if not backend.importable("openvino"):
+        return "not installed: the extra 'openvino' is faster on processors with BF16, and runs INT8"
+    from peoplecounter.common.engine import openvino
+
+    kinds = ", ".join(kind for kind in openvino.capabilities() if kind in ("BF16", "FP16", "INT8"))
+    return f"{openvino.VERSION}, this processor has {kinds or 'FP32 only'}"
 
 
 def _decoders() -> tuple[bool, str]:

@@ -107,14 +107,17 @@ def precision(
     out: Annotated[Path, typer.Argument(help="ONNX file to write.")],
     to: Annotated[str, typer.Option(help="fp16, int8 or fp8.")],
     footage: Footage,
+    device: Annotated[
+        str, typer.Option(help="What runs it: cpu (int8 by NNCF) or gpu (by NVIDIA ModelOpt); auto: what is here.")
+    ] = "auto",
     python: Annotated[
-        Path | None, typer.Option(help="Python with ModelOpt. Default: an environment that is installed on first use.")
+        Path | None, typer.Option(help="Python with the tool. Default: an environment that is installed on first use.")
     ] = None,
 ) -> None:
-    """Convert an ONNX file to a lower precision with NVIDIA ModelOpt, calibrated on your own video."""
+    """Convert an ONNX file to a lower precision, calibrated on your own video."""
     from peoplecounter.deploy.engine.precision import convert
 
-    before, after = convert(onnx, out, to, footage, python)
+    before, after = convert(onnx, out, to, footage, device, python)
     change = (after - before) / max(1.0, before)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {onnx.name} has {onnx.stat().st_size / 1e6:.1f}")
     print(f"people a frame of {footage.name}: {after:.2f}, by {onnx.name} {before:.2f} ({change:+.1%})")

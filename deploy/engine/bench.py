@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from peoplecounter.common import backend
+from peoplecounter.common import backend, cores
 from peoplecounter.common.engine.base import Engine
 from peoplecounter.common.engine.loading import load_engine
 from peoplecounter.common.engine.sidecar import read_sidecar
@@ -39,7 +39,7 @@ class EngineBench:
             update={"engine": self.settings.engine.model_copy(update={"model": str(model)})}
         )
         began_s = time.perf_counter()
-        engine = load_engine(settings, 1, self.work)
+        engine = load_engine(settings, cores.count(settings), self.work)
         engine.warm_up()
         row = {
             "model": model.name,
@@ -52,7 +52,7 @@ class EngineBench:
             row |= {"tensorrt": sidecar.tensorrt, "build_s": sidecar.build_s, "stripped": sidecar.stripped}
         row["ms"] = self._times(engine, rounds)
         if self.kind == "cuda":
-            plain = load_engine(settings, 1, self.work, graphs=False)
+            plain = load_engine(settings, cores.count(settings), self.work, graphs=False)
             plain.warm_up()
             row["ms_without_graphs"] = self._times(plain, rounds)
             plain.close()

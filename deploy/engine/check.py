@@ -6,6 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from peoplecounter.common import cores
 from peoplecounter.common.engine.layouts import HEADS
 from peoplecounter.common.engine.loading import load_engine
 from peoplecounter.common.errors import AppError, ModelOutputError
@@ -37,7 +38,7 @@ def check(model: Path, image: Path | None, out: Path) -> list[str]:
     settings = load_settings()
     settings = settings.model_copy(update={"engine": settings.engine.model_copy(update={"model": str(model)})})
     bench = EngineBench(settings)
-    engine = load_engine(settings, 1, bench.work)
+    engine = load_engine(settings, cores.count(settings), bench.work)
     layout, surface, rgb = _picture(image)
     try:
         persons = bench.persons(engine, layout, surface)

@@ -41,16 +41,22 @@ def main(precision: str, source: str, target: str, images: str) -> None:
 
 def head_nodes(graph: onnx.GraphProto) -> list[str]:
     """Names of the nodes that are not followed by a convolution."""
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    readers = readers_of(graph)
     followed: set[str] = set()  # outputs that are followed by a convolution
     for node in reversed(graph.node):  # ONNX lists nodes in order
         behind = [reader for name in node.output for reader in readers.get(name, [])]
         if any(reader.op_type == "Conv" or followed & set(reader.output) for reader in behind):
             followed |= set(node.output)
     return [node.name for node in graph.node if node.name and not followed & set(node.output)]
+
+
+def readers_of(graph: onnx.GraphProto) -> dict[str, list[onnx.NodeProto]]:
+    """Tensor -> the nodes that read it."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    return readers
 
 
 def read_fp16(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -10,21 +10,15 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from peoplecounter.common.errors import AppError
-from peoplecounter.common.files import write_file
+from peoplecounter.common.files import cache_folder, write_file
 
 DIGEST = 32  # bytes of SHA-256 in front of the cache: TensorRT itself crashes on some damaged ones
 LOG = logging.getLogger("engine")
-
-
-def cache_folder() -> Path:
-    """This user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peoplecounter"
 
 
 def default_folder() -> Path:

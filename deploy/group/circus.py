@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+from peoplecounter.common import cores
 from peoplecounter.common.errors import FINAL, RESTART, SOFTWARE
 from peoplecounter.common.files import Lock, make_private
 from peoplecounter.common.process.control import SUPERVISOR, sources_to_decode
@@ -47,7 +48,7 @@ def process_count(row: ServiceRow, settings: Settings) -> int:
     """How many processes of a service a group starts with."""
     if row.each == "source":
         return len(list(sources_to_decode(settings)))
-    return getattr(settings.workers, row.name, 1)
+    return cores.process_count(settings, row.name) if row.each == "worker" else 1
 
 
 def circus_endpoint(run_dir: Path) -> str:

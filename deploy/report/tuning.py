@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from peoplecounter.common import cores
 from peoplecounter.common.boxes import iou_matrix
 from peoplecounter.common.engine.base import Engine
 from peoplecounter.common.engine.loading import load_engine
@@ -184,7 +185,7 @@ def loaded(model: str | None, settings: Settings) -> Iterator[tuple[EngineBench,
     if model:
         settings = settings.model_copy(update={"engine": settings.engine.model_copy(update={"model": model})})
     bench = EngineBench(settings)
-    engine = load_engine(settings, 1, bench.work)
+    engine = load_engine(settings, cores.count(settings), bench.work)
     try:
         yield bench, engine
     finally:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from string import Template
 
-from peoplecounter.common import backend
+from peoplecounter.common import backend, cores
 from peoplecounter.common.engine.loading import check_model
 from peoplecounter.common.errors import NO_INPUT, AppError
 from peoplecounter.common.settings import Settings, check_name
@@ -61,7 +61,7 @@ def install(settings: Settings, config: Path, name: str, user: str, root: Path) 
 
 
 def uninstall(name: str, root: Path) -> list[Path]:
-    """Stops the group and removes its units and run directory; keeps its user and sources added at run time."""
+    """Stops the group and removes its units, run directory and cache; keeps its user and sources added at run time."""
     check_name(name, "group")
     check_root(root)
     if not (root / UNITS / f"{name}.target").exists():
@@ -72,7 +72,8 @@ def uninstall(name: str, root: Path) -> list[Path]:
     removed = remove_units(root, name)
     if root == Path("/"):
         call("systemctl", "daemon-reload")
-        shutil.rmtree(f"/run/{name}", ignore_errors=True)
+        for folder in ("/run", "/var/cache"):
+            shutil.rmtree(f"{folder}/{name}", ignore_errors=True)
     return removed
 
 
@@ -111,6 +112,8 @@ def units(settings: Settings, config: Path, name: str, user: str) -> dict[str, s
 def _devices(kind: str, service: ServiceRow, settings: Settings) -> str:
     """Which devices a service may open: none, the GPU, and a decoder the USB cameras if the settings name one."""
     cameras = any(source.url.startswith("/dev/video") for source in settings.sources.values())
+    if service.name.startswith("infer_") and backend.may_use_openvino(settings):
+        return DEVICES[kind].replace("\nMemoryDenyWriteExecute=yes", "")  # it writes code
     if service.name != "decoder" or not cameras:
         return DEVICES[kind]
     return DEVICES[kind].replace("PrivateDevices=yes\n", "") + "\n" + USB_CAMERAS
@@ -124,7 +127,8 @@ def instances(settings: Settings, name: str) -> list[str]:
         if service.each == "source":
             names = list(known_sources(settings))
         else:
-            names = [str(i) for i in range(getattr(settings.workers, service.name, 1))]
+            workers = cores.process_count(settings, service.name) if service.each == "worker" else 1
+            names = [str(i) for i in range(workers)]
         started += [f"{stem(service, name)}{'' if service.each == 'group' else i}.service" for i in names]
     return started
 

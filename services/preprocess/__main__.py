@@ -12,12 +12,8 @@ def run(rt: Runtime) -> None:
     rt.ready()
     while rt.running:
         rt.tick()
-        if preprocess.input is None:
-            continue  # no engine yet: surfaces wait in their ring
-        for connection, offer in preprocess.surfaces.offers():
+        for connection, offer in preprocess.frames():
             preprocess.process(connection, offer)
-            if not rt.running:
-                break
     rt.linger(lambda: preprocess.tensors.drained)
 
 

@@ -5,7 +5,7 @@ missing).
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import Protocol
@@ -15,9 +15,10 @@ import numpy as np
 from peoplecounter.common.ipc.memory import Block, Slot, WorkQueue
 from peoplecounter.common.ipc.messages import Input, SurfaceLayout, TensorLayout
 from peoplecounter.common.views import View, by_level
-from peoplecounter.services.preprocess.reference import PADDING, colour_matrix, neighbours, planes
+from peoplecounter.services.preprocess.reference import PADDING, colour_matrix, planes
+from peoplecounter.services.preprocess.resample import axis, resample
 
-Write = Callable[[np.ndarray | np.float32, int, np.ndarray], object]
+ROWS = 64  # of the frame that are computed at once, an even number
 
 
 class Kernel(Protocol):
@@ -104,117 +105,82 @@ def fused(
     written = out = out[: len(views)]
     out = out.transpose(0, 3, 1, 2) if read.channels_last else out
     out = out[:, ::-1] if read.bgr else out
-    write = _writer(read)
     luma, chroma = planes(surface, layout)
     m, c = (a.astype(np.float32) for a in colour_matrix(layout.matrix, layout.full_range))
     for level, of_level in by_level(views):
+        for image, view in of_level:
+            _pad(view, read, out[image])
         if level == (layout.width, layout.height):
-            tints = _tints(chroma, m, c)
-            for image, view in of_level:
-                _pad(view, read, out[image], write)
-                _native(luma, tints, m[0, 0], view, read, out[image], write)
+            rows = _native(luma, chroma, m, c)
         else:
-            rgb = _scaled(luma, chroma, layout, level, m, c)
+            rows = iter([(0, _scaled(luma, chroma, layout, level, m, c))])
+        for first, rgb in rows:
+            np.clip(rgb, 0, 1, out=rgb)
             for image, view in of_level:
-                rows, columns, into_rows, into_columns = view.window(read.size)
-                _pad(view, read, out[image], write)
-                for channel in range(3):
-                    write(rgb[channel, rows, columns], channel, out[image, channel, into_rows, into_columns])
+                _place(rgb, first, view, read, out[image])
     return written
 
 
-def _writer(read: Input) -> Write:
-    """(pixels in 0..1 or beyond, channel, where to write them): clips them and makes them the values of an Input."""
-    if read.values_are_pixels:
-        return lambda pixels, channel, out: np.clip(pixels, 0, 1, out=out, casting="same_kind")
-    scale, offset = (np.array(values, np.float32) for values in (read.scale, read.offset))
-
-    def write(pixels: np.ndarray | np.float32, channel: int, out: np.ndarray) -> None:
-        values = np.clip(pixels, 0, 1) * scale[channel] + offset[channel]
-        out[...] = np.rint(values) if out.dtype == np.uint8 else values
-
-    return write
+def _write(pixels: np.ndarray | np.float32, channel: int, read: Input, out: np.ndarray) -> None:
+    """Writes pixels in 0..1 of a channel as the values of an Input."""
+    if not read.values_are_pixels:
+        pixels = pixels * np.float32(read.scale[channel]) + np.float32(read.offset[channel])
+    out[...] = np.rint(pixels) if out.dtype == np.uint8 else pixels
 
 
-def _tints(chroma: np.ndarray, m: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """What chroma adds to R, G and B: float32 [3, ceil(height/2), ceil(width/2)], from lookup tables."""
-    values = np.arange(256, dtype=np.float32)
-    u, v = chroma[..., 0], chroma[..., 1]
-    out = np.empty((3, *u.shape), np.float32)
-    np.take(values * m[0, 2] + c[0], v, out=out[0])
-    np.take(values * m[1, 1] + c[1], u, out=out[1])
-    out[1] += np.take(values * m[1, 2], v)
-    np.take(values * m[2, 1] + c[2], u, out=out[2])
-    return out
-
-
-def _pad(view: View, read: Input, out: np.ndarray, write: Write) -> None:
+def _pad(view: View, read: Input, out: np.ndarray) -> None:
     """Writes padding to where an image [3, H, W] does not show the frame."""
     _, _, rows, columns = view.window(read.size)
     for channel in range(3):
         for beside in (np.s_[: rows.start], np.s_[rows.stop :], np.s_[:, : columns.start], np.s_[:, columns.stop :]):
-            write(np.float32(PADDING), channel, out[channel][beside])
+            _write(np.float32(PADDING), channel, read, out[channel][beside])
 
 
-def _native(
-    luma: np.ndarray,
-    tints: np.ndarray,
-    gain: np.float32,
-    view: View,
-    read: Input,
-    out: np.ndarray,
-    write: Write,
-) -> None:
-    """Writes an image [3, H, W] of the frame's own pixels, a few rows at a time: they stay in the processor's cache."""
+def _place(rgb: np.ndarray, first: int, view: View, read: Input, out: np.ndarray) -> None:
+    """Writes what an image [3, H, W] shows of some rows of its level, [3, n, width] from row `first` on."""
     rows, columns, into_rows, into_columns = view.window(read.size)
-    x, width, step = columns.start, columns.stop - columns.start, 64
-    for y0 in range(rows.start, rows.stop, step):
-        y1 = min(y0 + step, rows.stop)
-        into = slice(into_rows.start + y0 - rows.start, into_rows.start + y1 - rows.start)
-        bright = luma[y0:y1, columns] * gain
+    begin, end = max(rows.start, first), min(rows.stop, first + rgb.shape[1])
+    if begin < end:
+        into = slice(into_rows.start + begin - rows.start, into_rows.start + end - rows.start)
         for channel in range(3):
-            tint = tints[channel, y0 // 2 : (y1 + 1) // 2, x // 2 : (x + width + 1) // 2]
-            tint = np.repeat(tint, 2, axis=1)[:, x % 2 : x % 2 + width]
-            tint = np.repeat(tint, 2, axis=0)[y0 % 2 : y0 % 2 + y1 - y0]
-            tint += bright
-            write(tint, channel, out[channel, into, into_columns])
+            _write(rgb[channel, begin - first : end - first, columns], channel, read, out[channel, into, into_columns])
+
+
+def _native(luma: np.ndarray, chroma: np.ndarray, m: np.ndarray, c: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(first row, float32 [3, n, width] RGB, not clipped) of the frame itself, in pieces that fit the processor's
+    cache."""
+    height, width = luma.shape
+    for first in range(0, height, ROWS):
+        bright = luma[first : first + ROWS] * m[0, 0]
+        u, v = (chroma[first // 2 : (first + ROWS) // 2, :, i].astype(np.float32) for i in (0, 1))
+        tint = np.repeat(_tint(u, v, m, c), 2, axis=2)[..., :width]
+        rgb = np.empty((3, *bright.shape), np.float32)
+        for half in (0, 1):
+            lines = bright[half::2]
+            np.add(tint[:, : len(lines)], lines, out=rgb[:, half::2])
+        yield first, rgb
+
+
+def _tint(u: np.ndarray, v: np.ndarray, m: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """What chroma adds to R, G and B: float32 [3, height, width]. Red has no U, blue no V."""
+    out = np.empty((3, *u.shape), np.float32)
+    np.multiply(v, m[0, 2], out=out[0])
+    np.multiply(u, m[1, 1], out=out[1])
+    out[1] += v * m[1, 2]
+    np.multiply(u, m[2, 1], out=out[2])
+    out += c[:, None, None]
+    return out
 
 
 def _scaled(
     luma: np.ndarray, chroma: np.ndarray, layout: SurfaceLayout, level: tuple[int, int], m: np.ndarray, c: np.ndarray
 ) -> np.ndarray:
     """The frame at another scale: float32 [3, height, width] RGB, not clipped."""
-    y = _resample(luma[..., None], layout, level, False)[..., 0]
-    uv = _resample(chroma, layout, level, True)
-    out = np.empty((3, *y.shape), np.float32)
-    for channel in range(3):
-        np.multiply(y, m[channel, 0], out=out[channel])
-        out[channel] += uv[..., 0] * m[channel, 1] + uv[..., 1] * m[channel, 2] + c[channel]
-    return out
-
-
-def _resample(plane: np.ndarray, layout: SurfaceLayout, level: tuple[int, int], halved: bool) -> np.ndarray:
-    """uint8 [h, w, n] -> float32 [height, width, n] of the level; rows first, because they are contiguous."""
     width, height = level
-    down = np.zeros((height, *plane.shape[1:]), np.float32)
-    for rows, weight in _axis(layout.height, height, halved):
-        down += plane[rows] * weight[:, None, None]
-    out = np.zeros((height, width, plane.shape[2]), np.float32)
-    for columns, weight in _axis(layout.width, width, halved):
-        out += down[:, columns] * weight[None, :, None]
+    y = resample(luma, axis(layout.height, height, False), axis(layout.width, width, False))
+    down, across = axis(layout.height, height, True), axis(layout.width, width, True)
+    u, v = (resample(chroma[..., i], down, across) for i in (0, 1))
+    out = _tint(u, v, m, c)
+    y *= m[0, 0]
+    out += y
     return out
-
-
-@lru_cache(maxsize=64)
-def _axis(source: int, target: int, halved: bool) -> list[tuple[slice | np.ndarray, np.ndarray]]:
-    """Each tap of an axis: (samples of all outputs, float32 [target] weights). Evenly spaced ones are a slice, which is
-    several times as fast as their indices."""
-    first, weights = neighbours(source, target, halved)
-    last, steps = (source - 1) // (2 if halved else 1), np.unique(np.diff(first))
-    pairs = []
-    for k, weight in enumerate(weights.T):
-        even = len(steps) == 1 and steps[0] > 0 and first[-1] + k <= last
-        pairs.append(
-            (slice(first[0] + k, first[-1] + k + 1, steps[0]) if even else np.minimum(first + k, last), weight)
-        )
-    return pairs

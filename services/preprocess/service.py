@@ -1,6 +1,8 @@
 """The tensors ring, and the input that all engines behind it must share."""
 
+from collections.abc import Iterator
 from functools import partial
+from math import ceil
 
 import msgspec
 
@@ -24,6 +26,8 @@ from peoplecounter.common.views import View, groups
 from peoplecounter.services.preprocess.kernels import load_kernel
 
 SLOTS_MAX = 64
+GPU_GROUP = 16  # views of a part on a GPU, which works on them at once
+CPU_PARTS = 8  # of a frame for each worker on a CPU: so no core waits long for another, and the next frame is new
 
 
 class Preprocess:
@@ -55,6 +59,22 @@ class Preprocess:
             self.tensors.retire()  # it was made for an engine that has gone
         self.input = hello.wants
         return None
+
+    def frames(self) -> Iterator[tuple[RingConnection, Offer]]:
+        """The frames to process now, from each source in turn; what is overtaken meanwhile is dropped.
+
+        A live frame waits while the engines are behind, so that the one that starts is the newest of its source.
+        """
+        while self.rt.running and self.input and (taken := self.surfaces.take(self.may_start)):
+            yield taken
+        for connection, offer in self.surfaces.overtaken():
+            self.rt.drop(offer.header, "no_credit")
+            lease = self.surfaces.lease(connection, offer)
+            if lease:
+                self.rt.work.on_done(lease.release)  # on a GPU it may not be decoded yet
+
+    def may_start(self, offer: Offer) -> bool:
+        return not (offer.header.live and self.tensors.backlog)
 
     def process(self, connection: RingConnection, offer: Offer) -> None:
         """One surface: runs the kernel and offers the tensors. Every way out offers the frame or drops it."""
@@ -137,13 +157,9 @@ class Preprocess:
             self.rt.tick()
 
     def acquire(self, header: FrameHeader) -> int | None:
-        """A free tensor slot. A frame waits for it; a live one may evict an older frame of its own source.
-
-        So sources do not evict each other: when there are too many, each drops its own oldest frames.
-        """
-        live = header.deadline_ns > 0
+        """A free tensor slot, for which a frame waits; None when its deadline passes."""
         while self.rt.running and not self.rt.late(header):
-            index = self.tensors.acquire(evict=lambda older: live and older.source == header.source)
+            index = self.tensors.acquire()
             if index is not None:
                 return index
             self.rt.tick()
@@ -151,8 +167,10 @@ class Preprocess:
 
     def parts(self, views: tuple[View, ...]) -> list[Part]:
         """The whole frame as one part, its other views in groups of about equal size."""
-        settings = self.rt.settings
-        tiles = groups(len(views) - 1, settings.preprocess.group, settings.workers.infer_tiles)
+        rt, settings = self.rt, self.rt.settings
+        count, workers = len(views) - 1, max(1, sum(hello.part == TILES for hello in self.tensors.consumers))
+        suitable = GPU_GROUP if rt.work.kind == "cuda" else max(1, ceil(count / CPU_PARTS / workers))
+        tiles = groups(count, settings.preprocess.group or suitable, workers)
         of = 1 + len(tiles)
         return [Part(GLOBAL, 0, of, 0, views[:1])] + [
             Part(TILES, i, of, 1 + first, views[1 + first : 1 + first + count])

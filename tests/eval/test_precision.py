@@ -1,4 +1,4 @@
-"""Lower precisions by the real ModelOpt, in an environment of its own: what they make, and what it counts."""
+"""Lower precisions by the real ModelOpt and NNCF, ModelOpt in an environment of its own: what they make and count."""
 
 import json
 import subprocess
@@ -8,12 +8,13 @@ from pathlib import Path
 import onnx
 import pytest
 
-from peoplecounter.common.engine.onnxruntime import DEMO_MODEL
+from peoplecounter.common.engine.model import DEMO_MODEL
+from peoplecounter.common.engine.onnx_file import FOR_ONNX_RUNTIME, is_int8_for_cpus
 from peoplecounter.common.errors import CONFIG, NO_INPUT, SOFTWARE
 from peoplecounter.deploy.cli import engine_commands as cli
 from peoplecounter.deploy.demo.plaza import render_clip
 from peoplecounter.deploy.engine import precision
-from peoplecounter.deploy.engine.precision import environment
+from peoplecounter.deploy.engine.precision import MODELOPT, environment
 from tests.support.cli import argv
 from tests.support.squares import VARIABLES, make_model
 
@@ -29,7 +30,7 @@ def engine(*arguments):
 
 @pytest.fixture(scope="session")
 def python(request):
-    return environment(request.config.cache.mkdir("modelopt") / "environment")
+    return environment(MODELOPT, request.config.cache.mkdir("modelopt") / "environment")
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +42,7 @@ def plaza(tmp_path_factory):
 
 def converted(source, out, to, footage, python):
     """(people a frame after, before), from the line that `engine precision` ends with."""
-    done = engine("precision", source, out, "--to", to, "--footage", footage, "--python", python)
+    done = engine("precision", source, out, "--to", to, "--footage", footage, "--device", "gpu", "--python", python)
     assert done.returncode == 0, done.stderr
     words = done.stdout.splitlines()[-1].split()
     return float(words[5].rstrip(",")), float(words[8])
@@ -82,6 +83,38 @@ def test_fp8_counts_nearly_the_same(python, plaza, tmp_path):
     assert onnx.TensorProto.FLOAT8E4M3FN in {i.data_type for i in onnx.load(out).graph.initializer}
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_int8_for_cpus_counts_nearly_the_same(plaza, tmp_path, runtime, monkeypatch):
+    monkeypatch.setenv("PEOPLECOUNTER_ENGINE__RUNTIME", runtime)
+    out = tmp_path / "int8.onnx"
+    done = engine("precision", DEMO_MODEL, out, "--to", "int8", "--device", "cpu", "--footage", plaza)
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.splitlines()[-1].split()
+    after, before = float(words[5].rstrip(",")), float(words[8])
+    assert before > 10 and abs(after - before) <= 0.05 * before
+    assert is_int8_for_cpus(out.read_bytes())
+    graph = onnx.load(out).graph
+    zeros = {node.input[2] for node in graph.node if node.op_type == "QuantizeLinear"}
+    types = {tensor.data_type for tensor in graph.initializer if tensor.name in zeros}
+    assert types == {onnx.TensorProto.UINT8}  # OpenVINO finds nobody in signed activations
+
+
+def test_int8_for_cpus_counts_the_same_street_in_both_engines(footage, yolo, tmp_path, monkeypatch):
+    """The pairs that only ONNX Runtime needs are there, and OpenVINO leaves them out."""
+    out, street = tmp_path / "int8.onnx", footage / "towncentre_1080p.mp4"
+    done = engine("precision", yolo, out, "--to", "int8", "--device", "cpu", "--footage", street)
+    assert done.returncode == 0, done.stderr
+    names = [node.name for node in onnx.load(out).graph.node if node.name.startswith(FOR_ONNX_RUNTIME)]
+    assert len(names) > 200
+    people = []
+    for runtime in ("onnxruntime", "openvino"):
+        monkeypatch.setenv("PEOPLECOUNTER_ENGINE__RUNTIME", runtime)
+        table = engine("bench", yolo, out, "--footage", street, "--frames", 8, "--rounds", 1, "--out", tmp_path / "t")
+        assert table.returncode == 0, table.stderr
+        people += [row["people"] for row in json.loads((tmp_path / "t.json").read_text())["engines"]]
+    assert max(people) - min(people) <= 0.04 * people[0]
+
+
 def test_a_precision_that_ruins_the_counts_is_called_useless(monkeypatch, capsys):
     monkeypatch.setattr(precision, "convert", lambda *_: (20.0, 18.0))
     cli.precision(DEMO_MODEL, DEMO_MODEL, "int8", Path("street.mp4"))
@@ -103,8 +136,9 @@ def test_fp16_of_a_real_detector_counts_the_same_street(python, footage, yolo, t
     "arguments, code, message",
     [
         (["--to", "fp12"], CONFIG, "Unknown precision 'fp12'"),
+        (["--to", "fp8", "--device", "cpu"], CONFIG, "Unknown precision 'fp8' for cpu"),
         (["--to", "fp16", "--footage", "none.mp4"], NO_INPUT, "none.mp4"),
-        (["--to", "fp16", "--python", sys.executable], SOFTWARE, "ModelOpt did not convert"),
+        (["--to", "fp16", "--python", sys.executable], SOFTWARE, "ModelOpt 0.47.0 did not convert"),
     ],
 )
 def test_what_cannot_be_converted_gives_a_clear_error(plaza, tmp_path, arguments, code, message):

@@ -125,6 +125,42 @@ def test_credits_bound_what_a_consumer_holds(world):
     world.until(lambda: waiting(consumer) == 2, "the next one, for the one released")
 
 
+def test_a_live_frame_behind_which_a_newer_one_waits_is_overtaken(world):
+    owner, consumer = world.owner(slots=4), world.consumer(credits=3)
+    for seq in range(3):
+        show(owner, seq, seq, deadline_ns=world.now_ns + 100 * SECOND)
+    world.until(lambda: waiting(consumer) == 3, "all offers")
+    assert [offer.header.seq for _, offer in consumer.overtaken()] == [0, 1]
+    assert consumer.take(lambda offer: False) is None
+    assert consumer.take()[1].header.seq == 2
+
+
+def test_a_frame_of_a_file_is_never_overtaken(world):
+    owner, consumer = world.owner(slots=4), world.consumer(credits=3)
+    for seq in range(3):
+        show(owner, seq, seq)
+    world.until(lambda: waiting(consumer) == 3, "all offers")
+    assert not list(consumer.overtaken())
+
+
+def test_live_parts_that_wait_for_a_living_consumer_are_a_backlog(world):
+    owner, live = world.owner(slots=4), world.now_ns + 100 * SECOND
+    show(owner, 0, 0, deadline_ns=live)
+    assert not owner.backlog  # nobody is there who could be behind
+    consumer = world.consumer(credits=1)
+    world.until(lambda: waiting(consumer) == 1, "the first offer")
+    show(owner, 1, 0)
+    assert not owner.backlog  # a file waits, and holds up no camera
+    show(owner, 2, 0, deadline_ns=live)
+    assert owner.backlog
+    for _ in range(2):
+        world.until(lambda: waiting(consumer) == 1, "the next offer")
+        with consumer.lease(*consumer.take()):
+            pass
+    world.until(lambda: waiting(consumer) == 1, "the last offer")
+    assert not owner.backlog
+
+
 def test_the_least_recently_used_consumer_is_next(world):
     owner = world.owner(slots=8)
     consumers = [world.consumer(name=f"preprocess.{i}") for i in range(2)]

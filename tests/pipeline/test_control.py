@@ -15,8 +15,9 @@ from peoplecounter.common.ipc.messages import SCHEMA, Hello, Refuse, Welcome, na
 from peoplecounter.common.settings import Settings, SourceSettings
 from peoplecounter.common.sources import write_change
 from tests.link.test_link import World
-from tests.support.cli import peoplecounter
+from tests.support.cli import ROOT, command, peoplecounter
 from tests.support.group import SERVICES
+from tests.support.squares import VARIABLES
 
 LIVE = {"realtime": True, "loop": True}
 LOOPING = ("--realtime", "--loop")
@@ -48,6 +49,22 @@ def test_ps_shows_every_process_and_restart_changes_one(running, run_dir):
 
     lines = peoplecounter(run_dir, "ps").stdout.splitlines()
     assert lines[0].split()[:3] == ["service", "state", "pid"] and len(lines) == 1 + len(SERVICES)
+    assert any("ONNX Runtime" in line and "threads: 1" in line for line in lines if line.startswith("infer_tiles.0"))
+
+
+def test_run_starts_a_worker_for_each_core(run_dir, clip, model):
+    words, environment = command(
+        run_dir, "run", clip, "--model", model, "--loop", "--json", PEOPLECOUNTER_CORES="3", **VARIABLES
+    )
+    group = subprocess.Popen(words, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert group.stdout.readline().startswith(b"{")
+    about = {row["service"]: row["about"] for row in json.loads(peoplecounter(run_dir, "ps", "--json").stdout)}
+    tiles = [text for name, text in about.items() if name.startswith("infer_tiles.")]
+    assert len(tiles) == 3 and all(text.endswith("threads: 1") for text in tiles)
+    assert about["infer_global.0"].endswith("threads: 3")
+    group.send_signal(signal.SIGINT)
+    group.communicate(timeout=20)
+    assert group.returncode == 0
 
 
 def processes(run_dir) -> dict:

@@ -49,7 +49,7 @@ def test_a_collector_gets_a_trace_of_every_frame(group, clip):
     with Collector() as collector:
         g = group(
             {"cam": {"url": str(clip)}}, telemetry__exporter="otlp", telemetry__ratio="1",
-            telemetry__endpoint=collector.url("traces"),
+            telemetry__endpoint=collector.url("traces"), preprocess__group="16",
         )  # fmt: skip
         g.start()
         g.wait_for(g.ended, "the end", 60)
@@ -62,7 +62,13 @@ def test_a_collector_gets_a_trace_of_every_frame(group, clip):
 def traces(group, clip, tmp_path):
     """The file that a group has written."""
     path = tmp_path / "traces.jsonl"
-    g = group({"cam": {"url": str(clip)}}, telemetry__exporter="file", telemetry__ratio="1", telemetry__file=str(path))
+    g = group(
+        {"cam": {"url": str(clip)}},
+        telemetry__exporter="file",
+        telemetry__ratio="1",
+        telemetry__file=str(path),
+        preprocess__group="16",
+    )
     g.start()
     g.wait_for(g.ended, "the end", 60)
     g.close()

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from peoplecounter.common.engine import model
-from peoplecounter.common.engine.onnxruntime import DEMO_MODEL
+from peoplecounter.common.engine.model import DEMO_MODEL
 from peoplecounter.common.engine.refit import refit
 from peoplecounter.common.engine.sidecar import check_fits, read_sidecar, sidecar_path
 from peoplecounter.common.engine.tensorrt_log import logger

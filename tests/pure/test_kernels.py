@@ -9,6 +9,7 @@ from peoplecounter.common.ipc.messages import Input, SurfaceLayout
 from peoplecounter.common.views import View, table
 from peoplecounter.services.preprocess.kernels import fused
 from peoplecounter.services.preprocess.reference import PADDING, colour_matrix, reference, taps
+from peoplecounter.services.preprocess.resample import axis, resample
 from tests.support.inputs import INPUTS
 
 SIZE = 32
@@ -47,6 +48,20 @@ def test_fused_equals_the_reference(width, height, extra_pitch, matrix, full, se
     assert np.abs(run_fused(layout, pixels) - expected).max() <= 0.01 / 255
     ulp = np.spacing(np.float16(1))
     assert np.abs(run_fused(layout, pixels, Input(SIZE, SIZE, "float16")).astype(float) - expected).max() <= ulp
+
+
+@pytest.mark.parametrize(
+    "side", [(1920, 640), (1080, 720), (1280, 768), (720, 512), (1944, 480), (563, 360), (480, 640)]
+)
+@pytest.mark.parametrize("halved", [False, True])
+def test_slices_give_what_the_taps_say(side, halved):
+    """Usual ratios are slices, those that do not repeat are indices; both are the reference's taps."""
+    source, target = side
+    samples = np.random.default_rng(1).integers(0, 256, ((source + halved) // (1 + halved), 3), np.uint8)
+    indices, weights = taps(source, target, halved)
+    expected = (samples[indices].astype(float) * weights[..., None]).sum(1)
+    across = axis(3, 3, False)
+    assert np.abs(resample(samples, axis(source, target, halved), across) - expected).max() < 1e-3
 
 
 @pytest.mark.parametrize("read", INPUTS.values(), ids=INPUTS)

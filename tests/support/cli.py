@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+DEFAULTS = {"PEOPLECOUNTER_ENGINE__RUNTIME": "onnxruntime"}  # what everybody has; OpenVINO has tests of its own
 
 
 def argv(*arguments):
@@ -16,7 +17,7 @@ def argv(*arguments):
 
 def command(run_dir, *arguments, **variables):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PEOPLECOUNTER_")}
-    environment |= {"PEOPLECOUNTER_RUN_DIR": str(run_dir), **variables}
+    environment |= {"PEOPLECOUNTER_RUN_DIR": str(run_dir), **DEFAULTS, **variables}
     return argv(*arguments), environment
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.cli import ROOT, argv
+from tests.support.cli import DEFAULTS, ROOT, argv
 from tests.support.published import Published
 
 SERVICES = ("fusion.0", "infer_global.0", "infer_tiles.0", "preprocess.0", "decoder.cam")
@@ -23,6 +23,7 @@ class Group(Published):
         self.log = (run_dir.parent / f"{run_dir.name}.log").open("w+")
         self.environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("PEOPLECOUNTER_")},
+            **DEFAULTS,
             "PEOPLECOUNTER_RUN_DIR": str(run_dir),
             "PEOPLECOUNTER_ENGINE__MODEL": str(model),
             "PEOPLECOUNTER_ENGINE__THREADS": "1",

@@ -1,0 +1,65 @@
+"""How a group shares this machine's cores: how many infer processes it starts, and how many threads each has.
+
+Tiles are the bulk of the work, so infer_tiles has a process of one thread for every core: threads of one process wait
+for each other in every layer. infer_global does one image of many, but the only one where a frame has no tiles; its
+threads are as many as the cores, and they are few enough that sharing them with infer_tiles costs little.
+"""
+
+import os
+from math import ceil
+from pathlib import Path
+
+from peoplecounter.common import backend
+from peoplecounter.common.settings import Settings
+
+TILES_MAX = 16  # processes, each with the model's weights in memory; with more cores they get more threads
+GLOBAL_MAX = 4  # threads; a single image gains little from more
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def count(settings: Settings) -> int:
+    """The cores that this group may use: settings.cores, or what the system lets this process use."""
+    return settings.cores or available(os.sched_getaffinity(0), *quotas(Path("/proc/self/cgroup").read_text()))
+
+
+def available(affinity: set[int], *quotas: float) -> int:
+    """Whole cores within an affinity mask and CPU quotas (cores, perhaps a fraction)."""
+    return max(1, min([len(affinity), *(ceil(quota) for quota in quotas)]))
+
+
+def process_count(settings: Settings, service: str) -> int:
+    """How many processes of a service with workers a group starts."""
+    chosen = getattr(settings.workers, service)
+    if chosen:
+        return chosen
+    return min(count(settings), TILES_MAX) if backend.resolve(settings) == "cpu" else 1
+
+
+def threads(settings: Settings, service: str) -> int:
+    """How many threads each infer process of this service has on a CPU."""
+    if settings.engine.threads:
+        return settings.engine.threads
+    if service == "infer_global":
+        return min(count(settings), GLOBAL_MAX)
+    return max(1, count(settings) // process_count(settings, service))
+
+
+def quotas(groups: str, root: Path = CGROUPS) -> list[float]:
+    """The CPU quotas, in cores, of a control group (version 2) and of those around it.
+
+    `groups`: what /proc/PID/cgroup says of a process.
+    """
+    path = next((line[3:] for line in groups.splitlines() if line.startswith("0::/")), None)
+    if path is None:
+        return []
+    group = root / path.lstrip("/")
+    return [quota for folder in (group, *group.parents) if folder.is_relative_to(root) for quota in _quota(folder)]
+
+
+def _quota(group: Path) -> list[float]:
+    """The quota of one control group; empty without one."""
+    try:
+        quota, period = (group / "cpu.max").read_text().split()
+        return [] if quota == "max" else [int(quota) / int(period)]
+    except (OSError, ValueError):
+        return []

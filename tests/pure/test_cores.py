@@ -1,0 +1,56 @@
+"""The rule by which a group shares the cores of a machine."""
+
+import os
+
+import pytest
+
+from peoplecounter.common import cores
+from peoplecounter.common.settings import Settings
+
+
+def shares(number, **settings):
+    """(infer_tiles processes, their threads, threads of infer_global) on a machine with so many cores."""
+    chosen = Settings(cores=number, **settings)
+    return cores.process_count(chosen, "infer_tiles"), *(
+        cores.threads(chosen, f"infer_{n}") for n in ("tiles", "global")
+    )
+
+
+@pytest.mark.parametrize(
+    "number, expected", [(1, (1, 1, 1)), (2, (2, 1, 2)), (4, (4, 1, 4)), (16, (16, 1, 4)), (64, (16, 4, 4))]
+)
+def test_every_core_has_one_thread_for_tiles(number, expected):
+    assert shares(number) == expected
+
+
+def test_settings_override_the_rule():
+    assert shares(8, workers={"infer_tiles": 2}) == (2, 4, 4)
+    assert shares(8, engine={"threads": 3}) == (8, 3, 3)
+    assert cores.process_count(Settings(workers={"infer_global": 2, "preprocess": 3}), "preprocess") == 3
+
+
+@pytest.mark.parametrize(
+    "affinity, quotas, expected", [(8, (), 8), (8, (2.0,), 2), (8, (1.5, 4), 2), (8, (0.1,), 1), (2, (64.0,), 2)]
+)
+def test_quotas_and_affinity_limit_the_cores(affinity, quotas, expected):
+    assert cores.available(set(range(affinity)), *quotas) == expected
+
+
+def test_the_cores_of_this_machine_follow_the_affinity():
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert cores.count(Settings()) == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    assert 1 <= cores.count(Settings()) <= len(before)
+
+
+def test_the_quota_of_a_control_group_is_read_with_those_around_it(tmp_path):
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    (tmp_path / "a" / "cpu.max").write_text("150000 100000\n")
+    (inner / "cpu.max").write_text("max 100000\n")
+    assert cores.quotas("12:cpu:/x\n0::/a/b\n", tmp_path) == [1.5]
+    assert cores.quotas("12:cpu:/x\n", tmp_path) == []
+    assert cores.quotas("0::/elsewhere\n", tmp_path) == []
