@@ -11,8 +11,11 @@ from pathlib import Path
 from peoplecounter.common.errors import AppError
 from peoplecounter.common.settings import Settings
 
-PLAN_MAGIC = b"ftrt"  # the first bytes of a serialized TensorRT engine
-TENSORRT = ("tensorrt", "tensorrt_lean", "tensorrt_dispatch")  # runtimes; the first one installed is used
+PLANS = {b"ftrt": "tensorrt", b"vtrt": "rtx"}  # the first bytes of a serialized engine -> what runs it
+RUNTIMES = {  # the packages of each; the first one installed is used
+    "tensorrt": ("tensorrt", "tensorrt_lean", "tensorrt_dispatch"),
+    "rtx": ("tensorrt_rtx",),
+}
 MPS_CONTROL = "nvidia-cuda-mps-control"
 PACKAGES = {"cuda-python": "cuda.bindings", "PyNvVideoCodec": "PyNvVideoCodec", "torch": "torch"}
 
@@ -42,12 +45,17 @@ def is_endpoint(model: str) -> bool:
 
 
 def is_plan(path: Path) -> bool:
-    """True for a serialized TensorRT engine."""
+    """True for a serialized engine of TensorRT or TensorRT-RTX."""
     try:
         with path.open("rb") as file:
-            return file.read(len(PLAN_MAGIC)) == PLAN_MAGIC
+            return plan_runtime(file.read(4)) is not None
     except OSError:
         return False
+
+
+def plan_runtime(data: bytes) -> str | None:
+    """What runs a serialized engine: "tensorrt" or "rtx"; None: it is none."""
+    return PLANS.get(bytes(data[:4]))
 
 
 @cache
@@ -64,13 +72,14 @@ def _cuda_checks() -> Iterator[tuple[str, bool, str]]:
     for package, module in PACKAGES.items():
         installed = importable(module)
         yield package, installed, "installed" if installed else "not installed: it is in the extra 'gpu'"
-    runtime = tensorrt_module()
+    runtime = tensorrt_module(*RUNTIMES)
     yield "TensorRT", runtime is not None, runtime or "no runtime installed: the full one is in the extra 'gpu'"
 
 
-def tensorrt_module() -> str | None:
-    """The module of the installed TensorRT runtime: a meta package or bare bindings; None: not installed."""
-    return next((m for name in TENSORRT for m in (name, f"{name}_bindings") if importable(m)), None)
+def tensorrt_module(*runtimes: str) -> str | None:
+    """The module of an installed runtime among these: a meta package or bare bindings; None: not installed."""
+    packages = [name for runtime in runtimes for name in RUNTIMES[runtime]]
+    return next((m for name in packages for m in (name, f"{name}_bindings") if importable(m)), None)
 
 
 def importable(module: str) -> bool:

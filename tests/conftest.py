@@ -1,5 +1,6 @@
 """Every test has a private run directory on a tmpfs; nothing it started survives it."""
 
+import lzma
 import os
 import shutil
 import signal
@@ -80,3 +81,11 @@ def footage():
     if not (SHARED / "footage").is_dir():
         pytest.skip(f"no footage in {SHARED}: this test runs where the project's test material lies beside it")
     return SHARED / "footage"
+
+
+@pytest.fixture(scope="session")
+def yolo(footage, tmp_path_factory):
+    """A real YOLO26n, unpacked from the test material."""
+    path = tmp_path_factory.mktemp("models") / "yolo26n.onnx"
+    path.write_bytes(lzma.decompress((footage.parent / "models" / "yolo26n_coco_fp32.onnx.xz").read_bytes()))
+    return path

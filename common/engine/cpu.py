@@ -6,14 +6,14 @@ from collections.abc import Callable
 import numpy as np
 
 from peoplecounter.common.engine.base import Persons
-from peoplecounter.common.engine.onnx_io import Described
+from peoplecounter.common.engine.onnx_io import OnnxDetector
 from peoplecounter.common.ipc.messages import TensorLayout
 
 
 class CpuEngine:
     """A detector in an ONNX file. Images are inferred one by one, unless its batch is fixed: a CPU gains nothing."""
 
-    def __init__(self, described: Described, score: float, about: str, counters: Counter[str] | None):
+    def __init__(self, described: OnnxDetector, score: float, about: str, counters: Counter[str] | None):
         self.input, self.head, self.about = described.input, described.head, about
         self.counters: Counter[str] = Counter() if counters is None else counters
         self._described, self._score, self._batch = described, score, described.batch or 1

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Struct
 
-from peoplecounter.common.backend import PLAN_MAGIC, is_endpoint, is_plan
+from peoplecounter.common.backend import is_endpoint, is_plan, plan_runtime
 from peoplecounter.common.engine.fetch import fetch
 from peoplecounter.common.engine.onnx_file import external_files
 from peoplecounter.common.engine.sidecar import Sidecar, check_bytes, decode_sidecar, read_sidecar
@@ -65,7 +65,7 @@ def description(model: Model) -> bytes:
 
 def _stored(name: str, path: Path, limit_mb: int) -> Model:
     data = read_file(path, limit_mb)
-    if data.startswith(PLAN_MAGIC):
+    if plan_runtime(data):
         return Model(name, data, read_sidecar(path))
     files, role = {}, f", which holds weights of {name},"
     for file in external_files(data, name):
@@ -76,7 +76,7 @@ def _stored(name: str, path: Path, limit_mb: int) -> Model:
 
 
 def _served(name: str, data: bytes, described: bytes) -> Model:
-    if data.startswith(PLAN_MAGIC):
+    if plan_runtime(data):
         return Model(name, data, decode_sidecar(described, name) if described else None)
     try:
         sizes = msgspec.json.decode(described or b"{}", type=dict[str, Annotated[int, msgspec.Meta(ge=0)]])

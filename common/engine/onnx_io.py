@@ -23,7 +23,7 @@ class ModelInput:
 
 
 @dataclass(frozen=True)
-class Described:
+class OnnxDetector:
     """A detector that is supported."""
 
     images: str  # name of the input that takes them
@@ -35,7 +35,7 @@ class Described:
 
 def describe(
     model: Model, inputs: Sequence[ModelInput], outputs: Sequence[Output], settings: EngineSettings
-) -> Described:
+) -> OnnxDetector:
     """What these inputs and outputs are. Raises AppError for a model that is not a supported detector."""
     sizes = [i for i in inputs if len(i.shape) == 2 and i.shape[1] == 2 and i.dtype == "int64"]
     images = [i for i in inputs if i not in sizes]
@@ -49,4 +49,4 @@ def describe(
     context = Context(read.size, len(inputs), known)
     found = head(outputs, context, settings.head, settings.person_class, model.name)
     read = with_pixels(read, found.kind.pixels, settings.pixels)
-    return Described(images[0].name, sizes[0].name if sizes else "", read, found, batch)
+    return OnnxDetector(images[0].name, sizes[0].name if sizes else "", read, found, batch)

@@ -19,7 +19,7 @@ from peoplecounter.common.engine.cpu import CpuEngine
 from peoplecounter.common.engine.heads import Output
 from peoplecounter.common.engine.model import Model, read_model
 from peoplecounter.common.engine.onnx_file import FOR_ONNX_RUNTIME, has_pairs, is_int8_for_cpus
-from peoplecounter.common.engine.onnx_io import Described, ModelInput, describe
+from peoplecounter.common.engine.onnx_io import ModelInput, OnnxDetector, describe
 from peoplecounter.common.errors import AppError
 from peoplecounter.common.files import cache_folder, make_private_folder
 from peoplecounter.common.settings import EngineSettings
@@ -112,7 +112,7 @@ def _outputs(graph: openvino.Model) -> list[Output]:
     ]
 
 
-def _fix_sizes(graph: openvino.Model, described: Described) -> None:
+def _fix_sizes(graph: openvino.Model, described: OnnxDetector) -> None:
     """Free sides get their length, so that the model is compiled for it."""
     batch = described.batch or 1
     shapes: dict[str, list[int]] = {described.images: [batch, *described.input.image_shape]}

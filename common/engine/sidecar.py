@@ -12,6 +12,7 @@ from peoplecounter.common.errors import NO_INPUT, AppError
 from peoplecounter.common.files import sha256
 
 SIDECAR_BYTES_MAX = 1 << 20
+NAMES = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}  # what runs a plan
 REFIT = ("no", "identical", "any")  # which weights a plan accepts: none, those it was built with, any of its network
 
 
@@ -39,6 +40,14 @@ class Sidecar:
     timing_cache: str = "off"  # "off", "cold" (empty for this GPU and these versions) or "warm"
     built: str = ""  # UTC
     metadata: dict = field(default_factory=dict)  # of the ONNX file: names, task and the like, as they stand there
+    runtime: str = "tensorrt"  # one of NAMES
+    targets: list = field(default_factory=list)  # of TensorRT-RTX: the architectures it was built for, "sm120"
+    computed: dict = field(default_factory=dict)  # type -> how many convolutions and matrix products ask for it
+
+    @property
+    def builder(self) -> str:
+        """What built it, with its version."""
+        return f"{NAMES[self.runtime]} {self.tensorrt}"
 
     def encode(self) -> bytes:
         return json.dumps(asdict(self), indent=1).encode() + b"\n"
@@ -64,7 +73,7 @@ def decode_sidecar(data: bytes, name: str) -> Sidecar:
     )
     if not batches or not tensors:
         raise AppError(f"The sidecar of {name} is damaged (batches or tensors): build the plan again, or delete it.")
-    if sidecar.refit not in REFIT:
+    if sidecar.refit not in REFIT or sidecar.runtime not in NAMES:
         raise AppError(f"The sidecar of {name} was written by another version of peoplecounter: build the plan again.")
     return sidecar
 
@@ -92,16 +101,32 @@ def check_bytes(sidecar: Sidecar, data: bytes, name: str) -> None:
         raise AppError(f"The plan {name} is not the one its sidecar describes: copy both again, or build it again.")
 
 
-def check_fits(sidecar: Sidecar, tensorrt: str, gpu: str, compute_capability: str, name: str) -> None:
-    """Raises AppError for a plan that was built for another TensorRT or GPU than this machine has."""
-    installed, built = tensorrt.split(".")[:3], sidecar.tensorrt.split(".")[:3]
-    if installed != built and not sidecar.version_compatible:
-        raise AppError(
-            f"The plan {name} was built by TensorRT {sidecar.tensorrt}, {tensorrt} is installed: build it again, or "
-            "with --version-compatible."
-        )
-    if compute_capability != sidecar.compute_capability and not sidecar.hardware_compatible:
+def check_gpu(sidecar: Sidecar, gpu: str, compute_capability: str, name: str) -> None:
+    """Raises AppError for a plan that was built for another GPU than this machine has."""
+    if sidecar.runtime == "rtx":
+        if compute_capability not in map(capability, sidecar.targets):
+            raise AppError(
+                f"The plan {name} was built for {', '.join(sidecar.targets)}, this GPU is {gpu} "
+                f"(sm{compute_capability.replace('.', '')}): build it with another --target or --runtime."
+            )
+    elif compute_capability != sidecar.compute_capability and not sidecar.hardware_compatible:
         raise AppError(
             f"The plan {name} was built on {sidecar.gpu} ({sidecar.compute_capability}), this GPU is {gpu} "
             f"({compute_capability}): build it again, or with --hardware-compatible."
         )
+
+
+def check_version(sidecar: Sidecar, installed: str, name: str) -> None:
+    """Raises AppError for a plan that was built by another TensorRT than is installed."""
+    same = installed.split(".")[:3] == sidecar.tensorrt.split(".")[:3]
+    if not same and not sidecar.version_compatible:
+        hint = ", or with --version-compatible" if sidecar.runtime == "tensorrt" else ""
+        raise AppError(
+            f"The plan {name} was built by {sidecar.builder}, {installed} is installed: build it again{hint}."
+        )
+
+
+def capability(target: str) -> str:
+    """ "sm120" -> "12.0"."""
+    number = target.removeprefix("sm")
+    return f"{number[:-1]}.{number[-1:]}"

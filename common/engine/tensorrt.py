@@ -1,6 +1,7 @@
 """TensorRT: a plan that reads tensor slots in place, its launches captured as CUDA graphs.
 
-Any installed runtime is used: full, lean or dispatch; the latter two run version-compatible plans only. There is one
+Any installed runtime is used: full, lean or dispatch; the latter two run version-compatible plans only. Plans of
+TensorRT-RTX run in its own. There is one
 stream, and one execution context for each profile of the plan, so batches run one after the other and share the output
 buffers that the graphs have baked in.
 """
@@ -18,12 +19,14 @@ from peoplecounter.common.engine.graph_cache import LOADING, GraphCache
 from peoplecounter.common.engine.heads import Context, head
 from peoplecounter.common.engine.images import with_pixels
 from peoplecounter.common.engine.metadata import read_metadata
-from peoplecounter.common.engine.model import SwappedModel, plan_path, read_model, read_weights
+from peoplecounter.common.engine.model import Model, SwappedModel, plan_path, read_model, read_weights
 from peoplecounter.common.engine.refit import refit
-from peoplecounter.common.engine.sidecar import check_fits
+from peoplecounter.common.engine.sidecar import NAMES, check_gpu, check_version
 from peoplecounter.common.engine.tensorrt_io import OutputBuffer, OutputBuffers, read_input
 from peoplecounter.common.engine.tensorrt_log import logger
+from peoplecounter.common.engine.tensorrt_rtx import RtxOptions
 from peoplecounter.common.errors import AppError
+from peoplecounter.common.files import sha256
 from peoplecounter.common.ipc.memory import Block, WorkQueue
 from peoplecounter.common.ipc.messages import TensorLayout
 from peoplecounter.common.settings import EngineSettings
@@ -31,11 +34,15 @@ from peoplecounter.common.settings import EngineSettings
 COLUMNS_MAX = {"rows": 6}  # of a head's output that are read back: its mask coefficients stay on the GPU
 
 
-def runtime_module():
-    """The TensorRT runtime that is installed. Raises AppError when there is none."""
-    name = backend.tensorrt_module()
+def runtime_module(kind: str = "tensorrt", plan: str = ""):
+    """The installed runtime of a kind of plans, "tensorrt" or "rtx". Raises AppError when there is none."""
+    name = backend.tensorrt_module(kind)
     if name is None:
-        raise AppError("TensorRT is not installed: install the extra 'gpu', or use backend = 'cpu'.")
+        extra = {"tensorrt": "gpu", "rtx": "gpu-rtx"}[kind]
+        raise AppError(
+            f"The plan {plan} needs {NAMES[kind]}, which is not installed: install the extra {extra!r}, or build the "
+            f"plan with another --runtime."
+        )
     return importlib.import_module(name)
 
 
@@ -54,7 +61,7 @@ class TensorRTEngine:
         counters: Counter[str] | None = None,
     ):
         cuda.start()  # this may be a thread of its own, see inference/swap.py
-        self._trt, self._work = runtime_module(), work
+        self._work = work
         self.counters: Counter[str] = Counter() if counters is None else counters
         self._outputs: OutputBuffers | None = None
         self._spare_results: deque[_BatchResult] = deque()
@@ -69,10 +76,13 @@ class TensorRTEngine:
             self._graphs = GraphCache(work, self._launch, lambda: self._logger.first_error, self.counters)
 
     def _load(self, settings: EngineSettings, weights: SwappedModel | None) -> None:
-        trt, path = self._trt, settings.model
+        path, model = settings.model, _plan(settings)
+        kind = backend.plan_runtime(model.data) or "tensorrt"
+        trt = runtime_module(kind, path)
         self._logger = logger(trt)
-        self._runtime, self._engine, metadata = _deserialize(trt, settings, weights, self._logger)
+        self._runtime, self._engine, metadata = _deserialize(trt, model, settings, weights, self._logger)
         self._read = read_input(trt, self._engine, metadata, path)
+        self._options = RtxOptions(trt, self._engine, sha256(model.data)) if kind == "rtx" else None
         self._contexts = [self._new_context(i, path) for i in range(len(self._read.profiles))]
         self._outputs = OutputBuffers(trt, self._engine, self._contexts, self._read, path)
         context = Context(self._read.input.size, metadata=metadata)
@@ -101,6 +111,8 @@ class TensorRTEngine:
             check(cudart.cudaStreamSynchronize(stream))
             check(cudart.cudaFree(address))
             check(cudart.cudaStreamDestroy(stream))
+        if self._options:
+            self._options.save()
 
     def batch(self, images: int) -> int:
         """The largest batch that a profile takes and these images fill."""
@@ -187,7 +199,7 @@ class TensorRTEngine:
         return context.execute_async_v3(stream)
 
     def _new_context(self, profile: int, path: str):
-        context = self._engine.create_execution_context()
+        context = self._options.context() if self._options else self._engine.create_execution_context()
         fits = context is not None
         if fits and profile:  # profile 0 is selected already
             stream = check(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
@@ -200,14 +212,21 @@ class TensorRTEngine:
         return context
 
 
-def _deserialize(trt, settings: EngineSettings, weights: SwappedModel | None, log):
-    """(runtime, engine, metadata) of the plan in the settings, with the weights of an ONNX file if it has none."""
+def _plan(settings: EngineSettings) -> Model:
+    """The plan of the settings. Raises AppError for one that was not built for this GPU."""
     if not backend.is_endpoint(settings.model):
         plan_path(settings.model)
     model, gpu = read_model(settings), device()
-    sidecar = model.sidecar
+    if model.sidecar:
+        check_gpu(model.sidecar, gpu.name.decode(), f"{gpu.major}.{gpu.minor}", model.name)
+    return model
+
+
+def _deserialize(trt, model: Model, settings: EngineSettings, weights: SwappedModel | None, log):
+    """(runtime, engine, metadata) of a plan, with the weights of an ONNX file if it has none."""
+    sidecar, gpu = model.sidecar, device()
     if sidecar:
-        check_fits(sidecar, trt.__version__, gpu.name.decode(), f"{gpu.major}.{gpu.minor}", model.name)
+        check_version(sidecar, trt.__version__, model.name)
     runtime = trt.Runtime(log)
     runtime.engine_host_code_allowed = True  # a version-compatible plan contains its own lean runtime
     engine = runtime.deserialize_cuda_engine(model.data)

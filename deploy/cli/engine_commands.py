@@ -53,9 +53,19 @@ def build(
     strip: Annotated[bool, typer.Option("--strip", help="Leave the weights in the ONNX file.")] = False,
     refit: Annotated[bool, typer.Option("--refit", help="Allow other weights later, see swap.")] = False,
     timing_cache: TimingCacheOption = "auto",
+    runtime: Annotated[
+        str, typer.Option(help="tensorrt, or rtx: TensorRT-RTX, which builds on any machine, without a GPU.")
+    ] = "tensorrt",
+    target: Annotated[
+        list[str] | None, typer.Option(help="For rtx: an architecture, e.g. sm120 (RTX 50). Repeat for several.")
+    ] = None,
 ) -> None:
-    """Build a TensorRT plan for this GPU. Ctrl-C cancels and leaves no partial file."""
-    options = _options(batch, level, workspace_mb, version_compatible, hardware_compatible, strip, refit, timing_cache)
+    """Build a TensorRT plan for this GPU, or one of TensorRT-RTX. Ctrl-C cancels and leaves no partial file."""
+    options = BuildOptions(
+        _batches(batch), workspace_mb, level, version_compatible, hardware_compatible, strip, refit,
+        _folder(timing_cache), runtime, tuple(target or ()),
+    )  # fmt: skip
+    options.check()
     sidecar, ratio = _watched(lambda progress: builder.build_file(onnx, plan, options, progress), f"building {plan}")
     print(_built(sidecar, ratio, str(plan)))
 
@@ -81,17 +91,17 @@ def show(
     rows = {
         "plan": f"{plan}, {sidecar.plan_bytes / 1e6:.1f} MB, intact",
         "from": f"{sidecar.onnx}{_onnx_state(plan, sidecar)}",
-        "built": f"{sidecar.built} by TensorRT {sidecar.tensorrt} on {sidecar.gpu} ({sidecar.compute_capability})",
+        "built": f"{sidecar.built} by {sidecar.builder} {'for' if sidecar.targets else 'on'} {sidecar.gpu} "
+        f"({sidecar.compute_capability})",
         "took": f"{sidecar.build_s:.1f} s at level {sidecar.level}, timing cache {sidecar.timing_cache}",
         "batches": ", ".join("/".join(map(str, sizes)) for sizes in sidecar.batches),
         "reads": _tensors(sidecar.inputs),
         "gives": _tensors(sidecar.outputs),
-        "runs in": "this and later TensorRT versions"
-        if sidecar.version_compatible
-        else f"TensorRT {sidecar.tensorrt} only",
+        "runs in": "this and later TensorRT versions" if sidecar.version_compatible else f"{sidecar.builder} only",
         "runs on": "Ampere and later GPUs"
         if sidecar.hardware_compatible
         else f"compute capability {sidecar.compute_capability}",
+        "computes": ", ".join(f"{n} x {kind}" for kind, n in sidecar.computed.items()) or "not recorded",
         "weights": {"no": "its own", "identical": "from the ONNX file", "any": "its own or others, see 'engine swap'"}[
             sidecar.refit
         ]
@@ -144,7 +154,8 @@ def serve(
     public, secret = key_pair(key, make=True) if key else (None, None)
     settings, weights = load_settings(), None
     if build:
-        options = _options(batch, level, 4096, False, False, False, False, timing_cache)
+        options = BuildOptions(_batches(batch), level=level, timing_cache=_folder(timing_cache))
+        options.check()
         data, sidecar, ratio = _watched(
             lambda progress: builder.build_memory(model, options, progress), f"building {model}"
         )
@@ -220,14 +231,12 @@ def bench(
     print(f"written to {out}.json, .md and .html")
 
 
-def _options(
-    batch, level, workspace_mb, version_compatible, hardware_compatible, strip, refit, timing_cache
-) -> BuildOptions:
-    batches = tuple(_sizes(text) for text in batch or ["1/16/32"])
-    folder = {"off": None, "auto": default_folder()}.get(timing_cache, Path(timing_cache))
-    options = BuildOptions(batches, workspace_mb, level, version_compatible, hardware_compatible, strip, refit, folder)
-    options.check()
-    return options
+def _batches(texts: list[str] | None) -> tuple[tuple[int, int, int], ...]:
+    return tuple(_sizes(text) for text in texts or ["1/16/32"])
+
+
+def _folder(timing_cache: str) -> Path | None:
+    return {"off": None, "auto": default_folder()}.get(timing_cache, Path(timing_cache))
 
 
 def _sizes(text: str) -> tuple[int, int, int]:
@@ -261,7 +270,7 @@ def _built(sidecar, ratio: float | None, where: str) -> str:
     again = f", {ratio:.2f} of the first build" if ratio is not None else ""
     return (
         f"{where}: {sidecar.plan_bytes / 1e6:.1f} MB, built in {sidecar.build_s:.1f} s{again} "
-        f"(timing cache {sidecar.timing_cache}) by TensorRT {sidecar.tensorrt} for {sidecar.gpu}"
+        f"(timing cache {sidecar.timing_cache}) by {sidecar.builder} for {sidecar.gpu}"
     )
 
 

@@ -1,4 +1,5 @@
-"""ONNX -> plan with TensorRT's builder, 10.15 to 11.x, and 8.6, whose networks are weakly typed.
+"""ONNX -> plan with TensorRT's builder, 10.15 to 11.x, and 8.6, whose networks are weakly typed; or with the builder of
+TensorRT-RTX, which needs no GPU and builds for the architectures it is told.
 
 The precision is that of the ONNX file (strongly typed), see `engine precision`. Only the standard library, CUDA's
 bindings and TensorRT are imported, so this module also runs in a builder's own Python.
@@ -8,12 +9,15 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from peoplecounter.common.engine.onnx_file import metadata
-from peoplecounter.common.engine.sidecar import Sidecar, sidecar_path
+from peoplecounter.common.engine.sidecar import NAMES, Sidecar, capability, sidecar_path
 from peoplecounter.common.engine.tensorrt_log import logger
 from peoplecounter.common.errors import NO_INPUT, SOFTWARE, AppError
 from peoplecounter.common.files import Replacement, sha256, write_file
@@ -34,6 +38,8 @@ class BuildOptions:
     strip: bool = False  # leave the weights out; they come from the ONNX file when the plan is loaded
     refit: bool = False  # allow other weights later, see `engine swap`
     timing_cache: Path | None = None  # its folder; None: off
+    runtime: str = "tensorrt"  # or "rtx"
+    targets: tuple[str, ...] = ()  # of rtx: "sm120" …
 
     def check(self) -> None:
         """Raises AppError for options that contradict each other or are out of bounds."""
@@ -46,6 +52,16 @@ class BuildOptions:
             raise AppError("No batch takes a single image, which infer_global needs: add --batch 1.")
         if not 0 <= self.level <= 5:
             raise AppError(f"Invalid optimization level {self.level}: use 0 to 5.")
+        if self.runtime not in NAMES:
+            raise AppError(f"Unknown runtime {self.runtime!r}: use {' or '.join(NAMES)}.")
+        rtx = self.runtime == "rtx"
+        if rtx != bool(self.targets):
+            raise AppError("--runtime rtx and --target, e.g. sm120, belong together: the one needs the other.")
+        if rtx and (self.version_compatible or self.hardware_compatible or self.strip or self.refit):
+            raise AppError(
+                "Plans of TensorRT-RTX cannot be version- or hardware-compatible, stripped or refitted: --target says "
+                "where they run."
+            )
         if self.version_compatible and (self.strip or self.refit):
             raise AppError("A version-compatible plan cannot be refitted: omit --strip and --refit.")
 
@@ -75,32 +91,34 @@ def build(
     or not accepted by TensorRT, for a missing builder or GPU, and when cancelled.
     """
     options.check()
-    trt = trt or _tensorrt()
+    trt = trt or _tensorrt(options.runtime)
     data = read_onnx(onnx)
-    gpu, capability, cuda = _machine()
+    gpu, compute_capability, cuda = _machine(options)
     log = logger(trt)
     builder = trt.Builder(log)
     network, config = _network(trt, builder), builder.create_builder_config()
     parser = trt.OnnxParser(network, log)
     if not parser.parse(data, str(onnx)):
         why = parser.get_error(0).desc() if parser.num_errors else log.first_error
-        raise AppError(f"TensorRT does not accept {onnx}: {why.strip().rstrip('.')}.")
+        raise AppError(f"{NAMES[options.runtime]} does not accept {onnx}: {why.strip().rstrip('.')}.")
     batches = _profiles(trt, builder, config, network, options, onnx)
     _configure(trt, config, options)
     cache = None
-    if options.timing_cache:
-        cache = TimingCache(options.timing_cache, key(gpu, capability, trt.__version__, cuda))
+    if options.timing_cache and options.runtime == "tensorrt":  # TensorRT-RTX measures nothing
+        cache = TimingCache(options.timing_cache, key(gpu, compute_capability, trt.__version__, cuda))
     warm = _attach(trt, config, cache)
     monitor = _monitor(trt, progress) if hasattr(trt, "IProgressMonitor") else None  # must outlive the build
     if monitor is not None:
         config.progress_monitor = monitor
+    computed = _computed(trt, network)
     began_s = time.monotonic()
     failure = _serialize(trt, builder, network, config, write)
     seconds = time.monotonic() - began_s
     if progress.cancelled.is_set():
         raise AppError("The build was cancelled: nothing was written.", SOFTWARE)
     if failure is not None:
-        raise AppError(f"TensorRT cannot build {onnx}: {failure or log.first_error or 'no reason given'}.", SOFTWARE)
+        why = failure or log.first_error or "no reason given"
+        raise AppError(f"{NAMES[options.runtime]} cannot build {onnx}: {why}.", SOFTWARE)
     ratio = None
     if cache:
         cache.add(lambda measured: _merged(config, measured))
@@ -113,7 +131,7 @@ def build(
         onnx_sha256=sha256(data),
         tensorrt=trt.__version__,
         gpu=gpu,
-        compute_capability=capability,
+        compute_capability=compute_capability,
         version_compatible=options.version_compatible,
         hardware_compatible=options.hardware_compatible,
         stripped=options.strip,
@@ -127,6 +145,9 @@ def build(
         timing_cache="off" if cache is None else "warm" if warm else "cold",
         built=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         metadata=metadata(data),
+        runtime=options.runtime,
+        targets=list(options.targets),
+        computed=computed,
     )
     return sidecar, ratio
 
@@ -202,7 +223,12 @@ def read_onnx(path: Path) -> bytes:
         raise AppError(f"The ONNX file {path} cannot be read: {error.strerror}.", NO_INPUT) from None
 
 
-def _tensorrt():
+def _tensorrt(runtime: str):
+    if runtime == "rtx":
+        name = next((name for name in ("tensorrt_rtx", "tensorrt_rtx_bindings") if find_spec(name)), None)
+        if name is None:
+            raise AppError("TensorRT-RTX is not installed: it is in the extra 'gpu-rtx'.")
+        return import_module(name)
     try:
         import tensorrt
     except ImportError:
@@ -212,8 +238,10 @@ def _tensorrt():
     return tensorrt
 
 
-def _machine() -> tuple[str, str, int]:
-    """(GPU, its compute capability, CUDA runtime version as 13000)."""
+def _machine(options: BuildOptions) -> tuple[str, str, int]:
+    """(GPU, its compute capability, CUDA runtime version as 13000); for TensorRT-RTX those of the targets."""
+    if options.runtime == "rtx":
+        return f"any GPU of {', '.join(options.targets)}", ", ".join(map(capability, options.targets)), 0
     try:
         from peoplecounter.common import cuda
     except ImportError:
@@ -255,6 +283,15 @@ def _configure(trt, config, options: BuildOptions) -> None:
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
     config.builder_optimization_level = options.level
     config.max_aux_streams = 0  # a linear graph; processes overlap instead
+    if options.runtime == "rtx":
+        known = {
+            name.lower(): kind for name, kind in trt.ComputeCapability.__members__.items() if name.startswith("SM")
+        }
+        if unknown := [target for target in options.targets if target not in known]:
+            raise AppError(f"TensorRT-RTX does not build for {', '.join(unknown)}: use {', '.join(known)}.")
+        config.num_compute_capabilities = len(options.targets)
+        for index, target in enumerate(options.targets):
+            config.set_compute_capability(known[target], index)
     if options.version_compatible:
         config.set_flag(flags.VERSION_COMPATIBLE)
     if options.hardware_compatible:
@@ -269,6 +306,25 @@ def _configure(trt, config, options: BuildOptions) -> None:
         config.set_flag(flags.FP16)  # the builder chooses where
         sources = trt.TacticSource  # without cuBLAS and cuDNN, as in later versions
         config.set_tactic_sources(1 << int(sources.EDGE_MASK_CONVOLUTIONS) | 1 << int(sources.JIT_CONVOLUTIONS))
+
+
+def _computed(trt, network) -> dict[str, int]:
+    """Type -> how many convolutions and matrix products the network asks for. Behind Q/DQ pairs it is theirs.
+
+    The builder may choose another kernel; only a GPU tells.
+    """
+    kinds = (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    makers = {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)}
+    found: Counter[str] = Counter()
+    for layer in layers:
+        if layer.type in kinds:
+            tensor = layer.get_input(0)
+            maker = makers.get(tensor.name)
+            if maker is not None and maker.type == trt.LayerType.DEQUANTIZE:
+                tensor = maker.get_input(0)
+            found[str(tensor.dtype).rpartition(".")[2]] += 1
+    return dict(found)
 
 
 def _attach(trt, config, cache: TimingCache | None) -> bool:

@@ -12,8 +12,10 @@ from tests.support import fake_tensorrt
 
 ROOT = Path(__file__).parents[2]
 LOADER = tuple(f"common/engine/tensorrt{name}.py" for name in ("", "_io", "_log"))
+RTX = "common/engine/tensorrt_rtx.py"
 BUILDER = ("common/engine/refit.py", "deploy/engine/build.py")
 VERSIONS = ("10.15.1.29", "11.4.0.106")  # the oldest that is supported, and the newest there is
+FOR_RTX = {"trt.ComputeCapability", "IBuilderConfig.num_compute_capabilities", "IBuilderConfig.set_compute_capability"}
 FOR_8_6 = {"BuilderFlag.FP16", "NetworkDefinitionCreationFlag.EXPLICIT_BATCH"}  # gone in 11
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the bindings' wheels are read on x86-64 only")
@@ -26,7 +28,8 @@ def described(request):
 
 
 def problems(usages):
-    return [p for usage in usages for p in usage.problems if not any(p.endswith(f"no {old}") for old in FOR_8_6)]
+    elsewhere = FOR_8_6 | FOR_RTX
+    return [p for usage in usages for p in usage.problems if not any(p.endswith(f"no {name}") for name in elsewhere)]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -52,6 +55,21 @@ def test_the_small_runtimes_have_all_that_the_loader_uses(described, module, ver
     usages = [compare_file(ROOT / path, described(module, version)) for path in LOADER]
     assert not problems(usages)
     assert len(set().union(*(usage.compared for usage in usages))) > 30
+
+
+def test_tensorrt_rtx_has_all_that_its_plans_need():
+    """Its real library is installed."""
+    module = pytest.importorskip("tensorrt_rtx_bindings")
+    description = bindings.describe(module)
+    usages = [compare_file(ROOT / path, description) for path in (*LOADER, RTX, "deploy/engine/build.py")]
+    assert not problems(usages)
+    compared = set().union(*(usage.compared for usage in usages))
+    assert compared >= {
+        "trt.ComputeCapability", "IBuilderConfig.num_compute_capabilities", "IBuilderConfig.set_compute_capability()",
+        "IRuntimeConfig.cuda_graph_strategy", "CudaGraphStrategy.DISABLED", "IRuntimeConfig.create_runtime_cache()",
+        "IRuntimeConfig.set_runtime_cache()", "IRuntimeCache.deserialize()", "IRuntimeCache.serialize()",
+        "ICudaEngine.create_runtime_config()", "ICudaEngine.create_execution_context()",
+    }  # fmt: skip
 
 
 WRONG = {

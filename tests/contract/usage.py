@@ -10,7 +10,8 @@ from pathlib import Path
 PARAMETERS = {  # what a function's parameter, or an attribute of self, of this name is
     "trt": "module", "self._trt": "module", "builder": "Builder", "network": "INetworkDefinition",
     "config": "IBuilderConfig", "engine": "ICudaEngine", "self._engine": "ICudaEngine", "context": "IExecutionContext",
-    "tensor": "ITensor", "context_of_profile": "IExecutionContext",
+    "tensor": "ITensor", "context_of_profile": "IExecutionContext", "self._config": "IRuntimeConfig",
+    "self._cache": "IRuntimeCache",
 }  # fmt: skip
 RETURNS = {
     "_context": "IExecutionContext",

@@ -10,10 +10,11 @@ import pytest
 
 from peoplecounter.common.engine.model import DEMO_MODEL
 from peoplecounter.common.engine.onnx_file import FOR_ONNX_RUNTIME, is_int8_for_cpus
-from peoplecounter.common.errors import CONFIG, NO_INPUT, SOFTWARE
+from peoplecounter.common.errors import CONFIG, NO_INPUT, SOFTWARE, AppError
 from peoplecounter.deploy.cli import engine_commands as cli
 from peoplecounter.deploy.demo.plaza import render_clip
 from peoplecounter.deploy.engine import precision
+from peoplecounter.deploy.engine.build import BuildOptions, BuildProgress, build_memory
 from peoplecounter.deploy.engine.precision import MODELOPT, environment
 from tests.support.cli import argv
 from tests.support.squares import VARIABLES, make_model
@@ -48,6 +49,14 @@ def converted(source, out, to, footage, python):
     return float(words[5].rstrip(",")), float(words[8])
 
 
+def computed_for_sm120(onnx_file, target="sm120"):
+    """Type -> convolutions and matrix products of a plan by the real builder of TensorRT-RTX, which needs no GPU."""
+    options = BuildOptions(runtime="rtx", targets=(target,))
+    _, sidecar, _ = build_memory(onnx_file, options, BuildProgress())
+    assert sidecar.plan_bytes > 100_000
+    return sidecar.computed
+
+
 @modelopt
 def test_fp16_counts_what_fp32_counts(python, plaza, tmp_path):
     out = tmp_path / "fp16.onnx"
@@ -59,6 +68,7 @@ def test_fp16_counts_what_fp32_counts(python, plaza, tmp_path):
     assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
     assert graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     assert out.stat().st_size < 0.8 * DEMO_MODEL.stat().st_size
+    assert computed_for_sm120(out).get("HALF", 0) > 20
 
 
 @modelopt
@@ -72,6 +82,7 @@ def test_int8_is_calibrated_on_the_footage_and_leaves_scores_and_pixels_alone(py
     readers = {node.name: node for node in graph.node if rounded & set(node.input)}
     assert sum(node.op_type == "Conv" for node in readers.values()) > 20
     assert not {"/detector/head/Conv", "/TopK", "/Exp", "/Concat_2"} & readers.keys()
+    assert computed_for_sm120(out).get("INT8", 0) > 20
 
 
 @modelopt
@@ -81,6 +92,10 @@ def test_fp8_counts_nearly_the_same(python, plaza, tmp_path):
     after, before = converted(DEMO_MODEL, out, "fp8", plaza, python)
     assert abs(after - before) <= 0.05 * before
     assert onnx.TensorProto.FLOAT8E4M3FN in {i.data_type for i in onnx.load(out).graph.initializer}
+    computed = computed_for_sm120(out)
+    assert computed["FP8"] >= computed["FLOAT"]
+    with pytest.raises(AppError, match=r"sm86.*fp8"):  # which has no FP8
+        computed_for_sm120(out, "sm86")
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -130,6 +145,15 @@ def test_fp16_of_a_real_detector_counts_the_same_street(python, footage, yolo, t
     assert table.returncode == 0, table.stderr
     _, half = json.loads((tmp_path / "t.json").read_text())["engines"]
     assert abs(half["difference_pct"]) <= 1
+    assert computed_for_sm120(out).get("HALF", 0) > 80
+
+
+@modelopt
+@pytest.mark.parametrize("to, kind", [("int8", "INT8"), ("fp8", "FP8")])
+def test_a_real_detector_in_eight_bits_builds_for_an_rtx_5060_ti(python, footage, yolo, tmp_path, to, kind):
+    converted(yolo, tmp_path / "out.onnx", to, footage / "towncentre_1080p.mp4", python)
+    computed = computed_for_sm120(tmp_path / "out.onnx")
+    assert computed[kind] > 2 * computed["FLOAT"]
 
 
 @pytest.mark.parametrize(

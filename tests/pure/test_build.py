@@ -20,7 +20,7 @@ import pytest
 from peoplecounter.common.engine import model
 from peoplecounter.common.engine.model import DEMO_MODEL
 from peoplecounter.common.engine.refit import refit
-from peoplecounter.common.engine.sidecar import check_fits, read_sidecar, sidecar_path
+from peoplecounter.common.engine.sidecar import check_gpu, check_version, read_sidecar, sidecar_path
 from peoplecounter.common.engine.tensorrt_log import logger
 from peoplecounter.common.errors import NO_INPUT, SOFTWARE, AppError
 from peoplecounter.common.files import sha256
@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
-    monkeypatch.setattr(builder, "_machine", lambda: ("NVIDIA Fake 9", "9.0", 13000))
+    monkeypatch.setattr(builder, "_machine", lambda options: ("NVIDIA Fake 9", "9.0", 13000))
 
 
 @pytest.fixture
@@ -100,6 +100,10 @@ def test_a_profile_for_each_fixed_batch(onnx, tmp_path):
         ({"batches": ((8, 8, 8),)}, "No batch takes a single image"),
         ({"level": 6}, "Invalid optimization level 6"),
         ({"version_compatible": True, "strip": True}, "cannot be refitted"),
+        ({"runtime": "trt"}, "Unknown runtime 'trt': use tensorrt or rtx"),
+        ({"runtime": "rtx"}, "--runtime rtx and --target, e.g. sm120, belong together"),
+        ({"targets": ("sm120",)}, "belong together"),
+        ({"runtime": "rtx", "targets": ("sm120",), "strip": True}, "cannot be version- or hardware-compatible"),
     ],
 )
 def test_options_that_make_no_plan(onnx, tmp_path, options, message):
@@ -150,7 +154,7 @@ import resource, signal
 from pathlib import Path
 from peoplecounter.deploy.engine import build
 from tests.support import fake_tensorrt
-build._machine = lambda: ("Fake", "9.0", 13000)
+build._machine = lambda options: ("Fake", "9.0", 13000)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (64, {resource.RLIM_INFINITY}))
 try:
@@ -318,10 +322,14 @@ def test_hash_and_size_that_the_settings_ask_for(onnx):
 )
 def test_where_a_plan_runs(onnx, tmp_path, changes, here, message):
     _, sidecar, _ = built(onnx, tmp_path)
+    version, *gpu = here
+    sidecar = replace(sidecar, **changes)
     if message is None:
-        return check_fits(replace(sidecar, **changes), *here, "net.plan")
+        check_gpu(sidecar, *gpu, "net.plan")
+        return check_version(sidecar, version, "net.plan")
     with pytest.raises(AppError, match=message):
-        check_fits(replace(sidecar, **changes), *here, "net.plan")
+        check_gpu(sidecar, *gpu, "net.plan")
+        check_version(sidecar, version, "net.plan")
 
 
 def test_show_prints_what_a_plan_is(onnx, tmp_path):

@@ -35,6 +35,12 @@ class MemoryPoolType(IntEnum):
     WORKSPACE = 0
 
 
+class LayerType(IntEnum):
+    CONVOLUTION = 0
+    MATRIX_MULTIPLY = 11
+    DEQUANTIZE = 36
+
+
 class ILogger:
     INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
@@ -69,6 +75,11 @@ class INetworkDefinition:
 
     num_inputs = property(lambda self: len(self._graph.input))
     num_outputs = property(lambda self: len(self._graph.output))
+
+    num_layers = property(lambda self: 0)  # it knows no layers
+
+    def get_layer(self, index):
+        raise IndexError(index)
 
     def get_input(self, index):
         return ITensor(self._graph.input[index])
