@@ -136,6 +136,35 @@ def precision(
 
 
 @app.command()
+def persons(
+    onnx: Onnx,
+    out: Annotated[Path, typer.Argument(help="ONNX file to write.")],
+    person_class: Annotated[int | None, typer.Option(help="The class of a person, if the model names none.")] = None,
+) -> None:
+    """Cut a YOLO detector to the class of persons: the same persons, a little faster."""
+    from peoplecounter.deploy.engine.edit import cut_to_persons
+
+    cut_to_persons(onnx, out, person_class)
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {onnx.name} has {onnx.stat().st_size / 1e6:.1f}")
+
+
+@app.command()
+def resize(
+    onnx: Onnx,
+    out: Annotated[Path, typer.Argument(help="ONNX file to write.")],
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of its images, px, e.g. 1280x736.")],
+) -> None:
+    """Make a YOLO detector read images of another size: fewer, larger views for cameras whose people are large."""
+    from peoplecounter.deploy.engine.edit import resize
+
+    width, _, height = size.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise AppError(f"Invalid --size {size!r}: use WIDTHxHEIGHT, e.g. 1280x736.")
+    resize(onnx, out, int(width), int(height))
+    print(f"{out}: reads {size} px")
+
+
+@app.command()
 def serve(
     model: Annotated[Path, typer.Argument(help="Plan or ONNX file.")],
     bind: Annotated[str, typer.Option(help="Endpoint; beyond loopback it needs --key.")] = "tcp://127.0.0.1:5580",
