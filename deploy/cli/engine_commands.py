@@ -17,7 +17,7 @@ from peoplecounter.common.engine.sidecar import check_bytes, read_sidecar, sidec
 from peoplecounter.common.errors import NO_INPUT, AppError
 from peoplecounter.common.files import sha256, write_file
 from peoplecounter.common.keys import key_pair
-from peoplecounter.common.settings import load_settings
+from peoplecounter.common.settings import Settings, load_settings
 from peoplecounter.deploy.engine import build as builder
 from peoplecounter.deploy.engine.build import BuildOptions, BuildProgress
 from peoplecounter.deploy.engine.timing import default_folder
@@ -221,32 +221,34 @@ def swap(
 
 @app.command()
 def bench(
-    models: Annotated[list[Path], typer.Argument(help="Models; the others are compared with the first.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(help="Models; the others are compared with the first. MODEL@RUNTIME names what runs it."),
+    ],
     footage: Footage,
     frames: Annotated[int, typer.Option(min=1, help="Frames of the video that are counted.")] = 24,
     truth: Annotated[Path | None, typer.Option(help="CSV with one row per person and a `frame` column.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each batch.")] = 60,
     out: Annotated[Path, typer.Option(help="OUT.json, OUT.md and OUT.html are written.")] = Path(".bench/engines"),
 ) -> None:
-    """Measure engines side by side: milliseconds at batches of 1, 8, 16 and 32, size, and counts."""
+    """Measure engines in turns: milliseconds at batches of 1, 8, 16 and 32, size, and counts.
+
+    Plans run on the GPU, ONNX files on the CPU: yolo26n.onnx@onnxruntime yolo26n.onnx@openvino yolo26n.plan.
+    """
     from peoplecounter.deploy.engine import bench as benches
     from peoplecounter.deploy.engine import calibration
     from peoplecounter.deploy.report import evaluate
 
     true = evaluate.read_truth(truth) if truth else None
-    loaded = load_settings(engine={"model": str(models[0])})
-    measure, surfaces = benches.EngineBench(loaded), list(islice(calibration.frames(footage), frames))
+    surfaces = list(islice(calibration.frames(footage), frames))
     if true is not None and len(surfaces) > len(true):
         raise AppError(f"{truth} has {len(true)} frames, {len(surfaces)} would be counted: use fewer --frames.")
-    rows = []
-    for model in models:
-        rows.append(measure.measure(model, surfaces, rounds))
-        print(f"{model}: measured", flush=True)
-    machine = benches.machine(measure.kind)
+    engines = [benches.MeasuredEngine(_with_runtime(model)) for model in models]
+    rows = benches.in_turns(engines, surfaces, rounds)
+    machine = benches.machine({engine.bench.kind for engine in engines})
     out.parent.mkdir(parents=True, exist_ok=True)
-    command = (
-        f"peoplecounter engine bench {' '.join(m.name for m in models)} --footage {footage.name} --frames {frames}"
-    )
+    names = " ".join(Path(model).name for model in models)
+    command = f"peoplecounter engine bench {names} --footage {footage.name} --frames {frames}"
     result = {
         "machine": machine,
         "python": platform.python_version(),
@@ -258,6 +260,12 @@ def bench(
     write_file(out.with_suffix(".html"), benches.page(rows, machine).encode())
     print(benches.markdown(rows, machine))
     print(f"written to {out}.json, .md and .html")
+
+
+def _with_runtime(text: str) -> Settings:
+    """The settings of MODEL or MODEL@RUNTIME; the model says on what it runs."""
+    model, _, runtime = text.partition("@")
+    return load_settings(backend="auto", engine={"model": model, **({"runtime": runtime} if runtime else {})})
 
 
 def _batches(texts: list[str] | None) -> tuple[tuple[int, int, int], ...]:

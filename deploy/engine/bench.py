@@ -1,7 +1,6 @@
 """Measures engines: speed, size and counts, as a table in JSON, Markdown and HTML."""
 
 import html
-import importlib.metadata
 import time
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from peoplecounter.deploy.engine import calibration
 from peoplecounter.services.fusion.merge import hysteresis, merge
 
 BATCHES = (1, 8, 16, 32)
-ROUNDS, WARM_UP = 60, 10
+ROUNDS, WARM_UP, TURNS = 60, 3, 3
 # trtexec, batch 8, median GPU ms / engine MB, yolo26n-seg on an RTX 5060 Ti: figures of the original pipeline
 ROADMAP = {"FP32": (5.17, 7.8), "FP16": (4.89, 7.9), "FP8 Q/DQ": (5.10, 6.5), "weight-stripped": (5.17, 4.1)}
 
@@ -32,33 +31,6 @@ class EngineBench:
     def __init__(self, settings: Settings):
         self.settings, self.kind = settings, KINDS[backend.resolve(settings)]
         self.work = memory_kind(self.kind).work_queue(Loop())
-
-    def measure(self, model: Path, surfaces: list, rounds: int = ROUNDS) -> dict:
-        """One engine's row: load_s, megabytes, ms {batch: {"p50", "p99"}} with and without graphs, counts."""
-        settings = self.settings.model_copy(
-            update={"engine": self.settings.engine.model_copy(update={"model": str(model)})}
-        )
-        began_s = time.perf_counter()
-        engine = load_engine(settings, cores.count(settings), self.work)
-        engine.warm_up()
-        row = {
-            "model": model.name,
-            "megabytes": round(model.stat().st_size / 1e6, 2),
-            "load_s": round(time.perf_counter() - began_s, 2),
-            "input": str(engine.input),
-        }
-        sidecar = read_sidecar(model)
-        if sidecar:
-            row |= {"tensorrt": sidecar.tensorrt, "build_s": sidecar.build_s, "stripped": sidecar.stripped}
-        row["ms"] = self._times(engine, rounds)
-        if self.kind == "cuda":
-            plain = load_engine(settings, cores.count(settings), self.work, graphs=False)
-            plain.warm_up()
-            row["ms_without_graphs"] = self._times(plain, rounds)
-            plain.close()
-        row["counts"] = self.counts(engine, surfaces)
-        engine.close()
-        return row
 
     def counts(self, engine: Engine, surfaces: list) -> list[int]:
         """The people in each of these frames, merged as fusion does."""
@@ -103,7 +75,7 @@ class EngineBench:
             done += batch
         return np.vstack(parts)
 
-    def _times(self, engine: Engine, rounds: int) -> dict[str, dict[str, float]]:
+    def times(self, engine: Engine, rounds: int) -> dict[int, list[float]]:
         """Milliseconds of each batch that the engine takes: GPU time on a GPU, otherwise wall time."""
         tensor, times = TensorLayout(max(BATCHES), engine.input), {}
         images = np.random.default_rng(0).random(tensor.shape, np.float32).astype(tensor.dtype)
@@ -118,12 +90,61 @@ class EngineBench:
                     self.work.finish()
                     gpu_ns = job()[1]
                     taken.append((gpu_ns or time.perf_counter_ns() - began_ns) / 1e6)
-                p50, p99 = np.percentile(taken[WARM_UP:], [50, 99])
-                times[str(batch)] = {"p50": round(float(p50), 3), "p99": round(float(p99), 3)}
+                times[batch] = taken[WARM_UP:]
         return times
 
     def _slot(self, images: np.ndarray):
         return _GpuImages(images) if self.kind == "cuda" else _HostImages(images)
+
+
+class MeasuredEngine:
+    """One row of the table: a model in a runtime of its own backend."""
+
+    def __init__(self, settings: Settings):
+        path = Path(settings.engine.model)
+        self.bench = EngineBench(settings)
+        began_s = time.perf_counter()
+        self._engines = {"ms": load_engine(settings, cores.count(settings), self.bench.work)}
+        self._engines["ms"].warm_up()
+        load_s = time.perf_counter() - began_s
+        if self.bench.kind == "cuda":
+            self._engines["ms_without_graphs"] = load_engine(settings, 1, self.bench.work, graphs=False)
+            self._engines["ms_without_graphs"].warm_up()
+        engine, sidecar = self._engines["ms"], read_sidecar(path) if path.is_file() else None
+        self.row: dict = {
+            "model": path.name, "engine": engine.about, "megabytes": round(path.stat().st_size / 1e6, 2),
+            "load_s": round(load_s, 2), "input": str(engine.input),
+        }  # fmt: skip
+        if sidecar:
+            self.row |= {"tensorrt": sidecar.builder, "build_s": sidecar.build_s, "stripped": sidecar.stripped}
+        self._times: dict[str, dict[int, list[float]]] = {key: {} for key in self._engines}
+
+    def take_turn(self, rounds: int) -> None:
+        """Measures its batches once more."""
+        for key, engine in self._engines.items():
+            for batch, taken in self.bench.times(engine, rounds).items():
+                self._times[key].setdefault(batch, []).extend(taken)
+
+    def finish(self, surfaces: list) -> dict:
+        """The row: ms and ms_without_graphs {batch: {"p50", "p99"}}, counts; frees the engines."""
+        for key, times in self._times.items():
+            percentiles = {batch: np.percentile(taken, [50, 99]) for batch, taken in times.items()}
+            self.row[key] = {
+                str(batch): {"p50": round(float(p50), 3), "p99": round(float(p99), 3)}
+                for batch, (p50, p99) in percentiles.items()
+            }
+        self.row["counts"] = self.bench.counts(self._engines["ms"], surfaces)
+        for engine in self._engines.values():
+            engine.close()
+        return self.row
+
+
+def in_turns(engines: list[MeasuredEngine], surfaces: list, rounds: int) -> list[dict]:
+    """The rows of these engines, measured in TURNS turns, so that what else a machine does falls on all of them."""
+    for _ in range(TURNS):
+        for engine in engines:
+            engine.take_turn(-(-rounds // TURNS))
+    return [engine.finish(surfaces) for engine in engines]
 
 
 class _HostImages:
@@ -159,20 +180,22 @@ class _GpuImages:
         check(cudart.cudaFree(self._address))
 
 
-def machine(kind: str) -> str:
-    """The machine and runtime, for the table's title."""
-    if kind == "cuda":
+def machine(kinds: set[str]) -> str:
+    """The machine, for the table's title: its GPU where one is used, and its cores where they are."""
+    parts = []
+    if "cuda" in kinds:
         from peoplecounter.common.cuda import device
-        from peoplecounter.common.engine.tensorrt import runtime_module
 
-        return f"{device().name.decode()}, TensorRT {runtime_module().__version__}, ms on the GPU"
-    return f"CPU, ONNX Runtime {importlib.metadata.version('onnxruntime')}, ms on the clock"
+        parts.append(f"{device().name.decode()}, ms on the GPU")
+    if "shm" in kinds:
+        parts.append(f"CPU, {cores.count(Settings())} threads, ms on the clock")
+    return "; ".join(parts)
 
 
 def compare(rows: list[dict], truth: dict[int, int] | None = None) -> list[dict]:
     """Adds to each row its mean count, and its difference from the first row: mean absolute, and in % of the mean.
 
-    With a truth (frame -> people) also `mae`, the mean absolute error.
+    With a truth (frame -> people) also `mae`, the mean absolute error, and `bias`, the mean error.
     """
     first = np.array(rows[0]["counts"], float)
     for row in rows:
@@ -182,14 +205,16 @@ def compare(rows: list[dict], truth: dict[int, int] | None = None) -> list[dict]
         if truth is not None:
             true = np.array([truth[frame] for frame in range(len(counts))], float)
             row["mae"] = round(float(np.abs(counts - true).mean()), 3)
+            row["bias"] = round(float((counts - true).mean()), 3)
         row["difference_pct"] = round(100 * float(counts.sum() - first.sum()) / max(1.0, float(first.sum())), 2)
     return rows
 
 
 def tables(rows: list[dict], machine: str) -> list[tuple[str, list[list[str]]]]:
     """(title, cells with a header row) of these engines and of the roadmap's; empty columns are left out."""
-    header = ["engine", "MB"]
-    columns = [[row["model"] for row in rows], [f"{row['megabytes']:.1f}" for row in rows]]
+    header = ["model", "engine", "MB"]
+    columns = [[row["model"] for row in rows], [row["engine"] for row in rows]]
+    columns.append([f"{row['megabytes']:.1f}" for row in rows])
     for key, what in (("ms", ""), ("ms_without_graphs", " without graphs")):
         for batch in map(str, BATCHES):
             times = [row.get(key, {}).get(batch) for row in rows]
@@ -200,8 +225,8 @@ def tables(rows: list[dict], machine: str) -> list[tuple[str, list[list[str]]]]:
     columns.append([f"{row['people']:.2f}" for row in rows])
     columns.append([f"{row['difference_pct']:+.1f} %, {row['difference']:.2f} a frame" for row in rows])
     if "mae" in rows[0]:
-        header.append("error against truth")
-        columns.append([f"{row['mae']:.2f}" for row in rows])
+        header.append("error, bias against truth")
+        columns.append([f"{row['mae']:.2f}, {row['bias']:+.2f}" for row in rows])
     roadmap = [["engine", "MB", "batch 8, ms p50"], *([k, f"{mb:.1f}", f"{ms:.2f}"] for k, (ms, mb) in ROADMAP.items())]
     return [
         (machine, [header, *map(list, zip(*columns))]),

@@ -200,8 +200,8 @@ def _engines(results: list[BenchResult]) -> list[str]:
             continue
         batches = sorted({batch for engine in content["engines"] for batch in engine["ms"]}, key=int)
         counted = [engine.get("mae") is not None for engine in content["engines"]]
-        titles = ["clip", "levels or rule", *(f">{t}" for t in ("images", "MAE", "bias", "matched"))]
-        titles += [">duplicates, parts", ">without truth"]
+        titles = ["model", ">MB", *(f">batch {batch}, ms" for batch in batches), ">people a frame"]
+        titles += [">MAE"] if all(counted) else []
         rows = []
         for engine in content["engines"]:
             cells = [f"{engine['ms'][b]['p50']:.2f}" if b in engine["ms"] else "" for b in batches]
@@ -211,7 +211,13 @@ def _engines(results: list[BenchResult]) -> list[str]:
                 for c, b in zip(cells, batches)
             ]
             built = f"<small>built in {engine['build_s']:.0f} s</small>" if "build_s" in engine else ""
-            row = [escape(engine["model"]) + built, f"{engine['megabytes']:.1f}", *cells, f"{engine['people']:.2f}"]
+            runs = f"<small>{escape(engine['engine'])}</small>" if "engine" in engine else ""
+            row = [
+                escape(engine["model"]) + runs + built,
+                f"{engine['megabytes']:.1f}",
+                *cells,
+                f"{engine['people']:.2f}",
+            ]
             rows.append([*row, f"{engine['mae']:.2f}"] if all(counted) else row)
         shown = BenchResult({**result.content, **content})
         parts += [table(titles, rows), f"<p>{shown.where()}</p>"]

@@ -80,5 +80,7 @@ def table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     titles = list(titles)
     kinds = [" class='n'" if title.startswith(">") else "" for title in titles]
     head = "".join(f"<th{kind}>{escape(title.lstrip('>'))}</th>" for title, kind in zip(titles, kinds))
-    body = "".join(f"<tr>{''.join(f'<td{k}>{cell}</td>' for k, cell in zip(kinds, row))}</tr>" for row in rows)
+    body = "".join(
+        f"<tr>{''.join(f'<td{k}>{cell}</td>' for k, cell in zip(kinds, row, strict=True))}</tr>" for row in rows
+    )
     return f"<div class='wide'><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
