@@ -16,6 +16,7 @@ RUNTIMES = {  # the packages of each; the first one installed is used
     "tensorrt": ("tensorrt", "tensorrt_lean", "tensorrt_dispatch"),
     "rtx": ("tensorrt_rtx",),
 }
+CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 MPS_CONTROL = "nvidia-cuda-mps-control"
 PACKAGES = {"cuda-python": "cuda.bindings", "PyNvVideoCodec": "PyNvVideoCodec", "torch": "torch"}
 
@@ -65,8 +66,8 @@ def cuda_checks() -> tuple[tuple[str, bool, str], ...]:
 
 
 def _cuda_checks() -> Iterator[tuple[str, bool, str]]:
-    gpu = _gpu()
-    yield "NVIDIA GPU", gpu is not None, gpu or "no driver or no device"
+    found = gpu()
+    yield "NVIDIA GPU", found is not None, found[0] if found else "no driver or no device"
     nvdec = _library("libnvcuvid.so.1") is not None
     yield "NVDEC", nvdec, "libnvcuvid" if nvdec else "no libnvcuvid: a container needs the capability 'video'"
     for package, module in PACKAGES.items():
@@ -89,11 +90,6 @@ def importable(module: str) -> bool:
         return False
 
 
-def has_gpu() -> bool:
-    """True where there is an NVIDIA GPU. Creates no CUDA context."""
-    return _gpu() is not None
-
-
 def may_use_openvino(settings: Settings) -> bool:
     """True when an ONNX file may be run by OpenVINO."""
     return settings.engine.runtime != "onnxruntime" and importable("openvino")
@@ -109,14 +105,18 @@ def mps_binary() -> str | None:
     return shutil.which(MPS_CONTROL)
 
 
-def _gpu() -> str | None:
-    """The first GPU's name, or None. Creates no CUDA context."""
+def gpu() -> tuple[str, str] | None:
+    """(name, compute capability, "9.0") of the first NVIDIA GPU; None: there is none. Creates no CUDA context."""
     driver = _library("libcuda.so.1")
-    name, device = ctypes.create_string_buffer(100), ctypes.c_int()
+    name, device, number = ctypes.create_string_buffer(100), ctypes.c_int(), ctypes.c_int()
     if driver is None or driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
         return None
     driver.cuDeviceGetName(name, len(name), device)
-    return name.value.decode()
+    capability = []
+    for attribute in CAPABILITY:
+        driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
+        capability.append(str(number.value))
+    return name.value.decode(), ".".join(capability)
 
 
 def _library(name: str) -> ctypes.CDLL | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from peoplecounter.common import backend
 from peoplecounter.common.engine.base import Engine
 from peoplecounter.common.engine.model import SwappedModel, plan_path, read_model
-from peoplecounter.common.engine.sidecar import read_sidecar
+from peoplecounter.common.engine.sidecar import check_gpu, read_sidecar
 from peoplecounter.common.errors import AppError
 from peoplecounter.common.settings import EngineSettings, Settings
 
@@ -43,12 +43,14 @@ def load_engine(
 def check_model(settings: Settings) -> None:
     """Raises AppError for a model that cannot be loaded, before anything is started.
 
-    A plan is not deserialized: its file and its sidecar are checked.
+    A plan is not deserialized: its file and its sidecar are checked, and that it is for this GPU.
     """
     if backend.resolve(settings) == "cpu":
         cpu_engine(settings.engine).close()
     elif not backend.is_endpoint(settings.engine.model):
-        read_sidecar(plan_path(settings.engine.model))
+        sidecar, gpu = read_sidecar(plan_path(settings.engine.model)), backend.gpu()
+        if sidecar and gpu:
+            check_gpu(sidecar, *gpu, settings.engine.model)
 
 
 def cpu_engine(settings: EngineSettings, threads: int = 1, counters: Counter[str] | None = None) -> Engine:

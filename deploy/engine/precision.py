@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from peoplecounter.common import cores
-from peoplecounter.common.backend import has_gpu, importable
+from peoplecounter.common.backend import gpu, importable
 from peoplecounter.common.engine.loading import cpu_engine, load_engine
 from peoplecounter.common.errors import NO_INPUT, SOFTWARE, AppError
 from peoplecounter.common.files import cache_folder, write_file
@@ -122,7 +122,7 @@ def _device(precision: str, device: str) -> str:
     if not fitting:
         known = "; ".join(f"{name}: {', '.join(precisions)}" for name, precisions in DEVICES.items())
         raise AppError(f"Unknown precision {precision!r} for {device}: use one of {known}.")
-    return fitting[-1] if len(fitting) == 1 or has_gpu() else fitting[0]
+    return fitting[-1] if len(fitting) == 1 or gpu() else fitting[0]
 
 
 def _people(model: Path, footage: Path) -> float:

@@ -1,7 +1,9 @@
 """What the benchmarks share."""
 
+import os
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -35,3 +37,14 @@ def gain(
         rows[f"{key}_spread"] = [round(min(medians), 4), round(max(medians), 4)]
     ratio = round(rows["before"] / rows["after"], 3) if rows["after"] else None
     return {"optimization": optimization, "what": what, "unit": unit, **rows, "ratio": ratio, "turns": len(on)}
+
+
+def of_checkout(tree: Path, folder: Path) -> dict[str, str]:
+    """The environment in which Python imports `peoplecounter` from a checkout, by links in `folder`."""
+    rooms = folder / "peoplecounter"
+    rooms.mkdir(parents=True, exist_ok=True)
+    for room in ("common", "services", "deploy"):
+        (rooms / room).unlink(missing_ok=True)
+        (rooms / room).symlink_to(tree / room)
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

@@ -9,10 +9,12 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from tests.bench import of_checkout
 from tests.support.cli import ROOT
 
 RUN = "import json, sys; from tests.bench.gpu import paced; print(json.dumps(paced(int(sys.argv[1]), True, 2)))"
@@ -23,7 +25,9 @@ PERCENTILES = (50, 90, 95, 98, 99, 100)
 def python(tree: Path, code: str, *arguments: object) -> dict:
     """The JSON that a program prints as its last line, run in a checkout."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, cwd=tree, check=True, stdout=subprocess.PIPE, text=True)
+    with tempfile.TemporaryDirectory() as folder:
+        environment = of_checkout(tree, Path(folder))
+        done = subprocess.run(command, cwd=tree, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

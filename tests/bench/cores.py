@@ -9,7 +9,6 @@ Each turn runs `peoplecounter run` of every checkout TREE, with settings as envi
 
 import argparse
 import json
-import os
 import signal
 import statistics
 import subprocess
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.bench import of_checkout
 from tests.bench.cpu import machine
 
 MODES = {"flat": {}, "alone": {"realtime": True, "loop": True, "fps": 1}, "live": {"realtime": True, "loop": True}}
@@ -30,19 +30,16 @@ WARM_UP = 4  # counts
 def measure(mode: str, clip: Path, model: Path, tree: Path, settings: dict[str, str], seconds: float) -> dict:
     """One group: counted frames/s and percentiles of its packet to count, ms."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        rooms = Path(folder) / "tree" / "peoplecounter"
-        rooms.mkdir(parents=True)
-        for room in ("common", "services", "deploy"):
-            (rooms / room).symlink_to(tree / room)
         variables = {
             "SOURCES": json.dumps({"cam": {"url": str(clip), **MODES[mode]}}),
             "ENGINE__MODEL": str(model),
             "RUN_DIR": f"{folder}/run",
             **settings,
         }
-        environment = {**os.environ, **{f"PEOPLECOUNTER_{key}": value for key, value in variables.items()}}
+        environment = of_checkout(tree, Path(folder) / "tree")
+        environment |= {f"PEOPLECOUNTER_{key}": value for key, value in variables.items()}
         group = subprocess.Popen(
-            [sys.executable, "-c", COMMAND, "run", "--json"], env={**environment, "PYTHONPATH": str(rooms.parent)},
+            [sys.executable, "-c", COMMAND, "run", "--json"], env=environment,
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         assert group.stdout is not None

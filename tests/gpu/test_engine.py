@@ -1,11 +1,16 @@
 """TensorRT: graphs change nothing, memory of another process changes nothing, bad plans give clear errors."""
 
+import os
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from peoplecounter.common.errors import CONFIG, NO_INPUT, AppError
 from peoplecounter.common.settings import EngineSettings
 from tests.gpu.ends import Owner
+from tests.support.cli import argv
 
 pytestmark = pytest.mark.gpu
 PARTS = [(0, 1), (1, 16), (17, 16), (3, 5), (0, 17), (1, 16), (0, 32)]  # first image, count
@@ -113,3 +118,20 @@ def test_bad_plans_are_rejected_with_a_clear_error(plan, reader, tmp_path):
     with pytest.raises(AppError, match="does not exist") as refusal:
         TensorRTEngine(EngineSettings(model=str(tmp_path / "none.plan")), reader.work)
     assert refusal.value.code == NO_INPUT
+
+
+def test_a_plan_of_tensorrt_rtx_for_another_gpu_is_rejected_by_name(reader, street, tmp_path):
+    """RTX_PLAN: a plan for sm120, built anywhere; this GPU is no RTX 50. Without its sidecar the runtime is missing."""
+    from peoplecounter.common.engine.tensorrt import TensorRTEngine
+
+    plan = Path(os.environ.get("RTX_PLAN", ".gpu/rtx/plaza.plan"))
+    if not plan.is_file():
+        pytest.skip(f"no plan of TensorRT-RTX at {plan}: set RTX_PLAN")
+    with pytest.raises(AppError, match=r"was built for sm120, this GPU is .* \(sm90\): build it with another --target"):
+        TensorRTEngine(EngineSettings(model=str(plan)), reader.work)
+    done = subprocess.run(argv("run", street, "--model", plan), capture_output=True, text=True)
+    assert done.returncode == CONFIG and len(done.stderr.splitlines()) == 1 and "built for sm120" in done.stderr
+    bare = tmp_path / "bare.plan"
+    bare.write_bytes(plan.read_bytes())
+    with pytest.raises(AppError, match="needs TensorRT-RTX, which is not installed: install the extra 'gpu-rtx'"):
+        TensorRTEngine(EngineSettings(model=str(bare)), reader.work)
