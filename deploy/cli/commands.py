@@ -242,6 +242,10 @@ def show_views(
 def tune(
     source: SourceName,
     model: Model = None,
+    other: Annotated[
+        list[str] | None,
+        typer.Option(help="The model for images of another size, see 'engine resize'. Repeat for more."),
+    ] = None,
     frames: Annotated[int, typer.Option(min=1, help="Frames to look at, spread over a file.")] = 200,
     truth: Annotated[Path | None, typer.Option(help="CSV with one row per person and a `frame` column.")] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="PNG to draw people into.")] = Path("tune.png"),
@@ -250,7 +254,7 @@ def tune(
     """Look at a source with every level of views, and recommend the fewest that count its people."""
     from peoplecounter.deploy.report import tuning
 
-    print("\n".join(tuning.tune(source, model, frames, truth, out, client.read_settings(config))))
+    print("\n".join(tuning.tune(source, model, other or [], frames, truth, out, client.read_settings(config))))
 
 
 @app.command()

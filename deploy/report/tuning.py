@@ -1,9 +1,10 @@
 """What each level of views costs and finds: `peoplecounter views` and `peoplecounter tune`."""
 
+import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,8 @@ from peoplecounter.common.boxes import iou_matrix
 from peoplecounter.common.engine.base import Engine
 from peoplecounter.common.engine.loading import load_engine
 from peoplecounter.common.errors import NO_INPUT, AppError
-from peoplecounter.common.settings import Settings, SourceSettings, source_settings
+from peoplecounter.common.ipc.messages import SurfaceLayout
+from peoplecounter.common.settings import Settings, SourceSettings, ViewSettings, source_settings
 from peoplecounter.common.sources import absolute_url, is_missing
 from peoplecounter.common.views import SMALLEST_SEEN_PX, View, by_level, overlap_px
 from peoplecounter.deploy.cli.display import aligned
@@ -47,19 +49,27 @@ class Level:
 
 @dataclass
 class Choice:
-    """Some levels, and what they count."""
+    """Some levels for images of one size, and what they count."""
 
     levels: tuple[Level, ...]
+    size: tuple[int, int]  # width, height of an image
+    model: str = ""  # empty: the one that all are compared with
     counts: list[int] = field(default_factory=list)
     before: np.ndarray | None = None  # the persons of the frame before
 
     @property
     def name(self) -> str:
-        return " + ".join(level.name for level in self.levels)
+        levels = " + ".join(level.name for level in self.levels)
+        return f"{levels} of {self.size[0]}x{self.size[1]}" if self.model else levels
 
     @property
     def images(self) -> int:
         return sum(len(level.views) for level in self.levels)
+
+    @property
+    def megapixels(self) -> float:
+        """What is inferred for a frame: about what it costs."""
+        return self.images * self.size[0] * self.size[1] / 1e6
 
     @property
     def views(self) -> list[int]:
@@ -96,11 +106,20 @@ def show_views(name: str, model: str | None, out: Path, settings: Settings) -> l
     ]
 
 
-def tune(name: str, model: str | None, frames: int, truth: Path | None, out: Path, settings: Settings) -> list[str]:
+def tune(
+    name: str,
+    model: str | None,
+    others: list[str],
+    frames: int,
+    truth: Path | None,
+    out: Path,
+    settings: Settings,
+) -> list[str]:
     """Looks at some frames of a source with every level; returns tables and a recommendation as lines of text.
 
-    `out` gets the frame with the most people, each in the colour of the level that saw them best. `truth`: a CSV as for
-    `eval`. Raises AppError for a source, a truth or a model that cannot be read.
+    `others`: the same model made for images of other sizes. `out` gets the frame with the most people, each in the
+    colour of the level that saw them best. `truth`: a CSV as for `eval`. Raises AppError for a source, a truth or a
+    model that cannot be read.
     """
     source = _source(name, settings)
     step = LIVE_STEP if source.live else max(1, calibration.length(source) // frames)
@@ -110,12 +129,14 @@ def tune(name: str, model: str | None, frames: int, truth: Path | None, out: Pat
     best: tuple[int, np.ndarray] = (-1, np.zeros(0))
     choices: list[Choice] = []
     everything = settings.views.model_copy(update={"smallest_person_px": None, "levels": None})
-    with loaded(model, settings) as (bench, engine):
+    with ExitStack() as opened:
+        bench, engine = opened.enter_context(loaded(model, settings))
+        larger = [_Other(path, *opened.enter_context(loaded(path, settings))) for path in others]
         for number, (layout, surface) in enumerate(islice(calibration.surfaces(source, step), frames)):
             views = everything.table(layout.width, layout.height, engine.input.size, engine.input.corner)
             if not choices:
                 levels, size = levels_of(views, layout.height), (layout.width, layout.height)
-                choices = choices_of(levels)
+                choices = choices_of(levels, engine.input.size)
                 found, alone = np.zeros(len(levels)), np.zeros(len(levels))
             elif (layout.width, layout.height) != size:
                 raise AppError(f"The frames of {name} change their size: tune looks at one size only.")
@@ -123,6 +144,8 @@ def tune(name: str, model: str | None, frames: int, truth: Path | None, out: Pat
             for choice in choices:
                 choice.before = bench.merged(rows[np.isin(rows[:, VIEW], choice.views)], choice.before)
                 choice.counts.append(len(choice.before))
+            for other in larger:
+                other.count(everything, layout, surface)
             persons = choices[-1].before  # of all levels
             assert persons is not None
             seen = np.array([_sees(rows, level, persons) for level in levels]).reshape(len(levels), -1)
@@ -145,15 +168,17 @@ def tune(name: str, model: str | None, frames: int, truth: Path | None, out: Pat
     for level, many, only, (colour, _) in zip(levels, found / len(numbers), alone / len(numbers), _colours()):
         table.append((level.name, str(len(level.views)), f"{many:.1f}", f"{only:.1f}", colour))
     counts = np.array(choices[-1].counts, float)
-    chosen = _cheapest(choices, counts)
-    rows_of = [("LEVELS", "IMAGES", "PEOPLE", "FROM ALL LEVELS", *(["FROM THE TRUTH"] if true else []), "")]
-    for choice in choices:
+    every = choices + [choice for other in larger for choice in other.choices]
+    chosen = _cheapest(every, counts)
+    rows_of = [("LEVELS", "IMAGES", "MPX", "PEOPLE", "FROM ALL LEVELS", *(["FROM THE TRUTH"] if true else []), "")]
+    for choice in every:
         here = np.array(choice.counts, float)
         errors = [f"{np.abs(here - counts).mean():.2f}"]
         if true:
             errors.append(f"{np.abs(here - [true.get(n, 0) for n in numbers]).mean():.2f}")
         mark = "<- recommended" if choice is chosen else ""
-        rows_of.append((choice.name, str(choice.images), f"{here.mean():.1f}", *errors, mark))
+        cost = str(choice.images), f"{choice.megapixels:.1f}"
+        rows_of.append((choice.name, *cost, f"{here.mean():.1f}", *errors, mark))
     return [
         f"{name}: {len(numbers)} frames of {size[0]}x{size[1]}, {counts.mean():.1f} people a frame",
         f"heights: {p5:.0f} px (5 %), {p50:.0f} px (50 %), {p95:.0f} px (95 %)",
@@ -163,12 +188,31 @@ def tune(name: str, model: str | None, frames: int, truth: Path | None, out: Pat
         *aligned(rows_of),
         "",
         f"The frame with the most people is drawn in {out}.",
-        f"Recommended: {chosen.images} of {choices[-1].images} images a frame, the fewest whose counts differ from "
-        f"those of all levels by at most {100 * ENOUGH:.0f} %.",
+        f"Recommended: {chosen.megapixels:.1f} of {choices[-1].megapixels:.1f} megapixels a frame, the fewest whose "
+        f"counts differ from those of all levels by at most {100 * ENOUGH:.0f} %.",
         "",
+        *([f"[engine]  # of the whole group\nmodel = {json.dumps(chosen.model)}\n"] if chosen.model else []),
         f"[sources.{name if name in settings.sources else 'NAME'}.views]",
-        _toml(chosen, levels),
+        _toml(chosen, max((c.levels for c in every if c.model == chosen.model), key=len)),
     ]
+
+
+class _Other:
+    """A model for images of another size, and what its levels count."""
+
+    def __init__(self, path: str, bench: EngineBench, engine: Engine):
+        self._path, self._bench, self._engine = path, bench, engine
+        self.choices: list[Choice] = []
+
+    def count(self, wanted: ViewSettings, layout: SurfaceLayout, surface: np.ndarray) -> None:
+        """Counts one more frame with each choice."""
+        size = self._engine.input.size
+        views = wanted.table(layout.width, layout.height, size, self._engine.input.corner)
+        self.choices = self.choices or choices_of(levels_of(views, layout.height), size, self._path)
+        rows = self._bench.rows(self._engine, layout, surface, views)
+        for choice in self.choices:
+            choice.before = self._bench.merged(rows[np.isin(rows[:, VIEW], choice.views)], choice.before)
+            choice.counts.append(len(choice.before))
 
 
 def _source(name: str, settings: Settings) -> SourceSettings:
@@ -208,17 +252,18 @@ def levels_of(views: tuple[View, ...], height: int) -> list[Level]:
     return levels
 
 
-def choices_of(levels: list[Level]) -> list[Choice]:
+def choices_of(levels: list[Level], size: tuple[int, int], model: str = "") -> list[Choice]:
     """The whole with every run of neighbouring levels, fewest images first; all levels last."""
     whole, tiles = levels[0], levels[1:]
     runs = [tiles[i:j] for i in range(len(tiles)) for j in range(i + 1, len(tiles) + 1)]
-    found = [Choice((whole,)), *(Choice((whole, *run)) for run in runs)]
+    found = [Choice(run, size, model) for run in ((whole,), *((whole, *run) for run in runs))]
     return sorted(found, key=lambda choice: (len(choice.levels) == len(levels), choice.images))
 
 
 def _cheapest(choices: list[Choice], counts: np.ndarray) -> Choice:
     allowed = ENOUGH * max(1.0, float(counts.mean()))
-    return next(choice for choice in choices if np.abs(np.array(choice.counts) - counts).mean() <= allowed)
+    enough = [choice for choice in choices if np.abs(np.array(choice.counts) - counts).mean() <= allowed]
+    return min(enough, key=lambda choice: choice.megapixels)
 
 
 def _sees(rows: np.ndarray, level: Level, persons: np.ndarray) -> np.ndarray:
@@ -268,9 +313,9 @@ def _ms(work) -> float:
     return (time.perf_counter() - began) * 1000
 
 
-def _toml(choice: Choice, levels: list[Level]) -> str:
-    """The choice as a line of settings: by the smallest person where the levels are those that auto takes."""
+def _toml(choice: Choice, levels: tuple[Level, ...]) -> str:
+    """The choice as a line of settings: by the smallest person where its levels are those that auto takes."""
     tiles = choice.levels[1:]
-    if tiles and list(tiles) == levels[1 : 1 + len(tiles)]:
+    if tiles and tiles == levels[1 : 1 + len(tiles)]:
         return f"smallest_person_px = {SMALLEST_SEEN_PX / tiles[-1].scale:.0f}"
     return f"levels = {[round(level.scale, 4) for level in tiles]}"

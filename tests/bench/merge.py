@@ -61,7 +61,7 @@ def measured(clip: Path, truth: Path, bench: EngineBench, engine, every: int) ->
     for number, (layout, surface) in enumerate(calibration.frames(clip, every)):
         views = bench.settings.views.table(layout.width, layout.height, engine.input.size, engine.input.corner)
         if not choices:
-            choices = tuning.choices_of(tuning.levels_of(views, layout.height))
+            choices = tuning.choices_of(tuning.levels_of(views, layout.height), engine.input.size)
             rules |= {choice.name: {} for choice in choices}
         rows = bench.rows(engine, layout, surface, views)
         for name, rule in RULES.items():

@@ -8,6 +8,7 @@ import pytest
 from peoplecounter.common.settings import Settings
 from peoplecounter.deploy.demo.plaza import render_clip
 from tests.support.cli import peoplecounter
+from tests.support.squares import make_model
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,25 @@ def test_views_of_a_source_of_the_settings(run_dir, near, tmp_path):
     config.write_text(f'[sources.door]\nurl = "{near}"\nviews = {{ smallest_person_px = 64 }}\n')
     done = peoplecounter(run_dir, "views", "door", "--config", config, "--out", tmp_path / "v.png")
     assert "door: 1920x1080, 3 images a frame" in done.stdout, done.stderr
+
+
+def test_tune_compares_models_of_several_sizes(run_dir, clip, model, tmp_path):
+    larger = make_model(tmp_path / "larger.onnx", size=160)
+    arguments = ("tune", clip, "--model", model, "--other", larger, "--frames", 9, "--out", tmp_path / "t.png")
+    done = peoplecounter(run_dir, *arguments, PEOPLECOUNTER_VIEWS__OVERLAP="0.2")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    rows = [row.replace(" <- recommended", "").rsplit(maxsplit=4) for row in table(lines, "LEVELS")]
+    names = [row[0] for row in rows]
+    assert names[0] == "whole" and "whole of 160x160" in names
+    sizes = {name: 160 if "160x160" in name else 80 for name in names}
+    for name, images, megapixels, *_ in rows:
+        assert float(megapixels) == pytest.approx(int(images) * sizes[name] ** 2 / 1e6, abs=0.051)
+    advice = "\n".join(lines[next(i for i, line in enumerate(lines) if line.startswith("[")) :])
+    settings = tomllib.loads(advice)
+    assert ("engine" in settings) == any("160x160" in row and "<- recommended" in row for row in lines)
+    if "engine" in settings:
+        assert settings["engine"] == {"model": str(larger)}
 
 
 def test_tune_recommends_fewer_images_for_large_people(run_dir, near, tmp_path):
