@@ -19,7 +19,13 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 def count(settings: Settings) -> int:
     """The cores that this group may use: settings.cores, or what the system lets this process use."""
-    return settings.cores or available(os.sched_getaffinity(0), *quotas(Path("/proc/self/cgroup").read_text()))
+    if settings.cores:
+        return settings.cores
+    try:
+        groups = Path("/proc/self/cgroup").read_text()
+    except OSError:  # a sandbox may not have it
+        groups = ""
+    return available(os.sched_getaffinity(0), *quotas(groups))
 
 
 def available(affinity: set[int], *quotas: float) -> int:

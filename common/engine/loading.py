@@ -54,19 +54,20 @@ def check_model(settings: Settings) -> None:
 
 
 def cpu_engine(settings: EngineSettings, threads: int = 1, counters: Counter[str] | None = None) -> Engine:
-    """The engine that engine.runtime names, or the faster one."""
+    """The engine that engine.runtime names, or the faster one. Raises AppError, see load_engine()."""
     if settings.runtime == "openvino" and not backend.importable("openvino"):
         raise AppError("OpenVINO is not installed: install the extra 'openvino', or use engine.runtime = 'auto'.")
+    model = read_model(settings)
     if settings.runtime != "onnxruntime" and backend.importable("openvino"):
         from peoplecounter.common.engine.openvino import OpenVinoEngine, gains
 
         if settings.runtime == "openvino":
-            return OpenVinoEngine(settings, threads, counters)
+            return OpenVinoEngine(settings, threads, counters, model)
         try:
-            if gains(read_model(settings)):
-                return OpenVinoEngine(settings, threads, counters)
+            if gains(model):
+                return OpenVinoEngine(settings, threads, counters, model)
         except AppError as error:  # ONNX Runtime may load what OpenVINO does not
             LOG.info("%s", error)
     from peoplecounter.common.engine.onnxruntime import OnnxEngine
 
-    return OnnxEngine(settings, threads, counters)
+    return OnnxEngine(settings, threads, counters, model)

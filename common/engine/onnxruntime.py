@@ -7,7 +7,7 @@ import onnxruntime
 
 from peoplecounter.common.engine.cpu import CpuEngine
 from peoplecounter.common.engine.heads import Output
-from peoplecounter.common.engine.model import read_model
+from peoplecounter.common.engine.model import Model, read_model
 from peoplecounter.common.engine.onnx_file import is_fp8
 from peoplecounter.common.engine.onnx_io import ModelInput, describe
 from peoplecounter.common.errors import AppError
@@ -19,8 +19,14 @@ DTYPES = {f"tensor({kind})": kind for kind in ("float16", "uint8", "int64")} | {
 class OnnxEngine(CpuEngine):
     """A model in an ONNX Runtime session. Raises AppError for one that cannot be loaded or is no supported detector."""
 
-    def __init__(self, settings: EngineSettings, threads: int = 1, counters: Counter[str] | None = None):
-        model = read_model(settings)
+    def __init__(
+        self,
+        settings: EngineSettings,
+        threads: int = 1,
+        counters: Counter[str] | None = None,
+        model: Model | None = None,
+    ):
+        model = model or read_model(settings)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores are shared

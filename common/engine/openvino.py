@@ -31,8 +31,14 @@ NAMES = {"bf16": "BF16", "f32": "FP32", "f16": "FP16"}
 class OpenVinoEngine(CpuEngine):
     """A compiled model. Raises AppError for one that cannot be loaded or is no supported detector."""
 
-    def __init__(self, settings: EngineSettings, threads: int = 1, counters: Counter[str] | None = None):
-        model = read_model(settings)
+    def __init__(
+        self,
+        settings: EngineSettings,
+        threads: int = 1,
+        counters: Counter[str] | None = None,
+        model: Model | None = None,
+    ):
+        model = model or read_model(settings)
         core, int8 = openvino.Core(), is_int8_for_cpus(model.data)
         options = {
             "INFERENCE_NUM_THREADS": threads,

@@ -1,6 +1,7 @@
 """ONNX -> ONNX of a lower precision: for GPUs with NVIDIA ModelOpt, for CPUs with NNCF. Each has an environment of its
 own, as its requirements conflict."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from peoplecounter.deploy.engine.bench import EngineBench
 
 DEVICES = {"cpu": ("int8",), "gpu": ("fp16", "int8", "fp8")}  # what is converted for each
 IMAGES = 24  # for calibration: more change the ranges little but take long
+QUIET = {"NNCF_CI": "1"}  # NNCF sends nothing to its makers
 CHECKED, STEP = 8, 3  # frames that are counted before and after: every third one
 
 
@@ -105,7 +107,7 @@ def convert(
             data,
         ]
         try:
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            done = subprocess.run(command, cwd=folder, env={**os.environ, **QUIET}, capture_output=True, text=True)
         except OSError as error:
             raise AppError(f"The Python {python} cannot be run: {error.strerror}.", NO_INPUT) from None
         if done.returncode or not out.exists():

@@ -49,7 +49,8 @@ def client():
     context.destroy(linger=0)
 
 
-def test_a_group_counts_with_a_served_model(group, clip, model, tmp_path):
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_group_counts_with_a_served_model(group, clip, model, tmp_path, runtime):
     key = tmp_path / "key"
     command = argv("engine", "serve", model, "--bind", "tcp://127.0.0.1:*")
     server = subprocess.Popen([*command, "--key", str(key)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -58,7 +59,8 @@ def test_a_group_counts_with_a_served_model(group, clip, model, tmp_path):
         endpoint, public = told.split('"')[1::2]
         assert key.stat().st_mode & 0o777 == 0o600 and public == key_pair(key)[0].decode()
         digest = hashlib.sha256(model.read_bytes()).hexdigest()
-        g = group({"cam": {"url": str(clip)}}, engine__server_key=public, engine__sha256=digest)
+        settings = {"server_key": public, "sha256": digest, "runtime": runtime, "precision": "fp32"}
+        g = group({"cam": {"url": str(clip)}}, **{f"engine__{key}": value for key, value in settings.items()})
         g.environment["PEOPLECOUNTER_ENGINE__MODEL"] = endpoint
         g.start()
         g.wait_for(g.ended, "the end", 60)

@@ -22,8 +22,9 @@ def blind(tmp_path):
 
 
 @pytest.fixture
-def live(group, clip):
-    g = group({"cam": {"url": str(clip), "realtime": True, "loop": True, "fps": 10}})
+def live(request, group, clip):
+    source = {"url": str(clip), "realtime": True, "loop": True, "fps": 10}
+    g = group({"cam": source}, engine__runtime=getattr(request, "param", "onnxruntime"), engine__precision="fp32")
     g.start("fusion.0", *WORKERS, "preprocess.0")
     g.wait_for(lambda: {*WORKERS} <= {name for _, name, _ in g.messages}, "the infer processes")
     g.start("decoder.cam")
@@ -36,6 +37,7 @@ def losses(g):
     return sum(g.totals()["dropped"].values()) + g.totals()["incomplete"]
 
 
+@pytest.mark.parametrize("live", ["onnxruntime", "openvino"], indirect=True)
 def test_all_change_between_two_frames_and_none_is_lost(live, blind):
     before = losses(live)
     done = swap(live, blind)
