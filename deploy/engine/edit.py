@@ -126,56 +126,75 @@ class _Graph:
 
 
 def _cut(graph: _Graph, read: Input, head: Head) -> None:
-    joined, boxes, scores = _joined(graph)
-    classes = _last_convolutions(graph, scores)
-    for convolution in classes:
-        for name in list(convolution.input)[1:]:
-            kept = graph.constants[name][head.person_class : head.person_class + 1]
-            convolution.input[list(convolution.input).index(name)] = graph.new_constant(np.ascontiguousarray(kept))
-        for reader in graph.readers(convolution.output[0]):
-            if reader.op_type == "Reshape":
-                shape = graph.constants[reader.input[1]].copy()
-                shape[1] = 1
-                reader.input[1] = graph.new_constant(shape)
+    boxes, scores = _joined(graph)
+    path = _score_path(graph, scores)
+    classes = {len(graph.constants[node.input[1]]) for node in path if node.op_type == "Conv"}
+    if len(classes) != 1:
+        raise graph.fail("its last convolutions do not compute one score for each class")
+    fewer = classes.pop() - 1
+    for node in path:
+        if node.op_type == "Conv":
+            for i in range(1, len(node.input)):
+                kept = graph.constants[node.input[i]][head.person_class : head.person_class + 1]
+                node.input[i] = graph.new_constant(np.ascontiguousarray(kept))
+        elif node.op_type == "Reshape":
+            shape = graph.constants[node.input[1]].copy()
+            shape[1] -= fewer
+            node.input[1] = graph.new_constant(shape)
+        elif node.op_type == "Split" and len(node.input) > 1:
+            sizes = graph.constants[node.input[1]].copy()
+            sizes[-1] -= fewer
+            node.input[1] = graph.new_constant(sizes)
+        elif node.op_type == "Split":  # before opset 13
+            (sizes,) = (attribute.ints for attribute in node.attribute if attribute.name == "split")
+            sizes[-1] -= fewer
     output = graph.graph.output[0]
     if head.kind.name == "rows":
-        _select(graph, joined, boxes, scores, output)
+        _select(graph, boxes, scores, output)
     else:
-        output.type.tensor_type.shape.dim[1].dim_value = 5
+        output.type.tensor_type.shape.dim[1].dim_value -= fewer
     from onnx import helper
 
     known = {entry.key: entry.value for entry in graph.model.metadata_props}
     helper.set_model_props(graph.model, {**known, "names": str({0: "person"})})
 
 
-def _joined(graph: _Graph) -> tuple[Any, str, str]:
-    """(the Concat of boxes [B, 4, places] and scores [B, classes, places], boxes, scores)."""
+def _joined(graph: _Graph) -> tuple[str, str]:
+    """The tensors of boxes [B, 4, places] and scores [B, classes, places], where they are joined."""
     for node in graph.graph.node:
-        if node.op_type == "Concat" and len(node.input) == 2:
+        if node.op_type == "Concat" and len(node.input) > 1:
             maker = graph.makers.get(node.input[1])
             if maker is not None and maker.op_type == "Sigmoid" and node.attribute[0].i == 1:
-                return node, node.input[0], node.input[1]
+                return node.input[0], node.input[1]
     raise graph.fail("no boxes and scores are joined in it")
 
 
-def _last_convolutions(graph: _Graph, scores: str) -> list[Any]:
-    """Those that compute the scores: behind them come only Reshape, Concat and Sigmoid."""
-    found, open_ = [], [graph.makers[scores]]
-    while open_:
-        node = open_.pop()
-        if node.op_type == "Conv":
-            found.append(node)
-        elif node.op_type in ("Reshape", "Concat", "Sigmoid", "Split"):
-            sources = node.input if node.op_type == "Concat" else node.input[:1]
-            open_ += [graph.makers[name] for name in sources if name in graph.makers]
-    if not found or any(len(graph.readers(node.output[0])) != 1 or node.op_type == "Split" for node in found):
-        raise graph.fail("its last convolutions compute more than scores")
-    return found
+def _score_path(graph: _Graph, scores: str) -> list[Any]:
+    """The last class convolutions, and the nodes behind them that only bring the scores together.
+
+    Boxes may travel with the scores, in front of them: those are split off again.
+    """
+    path: list[Any] = []
+    todo = [scores]
+    while todo:
+        node = graph.makers.get(todo.pop())
+        if node is None or any(node is known for known in path):
+            continue
+        if node.op_type not in ("Conv", "Reshape", "Concat", "Sigmoid", "Split"):
+            raise graph.fail(f"its scores pass an operator {node.op_type}")
+        path.append(node)
+        if node.op_type == "Concat":  # of places, or of boxes and scores
+            todo += [node.input[-1]] if node.attribute[0].i == 1 else node.input
+        elif node.op_type != "Conv":
+            todo.append(node.input[0])
+    return path
 
 
-def _select(graph: _Graph, joined: Any, boxes: str, scores: str, output: Any) -> None:
+def _select(graph: _Graph, boxes: str, scores: str, output: Any) -> None:
     """Behind the boxes and scores of one class: the rows with the best scores, as `rows` has them."""
-    rows = output.type.tensor_type.shape.dim[1].dim_value
+    rows, columns = (dim.dim_value for dim in output.type.tensor_type.shape.dim[1:])
+    if columns != 6:
+        raise graph.fail("its rows have masks")
     made = graph.makers[output.name]
     del made.output[:]
     made.output.append(f"{PLACE}before")
@@ -200,20 +219,20 @@ def _select(graph: _Graph, joined: Any, boxes: str, scores: str, output: Any) ->
 
 def _resize(graph: _Graph, read: Input, size: tuple[int, int]) -> None:
     before, after = (dict(_grids(*sides)) for sides in (read.size, size))
+    places, places_after = (sum(columns * rows for columns, rows in grids.values()) for grids in (before, after))
     for node in graph.graph.node:
         if node.op_type == "Reshape" and node.input[1] in graph.constants:
-            shape = graph.constants[node.input[1]].copy()
+            shape = list(graph.constants[node.input[1]])
             for stride, (columns, rows) in before.items():
                 wide, high = after[stride]
-                if len(shape) == 4 and tuple(shape[2:]) == (rows, columns):
-                    shape[2:] = high, wide
-                elif shape[-1] == rows * columns:
-                    shape[-1] = high * wide
+                if shape[2:] == [rows, columns]:
+                    node.input[1] = graph.new_constant(np.array([*shape[:2], high, wide]))
+                elif shape[-1] in (rows * columns, places):
+                    many = high * wide if shape[-1] == rows * columns else places_after
+                    node.input[1] = graph.new_constant(np.array([*shape[:-1], many]))
                 else:
                     continue
-                node.input[1] = graph.new_constant(shape)
                 break
-    places = sum(columns * rows for columns, rows in before.values())
     depending = [(name, value) for name, value in graph.constants.items() if value.ndim and value.shape[-1] == places]
     if not depending:
         raise graph.fail("it has no constant grid of places, which tells how it depends on the size")
@@ -229,7 +248,12 @@ def _resize(graph: _Graph, read: Input, size: tuple[int, int]) -> None:
     sides[2].dim_value, sides[3].dim_value = size[1], size[0]
     last = output.type.tensor_type.shape.dim[-1]
     if last.dim_value == places:
-        last.dim_value = sum(columns * rows for columns, rows in after.values())
+        last.dim_value = places_after
+    for masks in graph.graph.output[1:]:  # a part of the image's sides
+        dims = masks.type.tensor_type.shape.dim
+        dims[2].dim_value, dims[3].dim_value = (
+            side * dim.dim_value // old for side, dim, old in zip(size[::-1], dims[2:], read.size[::-1])
+        )
     for entry in graph.model.metadata_props:
         if entry.key == "imgsz":
             entry.value = str([size[1], size[0]])

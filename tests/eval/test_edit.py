@@ -1,5 +1,6 @@
 """Detectors cut to persons and made for another size: the same persons, by real models and by hand-made heads."""
 
+import lzma
 import subprocess
 from pathlib import Path
 
@@ -65,8 +66,23 @@ def test_a_real_detector_of_another_size(yolo, street, tmp_path):
         assert np.abs(inside[:, 1:5] - person[1:5] - [256, 64, 256, 64]).max(1).min() < 20
 
 
-def dense(path, classes=3):
-    """A detector [B, 4 + classes, places] of 64 px images: each class' score is the mean of a cell times its number."""
+def test_a_real_dense_detector_with_masks_of_another_size(footage, street, tmp_path):
+    packed = footage.parent / "models" / "yolo11n-seg_fp32_b1.onnx.xz"
+    model, wide, back = (tmp_path / f"{name}.onnx" for name in ("yolo11n-seg", "wide", "back"))
+    model.write_bytes(lzma.decompress(packed.read_bytes()))
+    resize(model, wide, 1280, 736)
+    resize(wide, back, 640, 640)
+    (before,), (after,) = persons(model, street[1:2]), persons(back, street[1:2])
+    assert len(before) > 1
+    np.testing.assert_array_equal(after, before)
+    assert OnnxEngine(EngineSettings(model=str(wide))).input.size == (1280, 736)
+
+
+def dense(path, joined=False, classes=3):
+    """A detector [B, 4 + classes, places] of 64 px images: each class' score is the mean of a cell times its number.
+
+    `joined`: boxes and scores of a grid are brought together and split again, as YOLOv8 to YOLO12 do.
+    """
     weights = np.zeros((4 + classes, 3, 8, 8), np.float32)
     weights[4:] = (np.arange(classes)[:, None, None, None] + 1) / (3 * 64)
     nodes, parts = [], []
@@ -78,9 +94,18 @@ def dense(path, classes=3):
             parts += [numpy_helper.from_array(rows, kernel)]
             parts += [numpy_helper.from_array(np.array([-1, len(rows), cells]), shape)]
             nodes.append(helper.make_node("Conv", ["images", kernel], [f"{name}{stride}"], strides=[stride, stride]))
-            nodes.append(helper.make_node("Reshape", [f"{name}{stride}", shape], [f"{name}{stride}.flat"]))
-    for name in ("box", "class"):
+            if not joined:
+                nodes.append(helper.make_node("Reshape", [f"{name}{stride}", shape], [f"{name}{stride}.flat"]))
+        if joined:
+            shape = f"both{stride}.shape"
+            parts.append(numpy_helper.from_array(np.array([-1, 4 + classes, cells]), shape))
+            nodes.append(helper.make_node("Concat", [f"box{stride}", f"class{stride}"], [f"both{stride}"], axis=1))
+            nodes.append(helper.make_node("Reshape", [f"both{stride}", shape], [f"both{stride}.flat"]))
+    for name in ("both",) if joined else ("box", "class"):
         nodes.append(helper.make_node("Concat", [f"{name}{s}.flat" for s in (8, 16, 32)], [name], axis=2))
+    if joined:
+        parts.append(numpy_helper.from_array(np.array([4, classes]), "sizes"))
+        nodes.append(helper.make_node("Split", ["both", "sizes"], ["box", "class"], axis=1))
     nodes.append(helper.make_node("Sigmoid", ["class"], ["scores"]))
     nodes.append(helper.make_node("Concat", ["box", "scores"], ["output0"], axis=1))
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, 64, 64])
@@ -92,8 +117,9 @@ def dense(path, classes=3):
     return path
 
 
-def test_a_dense_head_keeps_the_right_class(tmp_path):
-    before, after = dense(tmp_path / "m.onnx"), tmp_path / "persons.onnx"
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_dense_head_keeps_the_right_class(tmp_path, joined):
+    before, after = dense(tmp_path / "m.onnx", joined), tmp_path / "persons.onnx"
     cut_to_persons(before, after)
     images = np.random.default_rng(0).random((2, 3, 64, 64), np.float32)
     whole, cut = outputs(before, images), outputs(after, images)
