@@ -1,8 +1,8 @@
 """How a group shares this machine's cores: how many infer processes it starts, and how many threads each has.
 
 Tiles are the bulk of the work, so infer_tiles has a process of one thread for every core: threads of one process wait
-for each other in every layer. infer_global does one image of many, but the only one where a frame has no tiles; its
-threads are as many as the cores, and they are few enough that sharing them with infer_tiles costs little.
+for each other in every layer. infer_global infers one image of many, but the only one of a small frame: it has a thread
+for every core.
 """
 
 import os
@@ -13,7 +13,7 @@ from peoplecounter.common import backend
 from peoplecounter.common.settings import Settings
 
 TILES_MAX = 16  # processes, each with the model's weights in memory; with more cores they get more threads
-GLOBAL_MAX = 4  # threads; a single image gains little from more
+THREADS_MAX = 8  # of a process; an image gains little from more
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -41,13 +41,10 @@ def process_count(settings: Settings, service: str) -> int:
     return min(count(settings), TILES_MAX) if backend.resolve(settings) == "cpu" else 1
 
 
-def threads(settings: Settings, service: str) -> int:
-    """How many threads each infer process of this service has on a CPU."""
-    if settings.engine.threads:
-        return settings.engine.threads
-    if service == "infer_global":
-        return min(count(settings), GLOBAL_MAX)
-    return max(1, count(settings) // process_count(settings, service))
+def threads(settings: Settings, service: str = "") -> int:
+    """How many threads an engine on the CPU has, in a process of this service or in a tool that runs alone."""
+    processes = process_count(settings, service) if service == "infer_tiles" else 1
+    return settings.engine.threads or min(THREADS_MAX, max(1, count(settings) // processes))
 
 
 def quotas(groups: str, root: Path = CGROUPS) -> list[float]:

@@ -104,7 +104,7 @@ class MeasuredEngine:
         path = Path(settings.engine.model)
         self.bench = EngineBench(settings)
         began_s = time.perf_counter()
-        self._engines = {"ms": load_engine(settings, cores.count(settings), self.bench.work)}
+        self._engines = {"ms": load_engine(settings, cores.threads(settings), self.bench.work)}
         self._engines["ms"].warm_up()
         load_s = time.perf_counter() - began_s
         if self.bench.kind == "cuda":
@@ -188,7 +188,7 @@ def machine(kinds: set[str]) -> str:
 
         parts.append(f"{device().name.decode()}, ms on the GPU")
     if "shm" in kinds:
-        parts.append(f"CPU, {cores.count(Settings())} threads, ms on the clock")
+        parts.append(f"CPU, {cores.threads(Settings())} threads, ms on the clock")
     return "; ".join(parts)
 
 

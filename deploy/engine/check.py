@@ -38,7 +38,7 @@ def check(model: Path, image: Path | None, out: Path) -> list[str]:
     settings = load_settings()
     settings = settings.model_copy(update={"engine": settings.engine.model_copy(update={"model": str(model)})})
     bench = EngineBench(settings)
-    engine = load_engine(settings, cores.count(settings), bench.work)
+    engine = load_engine(settings, cores.threads(settings), bench.work)
     layout, surface, rgb = _picture(image)
     try:
         persons = bench.persons(engine, layout, surface)

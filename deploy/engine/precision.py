@@ -131,7 +131,7 @@ def _people(model: Path, footage: Path) -> float:
     """The mean count of a few frames, on the CPU."""
     settings = load_settings(backend="cpu", engine={"model": str(model)})
     bench = EngineBench(settings)
-    engine = load_engine(settings, cores.count(settings), bench.work)
+    engine = load_engine(settings, cores.threads(settings), bench.work)
     counts = bench.counts(engine, list(islice(calibration.frames(footage, STEP), CHECKED)))
     engine.close()
     return sum(counts) / len(counts)

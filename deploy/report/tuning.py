@@ -229,7 +229,7 @@ def loaded(model: str | None, settings: Settings) -> Iterator[tuple[EngineBench,
     if model:
         settings = settings.model_copy(update={"engine": settings.engine.model_copy(update={"model": model})})
     bench = EngineBench(settings)
-    engine = load_engine(settings, cores.count(settings), bench.work)
+    engine = load_engine(settings, cores.threads(settings), bench.work)
     try:
         yield bench, engine
     finally:

@@ -17,15 +17,16 @@ def shares(number, **settings):
 
 
 @pytest.mark.parametrize(
-    "number, expected", [(1, (1, 1, 1)), (2, (2, 1, 2)), (4, (4, 1, 4)), (16, (16, 1, 4)), (64, (16, 4, 4))]
+    "number, expected", [(1, (1, 1, 1)), (2, (2, 1, 2)), (4, (4, 1, 4)), (16, (16, 1, 8)), (64, (16, 4, 8))]
 )
 def test_every_core_has_one_thread_for_tiles(number, expected):
     assert shares(number) == expected
 
 
 def test_settings_override_the_rule():
-    assert shares(8, workers={"infer_tiles": 2}) == (2, 4, 4)
+    assert shares(8, workers={"infer_tiles": 2}) == (2, 4, 8)
     assert shares(8, engine={"threads": 3}) == (8, 3, 3)
+    assert shares(64, workers={"infer_tiles": 1}) == (1, 8, 8)  # more threads of one process gain nothing
     assert cores.process_count(Settings(workers={"infer_global": 2, "preprocess": 3}), "preprocess") == 3
 
 
