@@ -2,7 +2,7 @@
 
 Tiles are the bulk of the work, so infer_tiles has a process of one thread for every core: threads of one process wait
 for each other in every layer. infer_global infers one image of many, but the only one of a small frame: it has a thread
-for every core.
+for every core, up to eight.
 """
 
 import os
@@ -44,7 +44,7 @@ def process_count(settings: Settings, service: str) -> int:
 def threads(settings: Settings, service: str = "") -> int:
     """How many threads an engine on the CPU has, in a process of this service or in a tool that runs alone."""
     processes = process_count(settings, service) if service == "infer_tiles" else 1
-    return settings.engine.threads or min(THREADS_MAX, max(1, count(settings) // processes))
+    return settings.engine.threads or min(THREADS_MAX, max(1, round(count(settings) / processes)))
 
 
 def quotas(groups: str, root: Path = CGROUPS) -> list[float]:

@@ -17,10 +17,13 @@ RUN_DIR_MAX = IPC_PATH_MAX - 40  # bytes: leaves room for the names of sockets
 
 
 def cache_folder() -> Path:
-    """This user's cache folder; systemd's CacheDirectory under systemd."""
+    """This user's cache folder; systemd's CacheDirectory under systemd. Raises AppError for a user without a home."""
     if os.environ.get("CACHE_DIRECTORY"):
         return Path(os.environ["CACHE_DIRECTORY"].split(":")[0])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peoplecounter"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peoplecounter"
+    except RuntimeError:
+        raise AppError("This user has no home folder: set XDG_CACHE_HOME to a folder for caches.") from None
 
 
 def sha256(data: bytes) -> str:

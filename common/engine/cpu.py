@@ -7,6 +7,7 @@ import numpy as np
 
 from peoplecounter.common.engine.base import Persons
 from peoplecounter.common.engine.onnx_io import OnnxDetector
+from peoplecounter.common.errors import ModelOutputError
 from peoplecounter.common.ipc.messages import TensorLayout
 
 
@@ -43,7 +44,10 @@ class CpuEngine:
         inputs = {self._described.images: images}
         if self._described.sizes:
             inputs[self._described.sizes] = np.array([self.input.size] * len(images), np.int64)
-        return self._outputs(inputs)
+        outputs = self._outputs(inputs)
+        if wrong := next((len(output) for output in outputs if len(output) != len(images)), None):
+            raise ModelOutputError(f"the model gives {wrong} results for {len(images)} images")
+        return outputs
 
     def _outputs(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         """The outputs that the head names, for these inputs by name."""

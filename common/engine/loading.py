@@ -64,7 +64,7 @@ def cpu_engine(settings: EngineSettings, threads: int = 1, counters: Counter[str
         if settings.runtime == "openvino":
             return OpenVinoEngine(settings, threads, counters, model)
         try:
-            if gains(model):
+            if gains(model, settings):
                 return OpenVinoEngine(settings, threads, counters, model)
         except AppError as error:  # ONNX Runtime may load what OpenVINO does not
             LOG.info("%s", error)

@@ -77,11 +77,11 @@ class OpenVinoEngine(CpuEngine):
         self._request = None
 
 
-def gains(model: Model) -> bool:
+def gains(model: Model, settings: EngineSettings) -> bool:
     """True when OpenVINO is faster than ONNX Runtime on this processor: in BF16, and in INT8 as it wants it."""
     if has_pairs(model.data):
         return is_int8_for_cpus(model.data)
-    return "BF16" in capabilities()
+    return settings.precision == "auto" and "BF16" in capabilities()
 
 
 def capabilities() -> list[str]:
@@ -140,8 +140,8 @@ def _drop_pairs(graph: openvino.Model) -> None:
 
 def _compile(core: openvino.Core, graph: openvino.Model, options: dict) -> openvino.CompiledModel:
     """Compiles the model, or takes it from this user's cache; one process at a time, as OpenVINO locks nothing."""
-    folder = cache_folder() / "openvino"
     try:
+        folder = cache_folder() / "openvino"
         make_private_folder(folder, "cache")
         lock = (folder / "lock").open("w")
     except (OSError, AppError):

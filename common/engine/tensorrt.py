@@ -1,9 +1,8 @@
 """TensorRT: a plan that reads tensor slots in place, its launches captured as CUDA graphs.
 
 Any installed runtime is used: full, lean or dispatch; the latter two run version-compatible plans only. Plans of
-TensorRT-RTX run in its own. There is one
-stream, and one execution context for each profile of the plan, so batches run one after the other and share the output
-buffers that the graphs have baked in.
+TensorRT-RTX run in its own. There is one stream, and one execution context for each profile of the plan, so batches run
+one after the other and share the output buffers that the graphs have baked in.
 """
 
 import importlib
@@ -26,7 +25,6 @@ from peoplecounter.common.engine.tensorrt_io import OutputBuffer, OutputBuffers,
 from peoplecounter.common.engine.tensorrt_log import logger
 from peoplecounter.common.engine.tensorrt_rtx import RtxOptions
 from peoplecounter.common.errors import AppError
-from peoplecounter.common.files import sha256
 from peoplecounter.common.ipc.memory import Block, WorkQueue
 from peoplecounter.common.ipc.messages import TensorLayout
 from peoplecounter.common.settings import EngineSettings
@@ -64,6 +62,7 @@ class TensorRTEngine:
         self._work = work
         self.counters: Counter[str] = Counter() if counters is None else counters
         self._outputs: OutputBuffers | None = None
+        self._options: RtxOptions | None = None
         self._spare_results: deque[_BatchResult] = deque()
         with LOADING:
             try:
@@ -82,7 +81,8 @@ class TensorRTEngine:
         self._logger = logger(trt)
         self._runtime, self._engine, metadata = _deserialize(trt, model, settings, weights, self._logger)
         self._read = read_input(trt, self._engine, metadata, path)
-        self._options = RtxOptions(trt, self._engine, sha256(model.data)) if kind == "rtx" else None
+        if kind == "rtx":
+            self._options = RtxOptions(trt, self._engine, model)
         self._contexts = [self._new_context(i, path) for i in range(len(self._read.profiles))]
         self._outputs = OutputBuffers(trt, self._engine, self._contexts, self._read, path)
         context = Context(self._read.input.size, metadata=metadata)
@@ -172,7 +172,7 @@ class TensorRTEngine:
         if self._outputs:
             self._outputs.close()
         self._contexts = []
-        self._engine = self._runtime = None
+        self._engine = self._runtime = self._options = None
 
     def _new_result(self) -> "_BatchResult":
         largest = max(profile.max for profile in self._read.profiles)

@@ -95,6 +95,7 @@ class Swap:
             self._rt.counters["messages_unexpected"] += 1
             return
         self._engine = self._prepared[1]
+        self._rt.about = self._engine.about
         self._prepared = None
         self._inference.exchange(self._engine)
         self._rt.counters["engines_swapped"] += 1

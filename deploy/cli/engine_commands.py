@@ -264,8 +264,12 @@ def bench(
 
 def _with_runtime(text: str) -> Settings:
     """The settings of MODEL or MODEL@RUNTIME; the model says on what it runs."""
-    model, _, runtime = text.partition("@")
-    return load_settings(backend="auto", engine={"model": model, **({"runtime": runtime} if runtime else {})})
+    model, _, runtime = text.rpartition("@")
+    if runtime not in ("onnxruntime", "openvino"):
+        return load_settings(backend="auto", engine={"model": text, "sha256": ""})
+    if backend.is_plan(Path(model)):
+        raise AppError(f"{model} is a plan, which runs on the GPU: leave out @{runtime}.")
+    return load_settings(backend="auto", engine={"model": model, "runtime": runtime, "sha256": ""})
 
 
 def _batches(texts: list[str] | None) -> tuple[tuple[int, int, int], ...]:

@@ -4,6 +4,7 @@ Both know the heads of YOLO (layouts `yolo` and `rows`), as Ultralytics exports 
 recognize. Needs the package onnx (extra `onnx`).
 """
 
+import tempfile
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -59,7 +60,16 @@ def _edit(source: Path, target: Path, person: int | None, change: Callable[["_Gr
     except OSError as error:
         raise AppError(f"The model {source} cannot be read: {error.strerror}.", NO_INPUT) from None
     change(graph, read, head)
-    write_file(target, graph.serialized())
+    data = graph.serialized()
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "changed.onnx").write_bytes(data)
+        try:
+            changed = cpu_engine(EngineSettings(model=f"{folder}/changed.onnx", runtime="onnxruntime"))
+            changed.warm_up()
+            changed.close()
+        except Exception as error:  # ONNX Runtime has a dozen exception types of its own
+            raise graph.fail(f"the result does not run: {str(error).splitlines()[0]}") from None
+    write_file(target, data)
 
 
 class _Graph:
@@ -69,7 +79,10 @@ class _Graph:
         from onnx import numpy_helper
 
         self.model, self.graph, self.name = model, model.graph, name
-        for node in [node for node in self.graph.node if node.op_type == "Constant"]:
+        constants = [
+            node for node in self.graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"
+        ]
+        for node in constants:
             self.graph.initializer.append(
                 numpy_helper.from_array(numpy_helper.to_array(node.attribute[0].t), node.output[0])
             )
@@ -133,6 +146,8 @@ def _cut(graph: _Graph, read: Input, head: Head) -> None:
         raise graph.fail("its last convolutions do not compute one score for each class")
     fewer = classes.pop() - 1
     for node in path:
+        if node.op_type in ("Conv", "Reshape", "Split") and any(name not in graph.constants for name in node.input[1:]):
+            raise graph.fail(f"the weights or sizes of {node.name or node.op_type} are computed")
         if node.op_type == "Conv":
             for i in range(1, len(node.input)):
                 kept = graph.constants[node.input[i]][head.person_class : head.person_class + 1]
@@ -193,8 +208,8 @@ def _score_path(graph: _Graph, scores: str) -> list[Any]:
 def _select(graph: _Graph, boxes: str, scores: str, output: Any) -> None:
     """Behind the boxes and scores of one class: the rows with the best scores, as `rows` has them."""
     rows, columns = (dim.dim_value for dim in output.type.tensor_type.shape.dim[1:])
-    if columns != 6:
-        raise graph.fail("its rows have masks")
+    if columns != 6 or not rows:
+        raise graph.fail("its rows are not [B, number, 6]")
     made = graph.makers[output.name]
     del made.output[:]
     made.output.append(f"{PLACE}before")

@@ -130,20 +130,18 @@ def tune(
     choices: list[Choice] = []
     everything = settings.views.model_copy(update={"smallest_person_px": None, "levels": None})
     with ExitStack() as opened:
-        bench, engine = opened.enter_context(loaded(model, settings))
-        larger = [_Other(path, *opened.enter_context(loaded(path, settings))) for path in others]
+        main, *larger = [
+            _Counted(path if i else "", *opened.enter_context(loaded(path, settings)))
+            for i, path in enumerate([model, *others])
+        ]
         for number, (layout, surface) in enumerate(islice(calibration.surfaces(source, step), frames)):
-            views = everything.table(layout.width, layout.height, engine.input.size, engine.input.corner)
-            if not choices:
-                levels, size = levels_of(views, layout.height), (layout.width, layout.height)
-                choices = choices_of(levels, engine.input.size)
+            rows = main.count(everything, layout, surface)
+            if not numbers:
+                choices, size = main.choices, (layout.width, layout.height)
+                levels = list(choices[-1].levels)
                 found, alone = np.zeros(len(levels)), np.zeros(len(levels))
             elif (layout.width, layout.height) != size:
                 raise AppError(f"The frames of {name} change their size: tune looks at one size only.")
-            rows = bench.rows(engine, layout, surface, views)
-            for choice in choices:
-                choice.before = bench.merged(rows[np.isin(rows[:, VIEW], choice.views)], choice.before)
-                choice.counts.append(len(choice.before))
             for other in larger:
                 other.count(everything, layout, surface)
             persons = choices[-1].before  # of all levels
@@ -191,21 +189,25 @@ def tune(
         f"Recommended: {chosen.megapixels:.1f} of {choices[-1].megapixels:.1f} megapixels a frame, the fewest whose "
         f"counts differ from those of all levels by at most {100 * ENOUGH:.0f} %.",
         "",
-        *([f"[engine]  # of the whole group\nmodel = {json.dumps(chosen.model)}\n"] if chosen.model else []),
+        *(
+            [f"[engine]  # of the whole group, without sha256\nmodel = {json.dumps(chosen.model)}\n"]
+            if chosen.model
+            else []
+        ),
         f"[sources.{name if name in settings.sources else 'NAME'}.views]",
         _toml(chosen, max((c.levels for c in every if c.model == chosen.model), key=len)),
     ]
 
 
-class _Other:
-    """A model for images of another size, and what its levels count."""
+class _Counted:
+    """A model, and what its levels count."""
 
-    def __init__(self, path: str, bench: EngineBench, engine: Engine):
-        self._path, self._bench, self._engine = path, bench, engine
+    def __init__(self, path: str | None, bench: EngineBench, engine: Engine):
+        self._path, self._bench, self._engine = path or "", bench, engine
         self.choices: list[Choice] = []
 
-    def count(self, wanted: ViewSettings, layout: SurfaceLayout, surface: np.ndarray) -> None:
-        """Counts one more frame with each choice."""
+    def count(self, wanted: ViewSettings, layout: SurfaceLayout, surface: np.ndarray) -> np.ndarray:
+        """Counts one more frame with each choice; returns the boxes of all levels, see EngineBench.rows()."""
         size = self._engine.input.size
         views = wanted.table(layout.width, layout.height, size, self._engine.input.corner)
         self.choices = self.choices or choices_of(levels_of(views, layout.height), size, self._path)
@@ -213,6 +215,7 @@ class _Other:
         for choice in self.choices:
             choice.before = self._bench.merged(rows[np.isin(rows[:, VIEW], choice.views)], choice.before)
             choice.counts.append(len(choice.before))
+        return rows
 
 
 def _source(name: str, settings: Settings) -> SourceSettings:
@@ -227,7 +230,8 @@ def _source(name: str, settings: Settings) -> SourceSettings:
 def loaded(model: str | None, settings: Settings) -> Iterator[tuple[EngineBench, Engine]]:
     """A model, or that of the settings, and what runs it on images."""
     if model:
-        settings = settings.model_copy(update={"engine": settings.engine.model_copy(update={"model": model})})
+        engine_settings = settings.engine.model_copy(update={"model": model, "sha256": ""})
+        settings = settings.model_copy(update={"engine": engine_settings})
     bench = EngineBench(settings)
     engine = load_engine(settings, cores.threads(settings), bench.work)
     try:

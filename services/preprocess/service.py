@@ -157,9 +157,12 @@ class Preprocess:
             self.rt.tick()
 
     def acquire(self, header: FrameHeader) -> int | None:
-        """A free tensor slot, for which a frame waits; None when its deadline passes."""
+        """A free tensor slot, for which a frame waits; None when its deadline passes.
+
+        While no engine is there, a live frame takes the slot of an older one of its own source.
+        """
         while self.rt.running and not self.rt.late(header):
-            index = self.tensors.acquire()
+            index = self.tensors.acquire(evict=lambda older: header.live and older.source == header.source)
             if index is not None:
                 return index
             self.rt.tick()

@@ -78,10 +78,11 @@ def test_a_real_dense_detector_with_masks_of_another_size(footage, street, tmp_p
     assert OnnxEngine(EngineSettings(model=str(wide))).input.size == (1280, 736)
 
 
-def dense(path, joined=False, classes=3):
+def dense(path, joined=False, strange=False, classes=3):
     """A detector [B, 4 + classes, places] of 64 px images: each class' score is the mean of a cell times its number.
 
-    `joined`: boxes and scores of a grid are brought together and split again, as YOLOv8 to YOLO12 do.
+    `joined`: boxes and scores of a grid are brought together and split again, as YOLOv8 to YOLO12 do. `strange`: its
+    images are reshaped in a way that depends on their size.
     """
     weights = np.zeros((4 + classes, 3, 8, 8), np.float32)
     weights[4:] = (np.arange(classes)[:, None, None, None] + 1) / (3 * 64)
@@ -106,8 +107,20 @@ def dense(path, joined=False, classes=3):
     if joined:
         parts.append(numpy_helper.from_array(np.array([4, classes]), "sizes"))
         nodes.append(helper.make_node("Split", ["both", "sizes"], ["box", "class"], axis=1))
+    strides = np.concatenate([np.full((1, (64 // s) ** 2), s, np.float32) for s in (8, 16, 32)], 1)
+    parts.append(numpy_helper.from_array(strides, "strides"))
+    nodes.append(helper.make_node("Constant", [], ["nothing"], value_float=1.0))  # not all constants are tensors
+    nodes.append(helper.make_node("Mul", ["box", "nothing"], ["box.same"]))
+    nodes.append(helper.make_node("Mul", ["box.same", "strides"], ["box.px"]))
     nodes.append(helper.make_node("Sigmoid", ["class"], ["scores"]))
-    nodes.append(helper.make_node("Concat", ["box", "scores"], ["output0"], axis=1))
+    nodes.append(helper.make_node("Concat", ["box.px", "scores"], ["output0"], axis=1))
+    if strange:
+        for name, sides in (("there", [1, 3 * 64 * 64]), ("back", [-1, 3, 64, 64])):
+            parts.append(numpy_helper.from_array(np.array(sides), f"{name}.shape"))
+        for node in nodes:
+            node.input[:] = ["back" if name == "images" else name for name in node.input]
+        nodes.insert(0, helper.make_node("Reshape", ["images", "there.shape"], ["there"]))
+        nodes.insert(1, helper.make_node("Reshape", ["there", "back.shape"], ["back"]))
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, 64, 64])
     output = helper.make_tensor_value_info("output0", TensorProto.FLOAT, ["batch", 4 + classes, 84])
     model = helper.make_model(helper.make_graph(nodes, "dense", [images], [output], parts), ir_version=8)
@@ -126,6 +139,26 @@ def test_a_dense_head_keeps_the_right_class(tmp_path, joined):
     assert cut.shape == (2, 5, 84)
     np.testing.assert_allclose(cut, whole[:, [0, 1, 2, 3, 5]], rtol=1e-6)
     assert OnnxEngine(EngineSettings(model=str(after))).head.person_class == 0
+
+
+def test_a_dense_head_of_another_size_has_as_many_more_places(tmp_path):
+    wide = tmp_path / "wide.onnx"
+    resize(dense(tmp_path / "m.onnx"), wide, 128, 64)
+    assert outputs(wide, np.zeros((2, 3, 64, 128), np.float32)).shape == (2, 7, 168)
+
+
+def test_a_model_that_would_not_run_is_not_written(tmp_path):
+    with pytest.raises(AppError, match=r"cannot be changed: the result does not run|not built as expected"):
+        resize(dense(tmp_path / "m.onnx", strange=True), tmp_path / "wide.onnx", 128, 64)
+    assert not (tmp_path / "wide.onnx").exists()
+
+
+def test_rows_of_an_unknown_number_are_refused(yolo, tmp_path):
+    model = onnx.load(str(yolo))
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "rows"
+    onnx.save(model, str(tmp_path / "free.onnx"))
+    with pytest.raises(AppError, match=r"its rows are not \[B, number, 6\]"):
+        cut_to_persons(tmp_path / "free.onnx", tmp_path / "persons.onnx")
 
 
 @pytest.mark.parametrize(

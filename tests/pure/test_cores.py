@@ -17,7 +17,8 @@ def shares(number, **settings):
 
 
 @pytest.mark.parametrize(
-    "number, expected", [(1, (1, 1, 1)), (2, (2, 1, 2)), (4, (4, 1, 4)), (16, (16, 1, 8)), (64, (16, 4, 8))]
+    "number, expected",
+    [(1, (1, 1, 1)), (2, (2, 1, 2)), (4, (4, 1, 4)), (16, (16, 1, 8)), (24, (16, 2, 8)), (64, (16, 4, 8))],
 )
 def test_every_core_has_one_thread_for_tiles(number, expected):
     assert shares(number) == expected

@@ -133,20 +133,21 @@ def test_auto_takes_it_only_where_it_gains(tmp_path, monkeypatch):
     settings = EngineSettings(model=str(make_model(tmp_path / "m.onnx")))
     for able, kind in ((["FP32", "BF16"], OpenVinoEngine), (["FP32", "INT8"], OnnxEngine)):
         monkeypatch.setattr(engines, "capabilities", lambda able=able: able)
-        assert engines.gains(read_model(settings)) == (kind is OpenVinoEngine)
-    monkeypatch.setattr(engines, "gains", lambda model: True)
+        assert engines.gains(read_model(settings), settings) == (kind is OpenVinoEngine)
+        assert not engines.gains(read_model(settings), settings.model_copy(update=FP32))
+    monkeypatch.setattr(engines, "gains", lambda model, settings: True)
     assert isinstance(loading.cpu_engine(settings), OpenVinoEngine)
     assert isinstance(loading.cpu_engine(settings.model_copy(update={"runtime": "onnxruntime"})), OnnxEngine)
     foreign = EngineSettings(model=str(quantized(tmp_path / "q.onnx", TensorProto.INT8)))
     monkeypatch.undo()
-    assert not engines.gains(read_model(foreign))
+    assert not engines.gains(read_model(foreign), foreign)
 
 
 def test_auto_falls_back_on_onnx_runtime(tmp_path, monkeypatch):
     def fails(*_):
         raise AppError("The model m.onnx cannot be loaded by OpenVINO: no.")
 
-    monkeypatch.setattr(engines, "gains", lambda model: True)
+    monkeypatch.setattr(engines, "gains", lambda model, settings: True)
     monkeypatch.setattr(engines, "OpenVinoEngine", fails)
     settings = EngineSettings(model=str(make_model(tmp_path / "m.onnx")))
     assert isinstance(loading.cpu_engine(settings), OnnxEngine)
