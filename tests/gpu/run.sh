@@ -14,7 +14,13 @@ run() { timeout "$1" python3 -m "${@:2}"; }
 if [ -n "$old" ]; then
   run 240 tests.bench.compare "$old" --turns "${TURNS:-3}" --seconds "${SECONDS_EACH:-10}" --out "$out/compare.json" 2>&1 | tee "$out/compare.log"
 fi
-run "${TESTS_S:-280}" pytest ${TESTS:-tests/gpu} -rs --durations=12 -p no:cacheprovider 2>&1 | tee "$out/tests.log"
+if [ -n "${TESTS:-}" ]; then
+  run "${TESTS_S:-280}" pytest $TESTS -rs --durations=12 -p no:cacheprovider 2>&1 | tee "$out/tests.log"
+else # what compiles kernels, on several cores; then what measures memory and recovery, alone
+  kernels="tests/gpu/test_kernel.py tests/gpu/test_nvdec.py tests/gpu/test_turn.py"
+  run 240 pytest $kernels -n 6 -rs -p no:cacheprovider 2>&1 | tee "$out/kernels.log"
+  run "${TESTS_S:-300}" pytest tests/gpu $(printf -- '--ignore %s ' $kernels) -rs -p no:cacheprovider 2>&1 | tee "$out/tests.log"
+fi
 
 dir=/dev/shm/watched
 timeout --foreground 60 python3 -m peoplecounter.deploy.cli run entrance="$FOOTAGE/towncentre_4k_mosaic_h264.mp4" --model "$PLAN" --workers infer_tiles=2 \
