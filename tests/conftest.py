@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -68,8 +69,11 @@ def running(run_dir, clip, model):
     process = subprocess.Popen(
         argv, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    limit = threading.Timer(120, process.kill)  # a test that waits for a line that never comes fails
+    limit.start()
     assert process.stdout.readline().startswith("{")
     yield process
+    limit.cancel()
     if process.poll() is None:
         process.kill()
     process.communicate()

@@ -90,12 +90,15 @@ class GroupSupervisor:
         rows = watchers(settings, environment)
         for row in rows:
             row["hooks"] = {"after_reap": (self._after_reap, True)}
-        return get_arbiter(
+        arbiter = get_arbiter(
             rows,
             controller=circus_endpoint(self._run_dir),
             pubsub_endpoint=f"ipc://{self._run_dir}/circus-events.sock",
             check_delay=CHECK_S,
         )
+        for watcher in arbiter.watchers:
+            reap_before_replacing(watcher)
+        return arbiter
 
     def run(self) -> None:
         try:
@@ -163,6 +166,24 @@ class GroupSupervisor:
         (self._run_dir / "group.lock").unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # it contains files of others
             self._run_dir.rmdir()
+
+
+def reap_before_replacing(watcher) -> None:
+    """Makes a watcher of circus call after_reap for a process that dies right before it looks for dead ones.
+
+    Otherwise it replaces such a process without a word.
+    """
+    from circus.process import DEAD_OR_ZOMBIE, UNEXISTING
+
+    manage = watcher.manage_processes
+
+    def reap_and_manage():
+        for process in list(watcher.processes.values()):
+            if process.status in (DEAD_OR_ZOMBIE, UNEXISTING):
+                watcher.reap_process(process.pid)
+        return manage()
+
+    watcher.manage_processes = reap_and_manage
 
 
 def source_name(url: str, taken: set[str]) -> str:

@@ -1,10 +1,13 @@
 """A service's end: everything is closed, whatever one of its parts does."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from peoplecounter.common.errors import SOFTWARE, GpuLost
 from peoplecounter.common.process import control, runtime
 from peoplecounter.common.settings import Settings
+from peoplecounter.deploy.group.circus import reap_before_replacing
 
 
 class Part:
@@ -40,3 +43,17 @@ def test_a_gpu_that_is_lost_while_closing_ends_the_process_at_once(rt, monkeypat
     rt.closing(Part([], GpuLost("gone")))
     rt.close()
     assert codes == [SOFTWARE]
+
+
+def test_a_process_that_died_is_told_of_before_it_is_replaced():
+    """circus itself replaces one that dies between its two looks without calling after_reap."""
+    from circus.process import DEAD_OR_ZOMBIE, RUNNING
+
+    told = []
+    processes = {pid: SimpleNamespace(pid=pid, status=status) for pid, status in ((1, RUNNING), (2, DEAD_OR_ZOMBIE))}
+    watcher = SimpleNamespace(
+        processes=processes, reap_process=told.append, manage_processes=lambda: told.append("managed")
+    )
+    reap_before_replacing(watcher)
+    watcher.manage_processes()
+    assert told == [2, "managed"]
