@@ -45,8 +45,9 @@ class CpuEngine:
         if self._described.sizes:
             inputs[self._described.sizes] = np.array([self.input.size] * len(images), np.int64)
         outputs = self._outputs(inputs)
-        if wrong := next((len(output) for output in outputs if len(output) != len(images)), None):
-            raise ModelOutputError(f"the model gives {wrong} results for {len(images)} images")
+        for output in outputs:
+            if len(output) != len(images):
+                raise ModelOutputError(f"the model gives {len(output)} results for {len(images)} images")
         return outputs
 
     def _outputs(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:

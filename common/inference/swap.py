@@ -63,8 +63,7 @@ class Swap:
         self._record = record = read_record(self._rt.settings.run_dir)
         if record:
             self._rt.log.info("this group was swapped to %s", record.model)
-        self._engine = self._load(record)
-        return self._engine
+        return self._use(self._load(record))
 
     def start(self, inference: Exchange) -> None:
         """From now on the engine of `inference` can be exchanged."""
@@ -75,6 +74,11 @@ class Swap:
     def close(self) -> None:
         self._rt.loop.stop_calling(self._check_loading)
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _use(self, engine: Engine) -> Engine:
+        """From now on this is the current engine, which `ps` shows."""
+        self._engine, self._rt.about = engine, engine.about
+        return engine
 
     def _load(self, swapped: SwappedModel | None) -> Engine:
         engine = load_engine(self._rt.settings, self._threads, self._rt.work, swapped, self._rt.counters)
@@ -94,10 +98,9 @@ class Swap:
         if self._inference is None or self._prepared is None or self._prepared[0] is not peer:
             self._rt.counters["messages_unexpected"] += 1
             return
-        self._engine = self._prepared[1]
-        self._rt.about = self._engine.about
+        engine = self._use(self._prepared[1])
         self._prepared = None
-        self._inference.exchange(self._engine)
+        self._inference.exchange(engine)
         self._rt.counters["engines_swapped"] += 1
         self._rt.control.send(peer, Committed())
 

@@ -22,7 +22,6 @@ def run(rt: Runtime) -> None:
     """Infers the part that topology.py names for this service, until the service is asked to end."""
     swap = rt.closing(Swap(rt, cores.threads(rt.settings, rt.row.name)))
     engine = swap.load()
-    rt.about = engine.about
     early = 2 if rt.work.kind == "cuda" else 1  # on a GPU some offers are of frames that are still being decoded
     tensors = rt.open_inputs(rt.settings.link.credits * early, engine.input)
     inference = rt.closing(Inference(rt, engine, tensors))

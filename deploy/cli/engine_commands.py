@@ -129,7 +129,7 @@ def precision(
 
     before, after = convert(onnx, out, to, footage, device, python)
     change = (after - before) / max(1.0, before)
-    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {onnx.name} has {onnx.stat().st_size / 1e6:.1f}")
+    print(_smaller(out, onnx))
     print(f"people a frame of {footage.name}: {after:.2f}, by {onnx.name} {before:.2f} ({change:+.1%})")
     if abs(change) > CHANGE_MAX:
         print(f"peoplecounter: {to} changes the counts of this model by more than {CHANGE_MAX:.0%}.", file=sys.stderr)
@@ -145,7 +145,7 @@ def persons(
     from peoplecounter.deploy.engine.edit import cut_to_persons
 
     cut_to_persons(onnx, out, person_class)
-    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {onnx.name} has {onnx.stat().st_size / 1e6:.1f}")
+    print(_smaller(out, onnx))
 
 
 @app.command()
@@ -305,6 +305,10 @@ def _phases(what: str, progress: BuildProgress) -> Text:
         filled = 24 * done // max(1, of)
         lines.append(f"{'  ' * depth}{'█' * filled}{'·' * (24 - filled)} {done:>4}/{of:<4} {name}")
     return Text("\n".join(lines))
+
+
+def _smaller(out: Path, onnx: Path) -> str:
+    return f"{out}: {out.stat().st_size / 1e6:.1f} MB, {onnx.name} has {onnx.stat().st_size / 1e6:.1f}"
 
 
 def _built(sidecar, ratio: float | None, where: str) -> str:

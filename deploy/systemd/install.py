@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 from string import Template
 
-from peoplecounter.common import backend, cores
+from peoplecounter.common import backend
 from peoplecounter.common.engine.loading import check_model
 from peoplecounter.common.errors import NO_INPUT, AppError
 from peoplecounter.common.settings import Settings, check_name
 from peoplecounter.common.sources import known_sources
 from peoplecounter.common.topology import SERVICES, ServiceRow
+from peoplecounter.deploy.group.circus import process_count
 from peoplecounter.deploy.group.shell import call
 
 HERE = Path(__file__).parent
@@ -127,8 +128,7 @@ def instances(settings: Settings, name: str) -> list[str]:
         if service.each == "source":
             names = list(known_sources(settings))
         else:
-            workers = cores.process_count(settings, service.name) if service.each == "worker" else 1
-            names = [str(i) for i in range(workers)]
+            names = [str(i) for i in range(process_count(service, settings))]
         started += [f"{stem(service, name)}{'' if service.each == 'group' else i}.service" for i in names]
     return started
 

@@ -365,3 +365,12 @@ def test_metadata_is_found_without_onnx(tmp_path):
     helper.set_model_props(model, {"names": "{0: 'person'}", "task": "detect"})
     assert metadata(model.SerializeToString()) == {"names": "{0: 'person'}", "task": "detect"}
     assert metadata(b"no onnx file") == {}
+
+
+def test_results_for_fewer_images_than_were_given_are_an_error(tmp_path):
+    """None at all, too: that would be a count of 0."""
+    engine = OnnxEngine(EngineSettings(model=str(make_model(tmp_path / "m.onnx"))))
+    for results in (0, 2):
+        engine._outputs = lambda inputs, results=results: [np.zeros((results, 25, 6), np.float32)]
+        with pytest.raises(ModelOutputError, match=f"gives {results} results for 1 images"):
+            engine.run(np.zeros((1, 3, SIZE, SIZE), np.float32))
