@@ -1,11 +1,14 @@
 """Every setting. Environment variables PEOPLECOUNTER_SECTION__KEY take precedence over one TOML file."""
 
 import difflib
+import importlib.util
 import os
 import re
 import tomllib
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     AfterValidator,
@@ -19,7 +22,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from peoplecounter.common import views
+from peoplecounter.common import shapes, views
 from peoplecounter.common.errors import NO_INPUT, AppError
 from peoplecounter.common.logs import Level
 
@@ -27,9 +30,13 @@ PREFIX = "PEOPLECOUNTER_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"  # path of the TOML file
 ENDPOINT = r"tcp://[^/\s]+:\d+\Z"
 LOOPBACK = r"tcp://(127\.\d+\.\d+\.\d+|\[::1\]|localhost):(\d+|\*)\Z"
-PATHS = {"run_dir", "sources_dir", "heartbeat", "url", "model", "key", "subscribers", "file"}  # settings with a path
+PATHS = {  # settings with a path
+    "run_dir", "data_dir", "sources_dir", "lines_dir", "heartbeat", "url", "model", "key", "subscribers", "file",
+}  # fmt: skip
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$"
 Name = Annotated[str, Field(pattern=NAME)]
+DATA = "data"  # in the run directory, where data_dir is not set
+TABLES = ("sources.", "areas.", "alerts.")  # settings of which there is one table for each name
 
 
 def check_name(name: str, kind: str) -> None:
@@ -72,6 +79,52 @@ class ViewSettings(Section):
         return views.table(width, height, size, self.overlap, self.smallest_person_px, self.levels, corner)
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+Point = tuple[Share, Share]
+
+
+class ShapeSettings(Section):
+    """What lines and zones have in common."""
+
+    anchor: Literal["feet", "centre", "head"] = "feet"
+    """Which point of a person counts"""
+
+
+class LineSettings(ShapeSettings):
+    points: Annotated[tuple[Point, ...], Field(min_length=2, max_length=64)]
+    """Two or more points of the line, as shares of the frame's width and height, e.g. [[0.1, 0.6], [0.9, 0.6]]"""
+    inside: Point
+    """A point on the inner side: who goes to that side goes in"""
+    band: float = Field(0.15, ge=0, le=1)
+    """A crossing counts once the person is this far from the line, as a share of the person's height"""
+    count: Literal["crossings", "persons"] = "crossings"
+    """crossings: each; persons: what remains of them when the person has gone: in, out, or nothing"""
+
+    @model_validator(mode="after")
+    def _has_sides(self) -> "LineSettings":
+        if any(a == b for a, b in zip(self.points, self.points[1:])):
+            raise ValueError("two neighbouring points of a line are the same")
+        if not shapes.side(self.points, self.inside):
+            raise ValueError("inside lies on the line: choose a point on the inner side")
+        return self
+
+
+class ZoneSettings(ShapeSettings):
+    points: Annotated[tuple[Point, ...], Field(min_length=3, max_length=64)]
+    """Corners of the zone, as shares of the frame's width and height"""
+    enter_s: float = Field(0.5, ge=0, le=60)
+    """A person who stays inside for this long has entered, s"""
+    leave_s: float = Field(1.0, ge=0, le=60)
+    """A person who stays outside for this long has left, s"""
+
+    @field_validator("points")
+    @classmethod
+    def _has_an_area(cls, points: tuple[Point, ...]) -> tuple[Point, ...]:
+        if shapes.area(points) < 1e-6:
+            raise ValueError("the zone has no area: give three or more corners that do not lie on one line")
+        return points
+
+
 class SourceSettings(Section):
     url: str
     """File, folder of images, sequence (%03d), USB camera (/dev/video0) or URL; streams are reconnected"""
@@ -91,8 +144,30 @@ class SourceSettings(Section):
     """Width of a stored pixel to its height, e.g. 2:1 for a DVR's 1080N (960x1080); auto: what the source says"""
     transport: Literal["auto", "tcp", "udp", "http"] = "auto"
     """How RTSP video travels; auto: TCP, or UDP if the camera does not offer TCP"""
+    start_time: str = ""
+    """When a file begins, e.g. 2026-11-26T08:00:00 (in `timezone`) or with +01:00; empty: when it is counted"""
     views: ViewSettings = ViewSettings()
     """Instead of the group's"""
+    lines: dict[Name, LineSettings] = {}
+    """[sources.NAME.lines.NAME] tables: where crossings are counted"""
+    zones: dict[Name, ZoneSettings] = {}
+    """[sources.NAME.zones.NAME] tables: where people and their visits are counted"""
+
+    @field_validator("start_time")
+    @classmethod
+    def _a_time(cls, value: str) -> str:
+        if value:
+            try:
+                datetime.fromisoformat(value)
+            except ValueError:
+                raise ValueError("expected a date and time, e.g. 2026-11-26T08:00:00") from None
+        return value
+
+    @model_validator(mode="after")
+    def _one_name(self) -> "SourceSettings":
+        if both := self.lines.keys() & self.zones.keys():
+            raise ValueError(f"{sorted(both)[0]!r} is a line and a zone: choose another name for one of them")
+        return self
 
     @field_validator("rotate", mode="before")
     @classmethod
@@ -260,6 +335,69 @@ class TelemetrySettings(Section):
         return value
 
 
+LineName = Annotated[str, Field(pattern=NAME[:-1] + r"\." + NAME[1:])]  # SOURCE.NAME of a line or zone
+
+
+class AreaSettings(Section):
+    lines: Annotated[tuple[LineName, ...], Field(min_length=1, max_length=64)]
+    """Its entrances, SOURCE.LINE: who crosses one of them to its inside is in the area"""
+    reset: str = Field("", pattern=r"^(([01]\d|2[0-3]):[0-5]\d)?$")
+    """Time of day, in `timezone`, at which nobody is inside, e.g. 04:00; empty: never"""
+
+
+class AlertSettings(Section):
+    area: Name | None = None
+    """Watches the people in an area,"""
+    zone: LineName | None = None
+    """or in a zone, SOURCE.ZONE,"""
+    line: LineName | None = None
+    """or those who crossed a line in the last minute, in and out, SOURCE.LINE"""
+    above: float | None = None
+    """Raised when more than this"""
+    below: float | None = None
+    """or fewer than this"""
+    clear_below: float | None = None
+    """Cleared when fewer than this; unset: when not above any more"""
+    clear_above: float | None = None
+    """Cleared when more than this; unset: when not below any more"""
+    for_s: float = Field(0, ge=0, le=86_400)
+    """How long a change must last, s"""
+    webhook: str = Field("", pattern=r"^(https?://[^/\s]\S*)?$")
+    """URL that gets a POST with each change, as JSON; empty: alerts are only published, on alerts.NAME"""
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> "AlertSettings":
+        if sum(value is not None for value in (self.area, self.zone, self.line)) != 1:
+            raise ValueError("an alert watches one thing: set area, zone or line")
+        if (self.above is None) == (self.below is None):
+            raise ValueError("set above or below")
+        if self.clear_below is not None and (self.above is None or self.clear_below > self.above):
+            raise ValueError("clear_below belongs to above, and is at most as large")
+        if self.clear_above is not None and (self.below is None or self.clear_above < self.below):
+            raise ValueError("clear_above belongs to below, and is at least as large")
+        return self
+
+
+class HistorySettings(Section):
+    database: str = "auto"
+    """SQLAlchemy URL; auto: history.db in data_dir, where SQLAlchemy is installed; empty: no history"""
+    log_mb: int = Field(64, ge=4, le=65_536)
+    """Maximum size of a source's event log, MB; then the oldest events are deleted, in the database or not"""
+    crossings_days: int = Field(400, ge=0)
+    """How long crossings are kept in the database, days; 0: for ever"""
+    visits_days: int = Field(400, ge=0)
+    """How long visits are kept, days; 0: for ever"""
+    minutes_days: int = Field(0, ge=0)
+    """How long the sums of each minute are kept, days; 0: for ever"""
+
+    @field_validator("database")
+    @classmethod
+    def _a_url(cls, value: str) -> str:
+        if value not in ("", "auto") and not re.match(r"(sqlite|postgresql)(\+\w+)?://", value):
+            raise ValueError("expected sqlite:////path/history.db or postgresql+psycopg://user:password@host/name")
+        return value
+
+
 Budget = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -323,6 +461,16 @@ class Settings(BaseSettings):
     """File to which a service writes its pid once a second, for health checks: deploy/compose/healthy.sh"""
     sources: dict[Name, SourceSettings] = {}
     """[sources.NAME] tables, one per camera or file"""
+    data_dir: str = ""
+    """Private directory on a disk for event logs and history: totals survive a reboot; empty: they are in run_dir"""
+    timezone: str = "UTC"
+    """Where the cameras are, e.g. Europe/Berlin: for daily resets, and for the intervals of `peoplecounter history`"""
+    areas: dict[Name, AreaSettings] = {}
+    """[areas.NAME] tables: places whose entrances are lines, of one or several cameras"""
+    alerts: dict[Name, AlertSettings] = {}
+    """[alerts.NAME] tables"""
+    lines_dir: str = ""
+    """Private directory of lines and zones added at run time; empty: in data_dir, or in run_dir"""
     sources_dir: str = ""
     """Private directory of sources added at run time; on a disk they survive a reboot; empty: in run_dir"""
     workers: WorkerSettings = WorkerSettings()
@@ -332,8 +480,38 @@ class Settings(BaseSettings):
     preprocess: PreprocessSettings = PreprocessSettings()
     engine: EngineSettings = EngineSettings()
     fusion: FusionSettings = FusionSettings()
+    history: HistorySettings = HistorySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     budgets: BudgetSettings = BudgetSettings()
+
+    @field_validator("timezone")
+    @classmethod
+    def _a_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError("not a known time zone: use a name such as Europe/Berlin") from None
+        return value
+
+    @model_validator(mode="after")
+    def _known_areas(self) -> "Settings":
+        for name, alert in self.alerts.items():
+            if alert.area is not None and alert.area not in self.areas:
+                raise ValueError(f"the alert {name!r} watches the area {alert.area!r}, which does not exist")
+        return self
+
+    @property
+    def data(self) -> Path:
+        """Where event logs are: data_dir, or a folder of run_dir."""
+        return Path(self.data_dir) if self.data_dir else self.run_dir / DATA
+
+    @property
+    def history_url(self) -> str:
+        """Where the history is stored; empty: nowhere."""
+        if self.history.database != "auto":
+            return self.history.database
+        installed = self.data_dir and importlib.util.find_spec("sqlalchemy")
+        return f"sqlite:///{Path(self.data_dir).absolute()}/history.db" if installed else ""
 
     @property
     def publish(self) -> str:
@@ -396,10 +574,13 @@ def load_settings(**overrides: Any) -> Settings:
         raise AppError(_message(error, known)) from None
 
 
-def source_settings(**values: Any) -> SourceSettings:
-    """The settings of one source. Raises AppError, which never contains the URL."""
+OneSection = TypeVar("OneSection", bound=Section)
+
+
+def section_settings(kind: type[OneSection], **values: Any) -> OneSection:
+    """The settings of one source, line or zone. Raises AppError, which never contains a URL."""
     try:
-        return SourceSettings(**values)
+        return kind(**values)
     except ValidationError as error:
         raise AppError(_message(error, {})) from None
 
@@ -416,22 +597,22 @@ def requested_log_format() -> str:
 
 
 def key_paths(model: type[BaseModel] = Settings, prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> pydantic field of every setting; `sources.NAME` stands for each source."""
+    """Dotted name -> pydantic field of every setting; `sources.NAME` stands for each source, and so on."""
     paths: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, Section):
             paths |= key_paths(kind, f"{prefix}{name}.")
-        elif name == "sources":
-            paths["sources"] = field
-            paths |= key_paths(get_args(kind)[1], "sources.NAME.")
+        elif get_origin(kind) is dict and issubclass(section := get_args(kind)[1], Section):
+            paths[prefix + name] = field
+            paths |= key_paths(section, f"{prefix}{name}.NAME.")
         else:
             paths[prefix + name] = field
     return paths
 
 
 def _is_known(path: str, known: dict[str, Any]) -> bool:
-    return path in known or any(key.startswith(path + ".") for key in known) or path.startswith("sources.")
+    return path in known or any(key.startswith(path + ".") for key in known) or path.startswith(TABLES)
 
 
 def _nearest(path: str, known: dict[str, Any], environment: bool = False) -> str:
@@ -449,9 +630,11 @@ def _message(error: Exception, known: dict[str, Any]) -> str:
     first = error.errors()[0]
     path = ".".join(str(step) for step in first["loc"])
     if first["type"] == "extra_forbidden":
-        generic = re.sub(r"^sources\.[^.]+\.", "sources.NAME.", path)
+        generic = re.sub(r"(^|\.)(sources|lines|zones|areas|alerts)\.[^.]+\.", r"\1\2.NAME.", path)
         return f"The setting {path!r} does not exist: {_nearest(generic, known)}"
     problem = first["msg"].removeprefix("Value error, ")
-    if first["loc"][-1] == "url":  # which may contain a password
+    if not path:
+        return f"The settings are not valid: {problem}."
+    if first["loc"][-1] == "url" or isinstance(first["input"], dict):  # a URL may contain a password
         return f"The setting {path!r} is not valid: {problem[0].lower()}{problem[1:]}."
     return f"The setting {path!r} is {str(first['input'])[:60]!r}: {problem[0].lower()}{problem[1:]}."

@@ -35,17 +35,16 @@ def folder(settings: Settings) -> Path:
     return Path(settings.sources_dir) if settings.sources_dir else settings.run_dir / FOLDER
 
 
-def link_sources_dir(settings: Settings) -> None:
-    """Links the run directory to changes that are stored elsewhere: a command may know only the run directory."""
-    link = settings.run_dir / FOLDER
-    if settings.sources_dir:
+def link_folder(run_dir: Path, name: str, stored: Path) -> None:
+    """Links a folder of the run directory to where its files are: a command may know only the run directory."""
+    if stored != run_dir / name:
         with contextlib.suppress(FileExistsError):
-            link.symlink_to(settings.sources_dir)
+            (run_dir / name).symlink_to(stored)
 
 
-def forget_changes(run_dir: Path) -> None:
-    """Removes the changes that are stored in the run directory, or the link to changes that are stored elsewhere."""
-    path = run_dir / FOLDER
+def forget_folder(run_dir: Path, name: str) -> None:
+    """Removes a folder of the run directory, or the link to where its files are, which stay."""
+    path = run_dir / name
     if path.is_symlink():
         path.unlink()
     else:
@@ -65,7 +64,13 @@ def known_sources(settings: Settings) -> dict[str, SourceChange]:
 def write_change(settings: Settings, name: str, source: SourceSettings | None) -> None:
     """Adds a source, or removes it with None; the file belongs to the group's user. Raises AppError when it cannot."""
     check_name(name, "source")
-    directory = folder(settings).resolve()
+    change = SourceChange(id=secrets.token_hex(8), source=source)
+    write_in_group(folder(settings), f"{name}.json", change.model_dump_json().encode())
+
+
+def write_in_group(directory: Path, name: str, data: bytes) -> None:
+    """Writes a private file of the group's user, and its folder if it does not exist. Raises AppError."""
+    directory = directory.resolve()
     with contextlib.suppress(FileExistsError):
         try:
             directory.mkdir(mode=0o700)
@@ -73,9 +78,8 @@ def write_change(settings: Settings, name: str, source: SourceSettings | None) -
             raise AppError(f"No group runs in {directory.parent}: use --config or --run-dir.", NO_INPUT) from None
         except PermissionError:
             raise AppError(f"{directory} cannot be written: run this as the group's user or as root.") from None
-    path, parent = directory / f"{name}.json", directory.parent.stat()
-    change = SourceChange(id=secrets.token_hex(8), source=source)
-    write_file(path, change.model_dump_json().encode(), 0o600)
+    path, parent = directory / name, directory.parent.stat()
+    write_file(path, data, 0o600)
     if os.getuid() == 0:
         for created in (directory, path):
             os.chown(created, parent.st_uid, parent.st_gid)

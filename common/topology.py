@@ -21,6 +21,7 @@ class ServiceRow:
     owns: str | None  # the ring it writes
     each: Literal["source", "worker", "group"]  # one process per source; settings.workers of them; one per group
     does: str
+    optional: bool = False  # a group may be without it
 
 
 SERVICES = (
@@ -28,6 +29,7 @@ SERVICES = (
     ServiceRow("preprocess", SURFACES, FRAME, TENSORS, "worker", "surface -> the images of its views"),
     ServiceRow("infer_global", TENSORS, GLOBAL, None, "worker", "the whole frame -> detections"),
     ServiceRow("infer_tiles", TENSORS, TILES, None, "worker", "one group of its tiles, at every level -> detections"),
-    ServiceRow("fusion", None, None, None, "group", "join, merge, count, publish"),
+    ServiceRow("fusion", None, None, None, "group", "join, merge, count, track, publish"),
+    ServiceRow("history", None, None, None, "group", "event logs -> database", optional=True),
 )
 BY_NAME = {row.name: row for row in SERVICES}

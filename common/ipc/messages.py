@@ -16,6 +16,7 @@ Rings, on the socket of a ring's owner (ROUTER) and its consumers (DEALER):
 
 Results, on fusion's socket: Hello / Welcome / Beat / Bye as above, then Result(number, body) --> and <-- Ack(numbers).
 Control, on each process' socket: the same, then Describe --> <-- Described; Restart | Stop | SetLevel --> <-- Done.
+To fusion: Correct --> <-- Corrected.
 Swap, on the control sockets of the infer processes: Prepare --> <-- Prepared; when all are: Commit --> <-- Committed.
 Models, on the socket of `engine serve`: Fetch --> and <-- Chunk | Refuse.
 """
@@ -32,7 +33,7 @@ from peoplecounter.common.logs import Level
 from peoplecounter.common.topology import GLOBAL, TILES
 from peoplecounter.common.views import View
 
-SCHEMA = 6
+SCHEMA = 7
 ROW_VALUES = 8  # of one detection
 MAX_BOXES = 1000  # of one image
 MAX_BYTES = 1 << 20  # of one message; libzmq refuses more, see link.py
@@ -352,6 +353,22 @@ class Done(Struct, frozen=True, tag="done"):
     """Answers Restart, Stop and SetLevel."""
 
 
+class Correct(Struct, frozen=True, tag="correct"):
+    """Tells fusion how many people are in an area."""
+
+    area: SourceName
+    people: Annotated[int, Meta(ge=0, le=10_000_000)]
+    note: Text = ""
+
+
+class Corrected(Struct, frozen=True, tag="corrected"):
+    """The occupancy before and now, or why it was not corrected."""
+
+    before: int = 0
+    after: int = 0
+    refusal: Text = ""
+
+
 class Prepare(Struct, frozen=True, tag="prepare"):
     """Asks an infer process to load this model beside the current one, without using it yet."""
 
@@ -394,8 +411,9 @@ class Chunk(Struct, frozen=True, tag="chunk"):
 
 
 LinkMessage = Hello | Welcome | Refuse | Offer | Release | Unmapped | Beat | Bye | Result | Ack
-ControlMessage = Describe | Described | Restart | Stop | SetLevel | Done | Prepare | Prepared | Commit | Committed
-Message = LinkMessage | ControlMessage | Fetch | Chunk
+ControlMessage = Describe | Described | Restart | Stop | SetLevel | Done | Correct | Corrected
+SwapMessage = Prepare | Prepared | Commit | Committed
+Message = LinkMessage | ControlMessage | SwapMessage | Fetch | Chunk
 DROP_REASONS = ("no_slot", "no_credit", "deadline", "stale", "decode_error", "engine_error")
 
 _encoder = msgspec.msgpack.Encoder()

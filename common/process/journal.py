@@ -1,36 +1,59 @@
-"""A small record that outlives its process: what a service must still know after it was killed and started again."""
+"""A record that outlives its process: what a service must still know after it was killed and started again."""
 
 import os
+import struct
+import zlib
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import msgspec
 
 Record = TypeVar("Record", bound=msgspec.Struct)
-SIZE = 4096  # bytes: one page, written by one system call, so a kill leaves the old record or the new one
+HALF = 8 << 20  # bytes: room for one record; what is not written takes no memory
+HEADER = struct.Struct("<QII")  # generation, length and CRC32 of the record that follows
 
 
 class Journal(Generic[Record]):
-    """One msgspec struct in a file of the run directory."""
+    """One msgspec struct in a file of the run directory.
+
+    The file has two halves, which are written in turn: a process that is killed while it writes leaves the record
+    before.
+    """
 
     def __init__(self, path: Path, kind: type[Record]):
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._kind = kind
+        self._generation = max((generation for generation, _ in self._bodies()), default=0)
 
     def read(self) -> Record | None:
         """The record written last; None when the file holds none that can be read."""
-        data = os.pread(self._fd, SIZE, 0)
-        try:
-            return msgspec.msgpack.decode(data[4 : 4 + int.from_bytes(data[:4], "little")], type=self._kind)
-        except msgspec.MsgspecError:
-            return None
+        for _, body in sorted(self._bodies(), reverse=True):
+            try:
+                return msgspec.msgpack.decode(body, type=self._kind)
+            except msgspec.MsgspecError:
+                continue
+        return None
 
     def write(self, record: Record) -> None:
         """Replaces the record."""
         body = msgspec.msgpack.encode(record)
-        if len(body) > SIZE - 4:
+        if len(body) > HALF - HEADER.size:
             raise ValueError(f"a journal record of {len(body)} bytes is too long")
-        os.pwrite(self._fd, len(body).to_bytes(4, "little") + body, 0)
+        self._generation += 1
+        data = HEADER.pack(self._generation, len(body), zlib.crc32(body)) + body
+        os.pwrite(self._fd, data, self._generation % 2 * HALF)
 
     def close(self) -> None:
         os.close(self._fd)
+
+    def _bodies(self) -> list[tuple[int, bytes]]:
+        """(generation, record) of each half that is whole."""
+        found = []
+        for offset in (0, HALF):
+            head = os.pread(self._fd, HEADER.size, offset)
+            if len(head) == HEADER.size:
+                generation, length, checksum = HEADER.unpack(head)
+                body = os.pread(self._fd, length, offset + HEADER.size) if length < HALF else b""
+                if len(body) == length and zlib.crc32(body) == checksum and generation:
+                    found.append((generation, body))
+        return found

@@ -12,7 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from peoplecounter.common import backend, logs, sources
+from peoplecounter.common import backend, logs, shape_changes, sources
 from peoplecounter.common.errors import RESTART, SOFTWARE, AppError, GpuLost
 from peoplecounter.common.files import Lock, make_private
 from peoplecounter.common.ipc.consumer import RingConsumer
@@ -226,7 +226,11 @@ def serve(service: str, run: Callable[[Runtime], None]) -> None:
         settings = load_settings()
         logs.configure(settings.log_format, settings.log_level)
         make_private(settings.run_dir)
-        sources.link_sources_dir(settings)
+        for folder, stored in (
+            (sources.FOLDER, sources.folder(settings)),
+            (shape_changes.FOLDER, shape_changes.folder(settings)),
+        ):
+            sources.link_folder(settings.run_dir, folder, stored)
         while (claimed := claim_instance(settings, service, instance)) is None:
             _wait_for_source(settings)
         runtime = Runtime(service, claimed[0], settings, claimed[1])

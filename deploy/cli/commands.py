@@ -14,9 +14,9 @@ from peoplecounter.common import __version__
 from peoplecounter.common.errors import AppError
 from peoplecounter.common.keys import CHARACTERS, key_pair
 from peoplecounter.common.logs import Level
-from peoplecounter.common.settings import PREFIX, source_settings
+from peoplecounter.common.settings import PREFIX, SourceSettings, section_settings
 from peoplecounter.common.sources import absolute_url
-from peoplecounter.deploy.cli import engine_commands
+from peoplecounter.deploy.cli import engine_commands, history_commands
 from peoplecounter.deploy.cli.display import (
     DISPLAYED,
     ProcessStates,
@@ -38,6 +38,10 @@ app.add_typer(models, name="models")
 app.add_typer(engine_commands.app, name="engine")
 source_app = typer.Typer(no_args_is_help=True, help="Add, remove and list the sources of a running group.")
 app.add_typer(source_app, name="source")
+app.add_typer(history_commands.line_app, name="line")
+app.add_typer(history_commands.zone_app, name="zone")
+app.command()(history_commands.history)
+app.command()(history_commands.correct)
 
 install_app = typer.Typer(no_args_is_help=True, help="Install a group as services of this machine.")
 app.add_typer(install_app, name="install")
@@ -84,16 +88,22 @@ def run(
     loop: Annotated[bool, typer.Option("--loop", help="Restart files when they end.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write every count to this file, one JSON object a line.")] = None,
     boxes: Annotated[bool, typer.Option("--boxes", help="With --out, write the boxes of each frame, too.")] = False,
+    events: Annotated[
+        Path | None, typer.Option(help="Write every crossing and visit to this file, one JSON object a line.")
+    ] = None,
+    start_time: Annotated[
+        str | None, typer.Option(help="When a file begins, e.g. 2026-11-26T08:00:00. Default: now.")
+    ] = None,
     config: Config = None,
     run_dir: Annotated[Path | None, typer.Option(help="Private directory of sockets and shared memory.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Start a group and show its counts until all sources have ended, or until Ctrl-C."""
-    changes = overrides(source or [], model, workers or [], backend, realtime, loop, run_dir)
+    changes = overrides(source or [], model, workers or [], backend, realtime, loop, run_dir, start_time)
     settings, environment = configure(config, changes)
     if boxes and not out:
         raise AppError("--boxes writes into the file of --out: give one.")
-    summary, code = run_group(settings, environment, as_json, out, boxes=boxes)
+    summary, code = run_group(settings, environment, as_json, out, boxes=boxes, events=events)
     if as_json:
         print(json.dumps(summary), flush=True)
     elif summary["frames"] or not code:
@@ -333,7 +343,7 @@ def add_source(
 ) -> None:
     """Add a source to a running group; it gets a decoder of its own."""
     views = {"smallest_person_px": smallest_person_px}
-    source = source_settings(url=absolute_url(url, Path()), realtime=realtime, loop=loop, views=views)
+    source = section_settings(SourceSettings, url=absolute_url(url, Path()), realtime=realtime, loop=loop, views=views)
     print(source_changes.add(client.find_group(config, run_dir), name, source))
 
 
@@ -400,7 +410,10 @@ def install_systemd(
     """Write systemd units for the services of these settings. Repeat it when sources or workers change."""
     from peoplecounter.deploy.systemd.install import install
 
-    settings, _ = configure(config, {PREFIX + "SOURCES_DIR": f"/var/lib/{name}/sources"})
+    state = f"/var/lib/{name}"  # systemd's StateDirectory
+    settings, _ = configure(config, {PREFIX + "SOURCES_DIR": f"{state}/sources"})
+    if not settings.data_dir:
+        settings = settings.model_copy(update={"data_dir": state})
     for path in install(settings, config, name, user or name, root):
         print(path)
     if root == Path("/"):

@@ -74,6 +74,12 @@ def budget_words(name: str, state: dict) -> str:
     return f"{name} {state['p95_ms']:.1f} of {state['budget_ms']:g} ms{over}"
 
 
+def moved(status: dict) -> str:
+    """The totals of a source's lines and the people in its zones; empty without any."""
+    words = [f"{name} {line['in']} in, {line['out']} out" for name, line in status.get("lines", {}).items()]
+    return " · ".join([*words, *(f"{name} {zone['people']} people" for name, zone in status.get("zones", {}).items())])
+
+
 class Rows:
     """The latest values of each source, with the frames counted per second over at least the last RATE_S."""
 
@@ -82,9 +88,11 @@ class Rows:
         self._counted: dict[str, deque[tuple[float, int]]] = {}
 
     def update(self, kind: str, name: str, content: dict) -> dict[str, Any]:
-        row = self.rows.setdefault(name, {"count": "–", "seq": "–", "state": "online", "fps": 0.0})
+        row = self.rows.setdefault(name, {"count": "–", "seq": "–", "state": "online", "fps": 0.0, "moved": ""})
         if kind == "status":
-            row["state"] = content["state"] + (f" ({content['detail']})" if content["detail"] else "")
+            about = content["detail"] or content.get("warning")
+            row["state"] = content["state"] + (f" ({about})" if about else "")
+            row["moved"] = moved(content)
         if kind == "counts":
             row["fps"] = self._rate(name, content["totals"]["counted"])
             row["count"], row["incomplete"] = content["count"], "" if content["complete"] else " (incomplete)"
@@ -117,7 +125,8 @@ class PlainLines:
     def show(self, kind: str, name: str, content: dict) -> None:
         if kind == "budgets":
             return self._show_budgets(content)
-        before = self._rows.rows.get(name, {}).get("state", "online")
+        known = self._rows.rows.get(name, {})
+        before, moved_before = known.get("state", "online"), known.get("moved", "")
         row = self._rows.update(kind, name, content)
         now = time.monotonic()
         if kind == "counts" and now >= self._due_s.get(name, 0):
@@ -128,6 +137,8 @@ class PlainLines:
             self.say(f"{name}: frame {row['seq']}, {people}, {rate}{behind}")
         elif row["state"] != before:
             self.say(f"{name}: {row['state']}")
+        if row["moved"] != moved_before:
+            self.say(f"{name}: {row['moved'] or 'no lines or zones'}")
 
     def _show_budgets(self, states: dict[str, dict]) -> None:
         """Prints a line when a budget is exceeded, or kept again."""
@@ -168,12 +179,16 @@ class LiveTable:
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False, caption=self._caption(), caption_justify="left")
-        for title in ("source", "people", "frame", "frames/s", "ms behind", "dropped", "state"):
-            table.add_column(title, justify="left" if title in ("source", "dropped", "state") else "right")
+        titles = ["source", "people", "frame", "frames/s", "ms behind", "dropped", "state"]
+        if any(row["moved"] for row in self._rows.rows.values()):
+            titles.append("lines, zones")
+        for title in titles:
+            right = title in ("people", "frame", "frames/s", "ms behind")
+            table.add_column(title, justify="right" if right else "left")
         for name, row in sorted(self._rows.rows.items()):
             table.add_row(
                 name, f"[bold]{row['count']}[/]{row.get('incomplete', '')}", str(row["seq"]), f"{row['fps']:.1f}",
-                f"{row.get('ms', 0):.0f}", dropped(row["totals"]), row["state"],
+                f"{row.get('ms', 0):.0f}", dropped(row["totals"]), row["state"], *[row["moved"]][: len(titles) - 7],
             )  # fmt: skip
         return table
 
@@ -191,6 +206,7 @@ def summary_lines(summary: dict) -> list[str]:
         f"frames   {frames}",
         f"counted  {counted}" + (f" ({summary['incomplete']} incomplete)" if summary["incomplete"] else ""),
         f"dropped  {dropped(summary)}",
+        *(f"line     {name}: {line['in']} in, {line['out']} out" for name, line in summary["lines"].items()),
     ]
     if summary["mae"] is not None:
         share = summary["mae"] / summary["mean_truth"] if summary["mean_truth"] else 0

@@ -51,7 +51,8 @@ class EngineBench:
         """What fusion makes of the boxes [n, 8] of a frame, float32 [k, 6]."""
         fusion = self.settings.fusion
         previous = np.zeros((0, 6), np.float32) if before is None else before
-        return hysteresis(merge(rows, fusion.same_iou, fusion.same_ios), previous, fusion.new_score)
+        persons = merge(rows, fusion.same_iou, fusion.same_ios)
+        return persons[hysteresis(persons, previous, fusion.new_score)[1]]
 
     def rows(self, engine: Engine, layout: SurfaceLayout, surface: np.ndarray, views: tuple[View, ...]) -> np.ndarray:
         """The boxes that an engine finds in these views of a frame, float32 [n, 8], see messages.Detections."""

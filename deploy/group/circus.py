@@ -11,18 +11,19 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from peoplecounter.common import cores
+from peoplecounter.common import cores, shape_changes, sources
 from peoplecounter.common.errors import FINAL, RESTART, SOFTWARE
 from peoplecounter.common.files import Lock, make_private
 from peoplecounter.common.process.control import SUPERVISOR, sources_to_decode
 from peoplecounter.common.process.runtime import SUPERVISOR_PID
-from peoplecounter.common.settings import Settings
-from peoplecounter.common.sources import forget_changes, redacted
+from peoplecounter.common.settings import DATA, Settings
+from peoplecounter.common.sources import forget_folder, redacted
 from peoplecounter.common.topology import SERVICES, ServiceRow
 from peoplecounter.deploy.group import mps
 from peoplecounter.deploy.group.client import owners
 
 LEFTOVERS = ("*.sock", "*.shm", "*.journal", "*.lock")
+FOLDERS = (sources.FOLDER, shape_changes.FOLDER, DATA)
 RESTARTS_MAX, WITHIN_S = 10, 60.0  # with more restarts within that time the group gives up
 CHECK_S = 0.25  # how often circus looks for dead processes
 STOP_S = 5.0  # then SIGKILL
@@ -48,6 +49,8 @@ def process_count(row: ServiceRow, settings: Settings) -> int:
     """How many processes of a service a group starts with."""
     if row.each == "source":
         return len(list(sources_to_decode(settings)))
+    if row.optional and not settings.history_url:
+        return 0
     return cores.process_count(settings, row.name) if row.each == "worker" else 1
 
 
@@ -159,7 +162,8 @@ class GroupSupervisor:
             for path in self._run_dir.glob(pattern):
                 if path.name != "group.lock":
                     path.unlink(missing_ok=True)
-        forget_changes(self._run_dir)
+        for folder in FOLDERS:
+            forget_folder(self._run_dir, folder)
 
     def _remove(self) -> None:
         self._sweep()

@@ -22,6 +22,8 @@ from peoplecounter.deploy.cli.display import DISPLAYED, JsonLines, display
 from peoplecounter.deploy.group.circus import GroupSupervisor, source_name
 from peoplecounter.deploy.group.subscribe import Follower, Tally
 
+EVENTS = ("crossings", "zones")
+
 
 def overrides(
     sources: list[str],
@@ -31,6 +33,7 @@ def overrides(
     realtime: bool,
     loop: bool,
     run_dir: Path | None,
+    start_time: str | None = None,
 ) -> dict[str, str]:
     """The command's options as environment variables, which every service reads."""
     changes: dict[str, str] = {}
@@ -40,6 +43,11 @@ def overrides(
         if not equals or not name.replace("-", "").replace("_", "").isalnum() or Path(argument).exists():
             name, url = source_name("stdin" if argument == "-" else argument, set(named)), argument
         named[name] = {"url": absolute_url(url, Path()), "realtime": realtime, "loop": loop}
+    if start_time:
+        if not named:
+            raise AppError("--start-time is for the files of this command: in a --config, set start_time of a source.")
+        for one in named.values():
+            one["start_time"] = start_time
     if named:
         changes["SOURCES"] = json.dumps(named)
     if model:
@@ -84,8 +92,11 @@ def run_group(
     out: Path | None,
     truth: dict[int, int] | None = None,
     boxes: bool = False,
+    events: Path | None = None,
 ) -> tuple[dict, int]:
     """Runs a group to its end and shows its counts; returns (summary, exit code). `boxes`: `out` gets them, too.
+
+    `events`: file for what happens at lines and zones, one JSON object a line.
 
     The summary's `problem` says what a file has lost; then the exit code is not 0.
     """
@@ -94,7 +105,7 @@ def run_group(
     latest: dict[str, dict] = {}  # source -> its latest count
     if not isinstance(screen, JsonLines):
         environment = {PREFIX + "LOG_LEVEL": "warning", **environment}
-    lines = _open(out) if out else None
+    lines, event_lines = (_open(path) if path else None for path in (out, events))
 
     def stop_if_ended() -> None:
         """Stops when every source has ended and its last count was received; without a source, one may be added."""
@@ -107,6 +118,11 @@ def run_group(
     screen.say(f"counts on {settings.publish}{also}")
 
     def on_message(kind: str, name: str, content: dict) -> None:
+        if kind in EVENTS:
+            if event_lines:
+                event_lines.write(json.dumps({"kind": kind, **content}, separators=(",", ":")) + "\n")
+                event_lines.flush()
+            return
         if lines and kind == ("detections" if boxes else "counts"):
             lines.write(json.dumps(latest.get(name, {}) | content, separators=(",", ":")) + "\n")
             lines.flush()
@@ -122,7 +138,7 @@ def run_group(
             if content["state"] == "ended":
                 stop_if_ended()
 
-    topics = (*DISPLAYED, "detections") if boxes else DISPLAYED
+    topics = (*DISPLAYED, *EVENTS, "detections") if boxes else (*DISPLAYED, *EVENTS)
     follower = Follower(settings.publish, topics, on_message, on_error=group.stop)
     try:
         group.run()
@@ -132,7 +148,7 @@ def run_group(
     if isinstance(follower.error, BrokenPipeError):  # `run … | head`: the reader has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     elif isinstance(follower.error, OSError):
-        raise AppError(f"Counts cannot be written to {out}: {follower.error.strerror}.", SOFTWARE)
+        raise AppError(f"Counts or events cannot be written: {follower.error.strerror}.", SOFTWARE)
     elif follower.error:
         raise follower.error
     summary = tally.summary(truth)
@@ -147,4 +163,4 @@ def _open(out: Path) -> TextIO:
     try:
         return out.open("w")
     except OSError as error:
-        raise AppError(f"Counts cannot be written to {out}: {error.strerror}.", NO_INPUT) from None
+        raise AppError(f"{out} cannot be written: {error.strerror}.", NO_INPUT) from None

@@ -54,6 +54,7 @@ class Tally:
     def __init__(self) -> None:
         self.totals: dict[str, dict] = {}  # source -> its last totals
         self.counts: dict[str, dict[int, int]] = {}  # source -> seq -> count
+        self.lines: dict[str, dict] = {}  # SOURCE.LINE -> its last totals
         self.ended: set[str] = set()
         self._times: dict[tuple[str, str], deque[float]] = {}  # source, stage -> ms
 
@@ -61,6 +62,7 @@ class Tally:
         """Adds one message."""
         if "totals" in content:
             self.totals[name] = content["totals"]
+        self.lines |= {f"{name}.{line}": totals for line, totals in content.get("lines", {}).items()}
         if kind == "counts":
             counts = self.counts.setdefault(name, {})
             counts[content["seq"]] = content["count"]
@@ -116,6 +118,7 @@ class Tally:
             "counted": sum(t["counted"] for t in self.totals.values()),
             "incomplete": sum(t["incomplete"] for t in self.totals.values()),
             "dropped": dropped,
+            "lines": self.lines,
             "mae": round(float(np.mean(errors)), 4) if errors else None,
             "mean_truth": round(float(np.mean(list(truth.values()))), 4) if truth else None,
             "stages_ms": {stage: {"p50": p50, "p99": p99} for stage, (p50, p99) in percentiles.items()},

@@ -3,7 +3,8 @@
 `python -m peoplecounter.deploy.report.settings_table > deploy/SETTINGS.md`
 """
 
-from typing import Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 from peoplecounter.common.settings import key_paths
 
@@ -12,7 +13,7 @@ def table() -> str:
     """Markdown: setting, type and bounds, default, meaning."""
     lines = ["| setting | value | default | meaning |", "|---|---|---|---|"]
     for name, field in key_paths().items():
-        if name == "sources":
+        if get_origin(field.annotation) is dict:  # its tables follow
             continue
         lines.append(f"| `{name}` | {_kind(field)} | {_default(field)} | {field.description} |")
     return "\n".join(lines)
@@ -27,9 +28,15 @@ def _kind(field) -> str:
         for key, sign in _SIGNS.items()
         if hasattr(rule, key)
     ]
-    kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not type(None)]
-    name = kinds[0].__name__
-    kind = {"str": "text", "bool": "true, false", "Path": "path", "tuple": "numbers"}.get(name, name)
+    kind = field.annotation
+    if get_origin(kind) in (Union, UnionType):
+        kind = next(one for one in get_args(kind) if one is not NoneType)
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if get_origin(kind) is tuple:
+        of = str(get_args(kind)[0])
+        return "names" if "str" in of else "points" if "tuple" in of else "numbers"
+    kind = {"str": "text", "bool": "true, false", "Path": "path"}.get(kind.__name__, kind.__name__)
     return " ".join([kind, *bounds])
 
 

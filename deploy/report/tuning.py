@@ -17,7 +17,7 @@ from peoplecounter.common.engine.base import Engine
 from peoplecounter.common.engine.loading import load_engine
 from peoplecounter.common.errors import NO_INPUT, AppError
 from peoplecounter.common.ipc.messages import SurfaceLayout
-from peoplecounter.common.settings import Settings, SourceSettings, ViewSettings, source_settings
+from peoplecounter.common.settings import Settings, SourceSettings, ViewSettings, section_settings
 from peoplecounter.common.sources import absolute_url, is_missing
 from peoplecounter.common.views import SMALLEST_SEEN_PX, View, by_level, overlap_px
 from peoplecounter.deploy.cli.display import aligned
@@ -220,7 +220,7 @@ class _Counted:
 
 def _source(name: str, settings: Settings) -> SourceSettings:
     """A source of the settings, or a file or URL; a file is played as fast as it goes, once."""
-    source = settings.sources.get(name) or source_settings(url=absolute_url(name, Path()))
+    source = settings.sources.get(name) or section_settings(SourceSettings, url=absolute_url(name, Path()))
     if is_missing(source):
         raise AppError(f"{name} is neither a source of the settings nor a file.", NO_INPUT)
     return source.model_copy(update={"realtime": False, "loop": False})

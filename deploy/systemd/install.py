@@ -87,13 +87,14 @@ def units(settings: Settings, config: Path, name: str, user: str) -> dict[str, s
         "config": str(config.absolute()),
         "python": sys.executable,
         "memory": MEMORY[kind],
+        "data": settings.data_dir,
         "sources": ", ".join(known_sources(settings)) or "no source yet",
         "mps": backend.mps_binary() or "",
     }
     files = {f"{name}.target": _fill("target", fill)}
     if kind == "cuda" and settings.mps == "auto" and fill["mps"]:
         files[f"{name}-mps.service"] = _fill("mps", fill)
-    for service in SERVICES:
+    for service in started_services(settings):
         alone = not needs_network(service, settings)
         files[f"{stem(service, name)}.service"] = _fill(
             "service",
@@ -110,6 +111,11 @@ def units(settings: Settings, config: Path, name: str, user: str) -> dict[str, s
     return files
 
 
+def started_services(settings: Settings) -> list[ServiceRow]:
+    """All services but those that these settings do not want."""
+    return [row for row in SERVICES if not row.optional or process_count(row, settings)]
+
+
 def _devices(kind: str, service: ServiceRow, settings: Settings) -> str:
     """Which devices a service may open: none, the GPU, and a decoder the USB cameras if the settings name one."""
     cameras = any(source.url.startswith("/dev/video") for source in settings.sources.values())
@@ -124,7 +130,7 @@ def instances(settings: Settings, name: str) -> list[str]:
     """The units that the target starts: one per source, per worker, or per group."""
     mps = f"{name}-mps.service"
     started = [mps] if mps in units(settings, Path("/"), name, name) else []
-    for service in SERVICES:
+    for service in started_services(settings):
         if service.each == "source":
             names = list(known_sources(settings))
         else:
@@ -149,7 +155,10 @@ def needs_network(service: ServiceRow, settings: Settings) -> bool:
     if service.name == "decoder" or settings.telemetry.exporter == "otlp":
         return True
     if service.name == "fusion":
-        return bool(settings.fusion.publish) or settings.telemetry.metrics
+        webhooks = any(alert.webhook for alert in settings.alerts.values())
+        return bool(settings.fusion.publish) or settings.telemetry.metrics or webhooks
+    if service.name == "history":
+        return not settings.history_url.startswith("sqlite")
     return service.name.startswith("infer_") and backend.is_endpoint(settings.engine.model)
 
 
@@ -161,6 +170,7 @@ def check(settings: Settings, config: Path) -> None:
         "engine.model": "" if backend.is_endpoint(settings.engine.model) else settings.engine.model,
         "fusion.key": settings.fusion.key,
         "fusion.subscribers": settings.fusion.subscribers,
+        "data_dir": settings.data_dir,
     }
     seen |= {f"the source {n}": s.url for n, s in settings.sources.items() if "://" not in s.url}
     for what, path in seen.items():

@@ -4,6 +4,7 @@ A Codec decodes its packets: ffmpeg.py, or nvdec.py on a GPU. reader.py runs thi
 """
 
 import gc
+import heapq
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -284,6 +285,8 @@ class _Pass:
         self._sent: dict[int, _Sent] = {}
         self._number, self._time_s = 0, 0.0  # of the packet that was decoded last
         self._timed = False  # the packets of this file have times
+        # AVI numbers packets as they are stored: with B-frames, which come out in another order, their times do, too
+        self._times: list[float] | None = [] if opened.container.format.name == "avi" else None
         if opened.container.format.name in INDEXED and (pts := progress.seek()) is not None:
             opened.container.seek(pts, stream=opened.stream, backward=True)
 
@@ -294,6 +297,8 @@ class _Pass:
         except (av.error.FFmpegError, OSError):
             return False
         self._decoder.restart()
+        if self._times:
+            self._times.clear()
         if self._pace:
             self._pace.rewound()
         return True
@@ -351,6 +356,8 @@ class _Pass:
             yield from self._progress.of(Damaged(lost))
         elif packet.size:
             self._timed = self._timed or pts_s is not None
+            if self._times is not None and pts_s is not None:
+                heapq.heappush(self._times, pts_s)
             if self._live or not self._timed:
                 self._time_s = now_ns / 1e9
             elif pts_s is not None:  # a packet without a time comes with the one before it
@@ -382,9 +389,13 @@ class _Pass:
         self._sent[number] = _Sent(now_ns, verdict)
         self._sent.pop(number - PENDING_MAX, None)
         if verdict == "void":
+            if self._times:
+                self._times.remove(max(self._times))  # the packet's own, it came last
+                heapq.heapify(self._times)
             yield from self._progress.of(Damaged(problem or FOLLOWS), pts)  # type: ignore[misc]
 
     def _show(self, frame: Frame, now_ns: int, decoded_ns: int) -> Iterator[Picture | Damaged]:
+        time_s = heapq.heappop(self._times) if self._times else frame.time
         sent = self._sent.pop(frame.opaque or self._number, None) or _Sent(now_ns, "whole")
         if sent.verdict == "void":
             return
@@ -395,7 +406,7 @@ class _Pass:
         picture = Picture(
             self._decoder.surface(frame),
             frame.opaque or self._number,
-            frame.time,
+            time_s,
             sent.captured_ns,
             now_ns,
             decoded_ns,

@@ -3,6 +3,7 @@
 import msgspec
 
 from peoplecounter.common.process.journal import Journal
+from peoplecounter.services.fusion.flow import FlowRecord
 
 
 class Totals(msgspec.Struct):
@@ -12,6 +13,7 @@ class Totals(msgspec.Struct):
     counted: int = 0
     incomplete: int = 0  # of the counted frames
     dropped: dict[str, int] = {}  # reason -> frames
+    flow: FlowRecord | None = None  # people's tracks, and what is counted at lines
 
     def public(self) -> dict:
         """The totals as subscribers get them."""
@@ -44,6 +46,10 @@ class Ledger:
         """`frames` frames from `first` on are dropped."""
         self.totals.next_seq = first + frames
         self.totals.dropped[reason] = self.totals.dropped.get(reason, 0) + frames
+        self._journal.write(self.totals)
+
+    def keep(self) -> None:
+        """Writes what has changed apart from a frame."""
         self._journal.write(self.totals)
 
     def close(self) -> None:

@@ -45,15 +45,16 @@ def merge(rows: np.ndarray, same_iou: float, same_ios: float) -> np.ndarray:
     return uncut[kept][:, [0, 1, 2, 3, SCORE, SCALE]]
 
 
-def hysteresis(persons: np.ndarray, previous: np.ndarray, new_score: float) -> np.ndarray:
-    """The merged persons [k, 6] with a score of at least `new_score`, or KEPT_SHARE of it where the previous frame
-    [m, 6] had one; less of either for people who are small in their view."""
+def hysteresis(persons: np.ndarray, previous: np.ndarray, new_score: float) -> tuple[np.ndarray, np.ndarray]:
+    """bool [k] twice: which merged persons [k, 6] have a score of at least `new_score`, and which are counted: those
+    with KEPT_SHARE of it, too, where the previous frame [m, 6] had one. People who are small in their view need less.
+    """
     needed = new_score * _share(persons, persons[:, 5])
     strong = persons[:, SCORE] >= needed
     if not len(persons) or not len(previous):
-        return persons[strong]
+        return strong, strong
     seen = iou_matrix(persons[:, :4], previous[:, :4]).max(axis=1) > SAME_PLACE_IOU
-    return persons[strong | (seen & (persons[:, SCORE] >= KEPT_SHARE * needed))]
+    return strong, strong | (seen & (persons[:, SCORE] >= KEPT_SHARE * needed))
 
 
 def _share(boxes: np.ndarray, scale: np.ndarray) -> np.ndarray:

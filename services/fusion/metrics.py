@@ -56,6 +56,25 @@ def _dropped(group: GroupState) -> Rows:
             yield frames, {"source": name, "reason": reason}
 
 
+def _crossings(group: GroupState) -> Rows:
+    for name, source in list(group.sources.states.items()):
+        for line, totals in list(source.flow.sums.lines.items()):
+            for direction, times in totals.public().items():
+                yield times, {"source": name, "line": line, "direction": direction}
+
+
+def _zones(group: GroupState) -> Rows:
+    for name, source in list(group.sources.states.items()):
+        for zone in list(source.flow.sums.zones):
+            if (people := source.flow.zone_people(zone)) is not None:
+                yield people, {"source": name, "zone": zone}
+
+
+def _areas(group: GroupState) -> Rows:
+    for name, area in group.areas.items():
+        yield area.occupancy(), {"area": name}
+
+
 def _processes(group: GroupState) -> Iterator[tuple[ProcessState, dict[str, str]]]:
     """(state, attributes) of each process."""
     for name, process in list(group.members.processes.items()):
@@ -152,6 +171,9 @@ OBSERVED: tuple[Observed, ...] = (
     ),
     ("peoplecounter.frames.dropped", "counter", "{frame}", "Frames not counted", _dropped),
     ("peoplecounter.people", "gauge", "{person}", "People in the last complete frame", _people),
+    ("peoplecounter.line.crossings", "counter", "{crossing}", "People who crossed a line, in and out", _crossings),
+    ("peoplecounter.zone.people", "gauge", "{person}", "People in a zone", _zones),
+    ("peoplecounter.area.people", "gauge", "{person}", "Occupancy of an area; below 0: more have left", _areas),
     (
         "peoplecounter.source.online", "gauge", "", "1 while the source is online",
         _sources(lambda s, now: int(s.published_state(now) == "online")),

@@ -80,6 +80,6 @@ class SubscriberKeys:
         return key in keys
 
 
-def utc_now() -> str:
-    """The current time, e.g. 2026-11-26T13:37:00.123Z."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def utc(seconds: float) -> str:
+    """A time in seconds since 1970, e.g. as 2026-11-26T13:37:00.123Z."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,23 +1,40 @@
 """Fusion: receives results, joins them, merges each frame's boxes, keeps the ledger, publishes counts."""
 
 import secrets
+import time
 from collections.abc import Callable
 
 import numpy as np
 
 from peoplecounter.common.budgets import BudgetWindow
 from peoplecounter.common.errors import AppError
-from peoplecounter.common.ipc.messages import DROP_REASONS, Confirmed, Detections, Dropped, FrameHeader, Report, Status
+from peoplecounter.common.files import Lock, make_private_folder
+from peoplecounter.common.ipc.link import Peer
+from peoplecounter.common.ipc.messages import (
+    DROP_REASONS,
+    Confirmed,
+    Correct,
+    Corrected,
+    Detections,
+    Dropped,
+    FrameHeader,
+    Report,
+    Status,
+)
 from peoplecounter.common.ipc.results import Body, Receipt, ResultReceiver
 from peoplecounter.common.process.runtime import Runtime
+from peoplecounter.services.fusion.alerts import Alerts
+from peoplecounter.services.fusion.areas import Area
+from peoplecounter.services.fusion.flow import Detected, Event
 from peoplecounter.services.fusion.join import Ended, Gap, Join, PendingFrame, Settled
 from peoplecounter.services.fusion.members import Members
 from peoplecounter.services.fusion.merge import hysteresis, merge
-from peoplecounter.services.fusion.publish import Publisher, utc_now
+from peoplecounter.services.fusion.publish import Publisher, utc
 from peoplecounter.services.fusion.state import GroupState, SourceState, SourceStates
 from peoplecounter.services.fusion.timings import timings
 
 STATUS_NS = 1_000_000_000
+NOT_LOST = ("no_slot", "no_credit")  # drops that only thin out a live source: tracks expect them
 
 
 class Fusion:
@@ -33,9 +50,19 @@ class Fusion:
             )
         )
         self.publisher = rt.closing(Publisher(rt.loop.context, settings))
-        self.sources = rt.closing(SourceStates(settings, now_ns, self.join.resume))
+        make_private_folder(settings.data, "data_dir")
+        rt.closing(Lock(settings.data / "fusion.lock", f"the data_dir {settings.data}"))
+        self.sources = rt.closing(SourceStates(settings, now_ns, self.join.resume, self.publish_events))
+        for name in self.sources.known:
+            self.source(name)  # so that areas know all lines from the start
+        self.areas = {
+            name: Area(settings.data, name, area, settings.timezone, self.sources.line_totals)
+            for name, area in settings.areas.items()
+        }
+        self.alerts = rt.closing(Alerts(settings, self.alert_value))
+        rt.control.on(Correct, self.on_correct)
         self.members = Members()
-        self.group = GroupState(self.sources, self.members, rt.loop.now_ns)
+        self.group = GroupState(self.sources, self.members, self.areas, rt.loop.now_ns)
         self.window = BudgetWindow(settings.budgets)
         self.status_due_ns = 0
         self.metrics = None
@@ -92,6 +119,9 @@ class Fusion:
         changed = source.state != status.state
         source.state = status.state
         if changed:
+            if status.state == "reconnecting":
+                self.publish_events(status.source, source.flow.cut())
+                source.keep()
             self.publish_status(status.source, now_ns)
         self.receiver.settle([receipt])
 
@@ -124,18 +154,24 @@ class Fusion:
         source, missing = self.source(header.source), frame.missing(reason)
         if header.doubtful:
             missing["decoder"] = "decode_error"
+        captured_s = time.time() - (began_ns - header.captured_ns) / 1e9
         try:
-            persons = self.merge(frame, source)
+            people = self.merge(frame, source)
+            tracks, events = source.flow.frame(header, people, not missing, captured_s, source.start_s)
         except Exception:
             self.rt.log.exception("merging failed on %s %d", header.source, header.seq)
             return self.drop(header.source, header.seq, "engine_error")
+        persons = people.boxes[people.counted]
         if not missing:
             source.persons, source.people = persons, len(persons)
+        source.ledger.totals.flow = source.flow.keep()
         source.ledger.count(header.seq, complete=not missing)
+        source.flow.log()
         ended_ns = source.frame_ns = self.rt.loop.now_ns()
         stages_ms, hops_ms = timings(frame, began_ns, ended_ns)
         end_to_end_ms = round((ended_ns - header.captured_ns) / 1e6, 3)
-        self.publish_count(frame, persons, missing, end_to_end_ms, stages_ms, hops_ms)
+        self.publish_count(frame, persons, tracks, missing, end_to_end_ms, stages_ms, hops_ms)
+        self.publish_events(header.source, events)
         self.rt.counters["frames_counted"] += 1
         self.rt.tracer.record(
             "fusion", header, began_ns, self.rt.loop.now_ns(), people=len(persons), complete=not missing
@@ -145,15 +181,17 @@ class Fusion:
         if self.metrics:
             self.metrics.record(header.source, stages_ms, hops_ms, end_to_end_ms)
 
-    def merge(self, frame: PendingFrame, source: SourceState) -> np.ndarray:
-        """The persons of a frame, float32 [k, 6], see merge()."""
+    def merge(self, frame: PendingFrame, source: SourceState) -> Detected:
+        """The persons of a frame, see merge(): weak ones are not counted, but may continue a track."""
         rows = [answer.rows() for answer in frame.answers.values()]
         persons = merge(np.vstack([r for r in rows if r is not None]), self.settings.same_iou, self.settings.same_ios)
-        return hysteresis(persons, source.persons, self.settings.new_score)
+        return Detected(persons, *hysteresis(persons, source.persons, self.settings.new_score))
 
     def drop(self, name: str, first: int, reason: str, frames: int = 1) -> None:
         """Commits dropped frames to the ledger, then publishes them."""
         source = self.source(name)
+        if reason not in NOT_LOST:
+            source.flow.interrupt()
         source.ledger.drop(first, frames, reason)
         self.rt.counters[f"dropped_{reason}"] += frames
         totals = source.ledger.totals.public()
@@ -161,8 +199,13 @@ class Fusion:
         self.publisher.send("dropped", name, content)
 
     def end(self, due: Ended) -> None:
-        """All frames of a source are settled."""
-        self.source(due.source).state = "ended"
+        """All frames of a source are settled: its tracks end, and its last minute."""
+        source = self.source(due.source)
+        source.state = "ended"
+        events = source.flow.cut()
+        source.flow.end_minute()
+        source.keep()
+        self.publish_events(due.source, events)
         self.publish_status(due.source, self.rt.loop.now_ns())
         self.receiver.settle(due.receipts)
 
@@ -170,6 +213,7 @@ class Fusion:
         self,
         frame: PendingFrame,
         persons: np.ndarray,
+        tracks: list[str],
         missing: dict[str, str],
         end_to_end_ms: float,
         stages_ms: dict[str, float],
@@ -180,7 +224,7 @@ class Fusion:
             "source": header.source,
             "seq": header.seq,
             "pts_s": None if header.pts_s is None else round(header.pts_s, 6),
-            "time": utc_now(),
+            "time": utc(time.time()),
         }
         content = {
             **identity,
@@ -193,7 +237,65 @@ class Fusion:
             "totals": self.source(header.source).ledger.totals.public(),
         }
         self.publisher.send("counts", header.source, content)
-        self.publisher.send("detections", header.source, {**identity, **stored_boxes(header, persons)})
+        detections = {**identity, **stored_boxes(header, persons), "ids": [track or None for track in tracks]}
+        self.publisher.send("detections", header.source, detections)
+
+    def publish_events(self, name: str, events: list[Event]) -> None:
+        """Publishes what happened at a source; it is in the journal and in the log already."""
+        for kind, content in events:
+            self.publisher.send(kind, name, content)
+            if kind == "crossings":
+                self.alerts.crossed(f"{name}.{content['line']}", time.time())
+        if events:
+            self.publish_areas({f"{name}.{content['line']}" for kind, content in events if kind == "crossings"})
+            self.check_alerts()
+
+    def publish_areas(self, crossed: set[str] | None = None) -> None:
+        """Publishes the areas; `crossed`: only those with one of these lines."""
+        for name, area in self.areas.items():
+            if crossed is None or crossed & set(area.lines):
+                missing = self.sources.missing_lines(area.lines)
+                self.publisher.send("areas", name, area.public(time.time()) | ({"missing": missing} if missing else {}))
+
+    def check_alerts(self) -> None:
+        for name, content in self.alerts.update(time.time()):
+            self.publisher.send("alerts", name, content)
+
+    def alert_value(self, kind: str, name: str) -> float | None:
+        """What an alert watches: people in an area, or in a zone; None: unknown."""
+        if kind == "area":
+            return self.areas[name].occupancy()
+        source, _, zone = name.partition(".")
+        state = self.sources.states.get(source)
+        return state.flow.zone_people(zone) if state else None
+
+    def on_correct(self, peer: Peer, message: Correct) -> None:
+        """Somebody has counted the people in an area."""
+        area = self.areas.get(message.area)
+        try:
+            if area is None:
+                raise AppError(f"There is no area {message.area!r}: the settings have no table [areas.{message.area}].")
+            answer = Corrected(*area.correct(message.people, time.time(), message.note))
+        except AppError as error:
+            answer = Corrected(refusal=str(error))
+        self.rt.control.send(peer, answer)
+        self.publish_areas()
+        self.check_alerts()
+
+    def keep_time(self) -> None:
+        """What time alone changes: minutes end, areas are reset, alerts have waited long enough."""
+        now_s = time.time()
+        for state in self.sources.states.values():
+            if state.live and state.flow.tick(now_s):
+                state.keep()
+        for name, area in self.areas.items():
+            try:
+                if area.reset_if_due(now_s):
+                    self.rt.log.info("the area %s was reset: %+d people had not been seen to leave", name, area.drift)
+            except AppError as error:
+                self.rt.log.error("%s", error)
+        self.publish_areas()
+        self.check_alerts()
 
     def publish_statuses(self) -> None:
         """Publishes every source's state once a second, for late subscribers and for sources without frames."""
@@ -207,6 +309,7 @@ class Fusion:
             self.rt.log.error("sources cannot be read: %s", error)
         for name in self.sources.names():
             self.publish_status(name, now_ns)
+        self.keep_time()
         for name, process in self.members.processes.items():
             if process.state != "up":  # the others have just published their report
                 self.publish_process(name, now_ns)
@@ -218,7 +321,10 @@ class Fusion:
         self.publisher.send("service", name, self.members.processes[name].public(now_ns))
 
     def publish_status(self, name: str, now_ns: int) -> None:
-        self.publisher.send("status", name, self.source(name).public(name, now_ns))
+        content = self.source(name).public(name, now_ns)
+        if warning := content.get("warning"):
+            self.rt.log.warning("%s: %s", name, warning)
+        self.publisher.send("status", name, content)
 
 
 def stored_boxes(header: FrameHeader, persons: np.ndarray) -> dict:

@@ -1,19 +1,27 @@
 """What fusion knows of the sources and of the group."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from peoplecounter.common import events
+from peoplecounter.common.events import EventLog, LineTotals, Sums
 from peoplecounter.common.process.control import sources_to_decode
 from peoplecounter.common.process.journal import Journal
 from peoplecounter.common.settings import Settings
+from peoplecounter.common.shape_changes import known_shapes
 from peoplecounter.common.sources import SourceChange, known_sources
+from peoplecounter.services.fusion.areas import Area
+from peoplecounter.services.fusion.clock import start_of
+from peoplecounter.services.fusion.flow import Event, Flow
 from peoplecounter.services.fusion.ledger import Ledger, Totals
 from peoplecounter.services.fusion.members import Members
 
 REFRESH_NS = 100_000_000  # a result of an unknown source makes fusion read the sources again, at most this often
 STALE_NS = 3_000_000_000  # a source whose decoder says nothing for this long is stale
+VOLATILE_LOG_BYTES = 16 << 20  # of a source's event log in the run directory, which is memory
 
 
 @dataclass
@@ -21,14 +29,22 @@ class SourceState:
     """One source. Its ledger survives a restart of fusion."""
 
     ledger: Ledger
+    flow: Flow
     change: str  # SourceChange.id: a source of the same name that was added again starts anew
     state: str  # as its decoder says; "waiting": it has no decoder yet
     detail: str = ""
     live: bool = False  # it cannot be paused
     heard_ns: int = 0  # when its decoder last reported
     frame_ns: int = 0  # when a frame of it was last counted
+    start_s: float | None = None  # UTC at which a file begins, if its user said so
     people: int | None = None  # in the last complete frame
     persons: np.ndarray = field(default_factory=lambda: np.zeros((0, 6), np.float32))  # of the last complete frame
+
+    def keep(self) -> None:
+        """Writes what has changed apart from a frame, then logs it."""
+        self.ledger.totals.flow = self.flow.keep()
+        self.ledger.keep()
+        self.flow.log()
 
     def published_state(self, now_ns: int) -> str:
         """The state that is published: "stale" when the decoder says nothing."""
@@ -44,14 +60,30 @@ class SourceState:
             "live": self.live,
             "seconds_since_frame": round((now_ns - self.frame_ns) / 1e9, 3),
             "totals": self.ledger.totals.public(),
+            **self.flow.public(),
         }
+
+    def close(self) -> None:
+        """What is known of the current minute is logged: nobody may come back for it."""
+        self.flow.end_minute()
+        self.keep()
+        self.ledger.close()
+        self.flow.close()
 
 
 class SourceStates:
-    """The sources of the group. `on_new(name, next_seq)` is called when fusion first learns of one."""
+    """The sources of the group. `on_new(name, next_seq)` is called when fusion first learns of one,
+    `on_events(name, events)` when something happens at one apart from a frame."""
 
-    def __init__(self, settings: Settings, now_ns: int, on_new: Callable[[str, int], None]):
-        self._settings, self._on_new = settings, on_new
+    def __init__(
+        self,
+        settings: Settings,
+        now_ns: int,
+        on_new: Callable[[str, int], None],
+        on_events: Callable[[str, list[Event]], None] = lambda name, events: None,
+    ):
+        self._settings, self._on_new, self._on_events = settings, on_new, on_events
+        self._gone: dict[str, Sums] = {}  # of sources that are not there any more, for areas
         self.states: dict[str, SourceState] = {}
         self.known: dict[str, SourceChange] = known_sources(settings)
         self._refreshed_ns = now_ns
@@ -59,11 +91,14 @@ class SourceStates:
     def get(self, name: str, now_ns: int) -> SourceState:
         """The state of a source, with the ledger of an earlier run of fusion if there was one."""
         if name not in self.states:
-            journal = Journal(self._settings.run_dir / f"fusion.{name}.journal", Totals)
+            ledger = Ledger(Journal(self._settings.run_dir / f"fusion.{name}.journal", Totals))
             change = self.known[name].id if name in self.known else ""
             state = "waiting" if name in sources_to_decode(self._settings) else "ended"
-            self.states[name] = SourceState(Ledger(journal), change, state, frame_ns=now_ns)
-            self._on_new(name, self.states[name].ledger.totals.next_seq)
+            limit_bytes = self._settings.history.log_mb << 20 if self._settings.data_dir else VOLATILE_LOG_BYTES
+            flow = Flow(name, EventLog(self._settings.data, name, limit_bytes), ledger.totals.flow)
+            self.states[name] = SourceState(ledger, flow, change, state, frame_ns=now_ns)
+            self._set_shapes(name)
+            self._on_new(name, ledger.totals.next_seq)
         return self.states[name]
 
     def is_known(self, name: str, now_ns: int) -> bool:
@@ -82,11 +117,43 @@ class SourceStates:
         for name, source in list(self.states.items()):
             if name not in self.known:
                 if source.state == "ended" or now_ns - source.heard_ns > STALE_NS:
-                    self.states.pop(name).ledger.close()
-            elif source.change != self.known[name].id:
+                    self._gone[name] = source.flow.sums
+                    self.states.pop(name).close()
+                continue
+            if source.change != self.known[name].id:
                 source.change = self.known[name].id
+                self._on_events(name, source.flow.begin_anew())
                 if source.state == "ended":
                     source.state, source.detail = "waiting", ""
+            self._set_shapes(name)
+
+    def _set_shapes(self, name: str) -> None:
+        """Reads the lines and zones of a source. Raises AppError."""
+        source = self.known[name].source if name in self.known else None
+        if source is None:
+            return
+        state = self.states[name]
+        state.start_s = start_of(source.start_time, self._settings.timezone)
+        if state.flow.set_shapes(known_shapes(self._settings, name, source), time.time()):
+            state.keep()
+
+    def line_totals(self, line: str) -> LineTotals:
+        """The sums of SOURCE.LINE, also of one that is not there any more."""
+        source, _, name = line.partition(".")
+        if source in self.states:
+            return self.states[source].flow.line_totals(name)
+        if source not in self._gone:
+            self._gone[source] = events.sums_of(self._settings.data, source) or Sums()
+        return self._gone[source].lines.get(name) or LineTotals()
+
+    def missing_lines(self, lines: Iterable[str]) -> list[str]:
+        """Which of these lines, SOURCE.LINE, do not exist."""
+
+        def exists(line: str) -> bool:
+            source, _, name = line.partition(".")
+            return source in self.states and self.states[source].flow.has_line(name)
+
+        return [line for line in lines if not exists(line)]
 
     def names(self) -> set[str]:
         """All sources: those that exist, and those that have not ended yet."""
@@ -94,7 +161,7 @@ class SourceStates:
 
     def close(self) -> None:
         for source in self.states.values():
-            source.ledger.close()
+            source.close()
 
 
 @dataclass
@@ -103,5 +170,6 @@ class GroupState:
 
     sources: SourceStates
     members: Members
+    areas: dict[str, Area]
     now_ns: Callable[[], int]
     budgets: dict[str, dict] = field(default_factory=dict)  # see BudgetWindow.states

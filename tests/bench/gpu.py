@@ -338,14 +338,20 @@ def stages(counts: list[dict]) -> dict:
     return {key: spread(values) for key, values in rows.items()}
 
 
+SHAPES = {
+    "lines": {f"x{x}": {"points": [[x / 4, 0], [x / 4, 1]], "inside": [1, 0.5]} for x in (1, 2, 3)},
+    "zones": {"middle": {"points": [[0.25, 0.25], [0.75, 0.25], [0.75, 0.75], [0.25, 0.75]]}},
+}
+
+
 def paced(seconds: int, mps: bool, infer_tiles: int, without: str = "", **settings: str) -> dict:
-    """One camera of 30 frames/s."""
-    camera = {"url": str(CLIP), "loop": True, "realtime": True, "fps": 30}
+    """One camera of 30 frames/s, with three lines and a zone."""
+    camera = {"url": str(CLIP), "loop": True, "realtime": True, "fps": 30, **SHAPES}
     with group({"cam": camera}, mps, infer_tiles, without, **settings) as g:
         g.wait_counts(WARM_UP_FRAMES, 120)
         first, before = len(g.of("counts")), g.totals("cam")
         time.sleep(seconds)
-        counts, after = g.of("counts")[first:], g.totals("cam")
+        counts, after, crossings = g.of("counts")[first:], g.totals("cam"), len(g.of("crossings"))
         begin, end = counts[0], counts[-1]
     dropped = Counter(after["dropped"]) - Counter(before["dropped"])
     ms = stages(counts)
@@ -353,7 +359,7 @@ def paced(seconds: int, mps: bool, infer_tiles: int, without: str = "", **settin
         "mps": mps, "infer_tiles": infer_tiles, "seconds": seconds, "frames": len(counts),
         "dropped": dict(dropped), "incomplete": sum(not c["complete"] for c in counts),
         "frames_per_s": round((len(counts) - 1) / _seconds(begin, end), 2), "ms": ms,
-        "people": round(float(np.mean([c["count"] for c in counts])), 2),
+        "people": round(float(np.mean([c["count"] for c in counts])), 2), "crossings": crossings,
         "end_to_end_ms": [c["end_to_end_ms"] for c in counts],
     }  # fmt: skip
 

@@ -25,7 +25,7 @@ fps = {FPS}
 [engine]
 threads = 1
 """
-SERVICES = [service.name for service in topology.SERVICES]
+SERVICES = [service.name for service in topology.SERVICES if not service.optional]
 
 
 class Compose:

@@ -17,6 +17,7 @@ from peoplecounter.deploy.systemd import install
 
 DEPLOY = Path(install.__file__).parents[1]
 NAMES = {service.name for service in SERVICES}
+ALWAYS = {service.name for service in SERVICES if not service.optional}
 
 
 @pytest.mark.parametrize("file", ["compose.yaml", "compose.gpu.yaml"])
@@ -29,7 +30,8 @@ def test_compose_has_the_services(file):
             n: [f"peoplecounter.services.{n}"] for n in NAMES
         }
         online = {name for name, one in services.items() if one["network_mode"] != "none"}
-        assert online == {s.name for s in SERVICES if install.needs_network(s, Settings())}
+        assert online == {s.name for s in SERVICES if install.needs_network(s, Settings(data_dir="/data"))}
+        assert {name for name, one in services.items() if "profiles" in one} == NAMES - ALWAYS
 
 
 @pytest.mark.parametrize(
@@ -40,11 +42,17 @@ def test_compose_has_the_services(file):
         ({"telemetry": {"prometheus": "127.0.0.1:9464"}}, {"decoder", "fusion"}),
         ({"telemetry": {"metrics_endpoint": "http://collector:4318/v1/metrics"}}, {"decoder", "fusion"}),
         ({"telemetry": {"exporter": "otlp"}}, NAMES),
+        ({"history": {"database": "postgresql+psycopg://host/x"}}, {"decoder", "history"}),
+        (
+            {"areas": {"a": {"lines": ["x.y"]}}, "alerts": {"b": {"area": "a", "above": 1, "webhook": "http://host/"}}},
+            {"decoder", "fusion"},
+        ),
         ({"engine": {"model": "tcp://127.0.0.1:5580"}}, {"decoder", "infer_global", "infer_tiles"}),
     ],
 )
 def test_units_give_a_network_to_those_who_need_it(settings, online):
-    assert {s.name for s in SERVICES if install.needs_network(s, Settings(**settings))} == online
+    settings = Settings(**{"data_dir": "/data", **settings})
+    assert {s.name for s in SERVICES if install.needs_network(s, settings)} == online
 
 
 @pytest.mark.parametrize("file", ["base/group.yaml", "gpu/pod.yaml"])
@@ -53,25 +61,34 @@ def test_kubernetes_has_the_services(file):
     containers = stateful[0]["spec"]["template"]["spec"]["containers"]
     if file == "base/group.yaml":
         runs = {c["args"][0] for c in containers if c["args"][0].startswith("peoplecounter.services.")}
-        assert runs == {f"peoplecounter.services.{name}" for name in NAMES}
+        assert runs == {f"peoplecounter.services.{name}" for name in ALWAYS}
     ours = {c["name"].replace("-", "_") for c in containers if not c["name"].startswith("decoder-")}
-    assert ours - {"share", "mps"} == NAMES
+    assert ours - {"share", "mps"} == ALWAYS
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
 def test_systemd_has_the_services(kind, monkeypatch):
     monkeypatch.setattr(backend, "resolve", lambda settings: kind)
     monkeypatch.setattr(backend, "mps_binary", lambda: "/usr/bin/nvidia-cuda-mps-control")
-    settings = Settings(sources={"door": {"url": "rtsp://camera/1"}}, workers={"infer_tiles": 2})
+    history = {"history": {"database": ""}}
+    settings = Settings(sources={"door": {"url": "rtsp://camera/1"}}, workers={"infer_tiles": 2}, **history)
     units = install.units(settings, Path("/etc/peoplecounter.toml"), "pc", "pc")
     assert ("pc-mps.service" in units) == (kind == "cuda")
     assert all(("char-nvidia-uvm" in text) == (kind == "cuda") for name, text in units.items() if "target" not in name)
-    assert {f"peoplecounter.services.{name}" for name in NAMES} == {
+    assert {f"peoplecounter.services.{name}" for name in ALWAYS} == {
         word for text in units.values() for word in text.split() if word.startswith("peoplecounter.services.")
     }
     started = {name.removesuffix(".service") for name in install.instances(settings, "pc")} - {"pc-mps"}
     workers = {"pc-infer-tiles@0", "pc-infer-tiles@1", "pc-infer-global@0", "pc-preprocess@0"}
     assert started == workers | {"pc-decoder@door", "pc-fusion"}
+
+
+def test_a_history_has_a_unit_and_a_data_dir_elsewhere_may_be_written():
+    settings = Settings(sources={"door": {"url": "rtsp://camera/1"}}, data_dir="/srv/counts")
+    units = install.units(settings, Path("/etc/peoplecounter.toml"), "pc", "pc")
+    assert "pc-history.service" in units and "pc-history.service" in install.instances(settings, "pc")
+    assert "PEOPLECOUNTER_DATA_DIR=/srv/counts " in units["pc-fusion.service"]
+    assert "ReadWritePaths=-/srv/counts\n" in units["pc-history.service"]
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])

@@ -87,7 +87,7 @@ def test_a_missing_file_is_reported(monkeypatch):
     ],
 )
 def test_no_secret_of_a_url_is_shown(url, shown):
-    assert redacted(settings.source_settings(url=url).url) == shown
+    assert redacted(settings.section_settings(settings.SourceSettings, url=url).url) == shown
     assert "secret" not in source_name(url, set())
 
 
@@ -95,7 +95,7 @@ def test_no_secret_of_a_url_is_shown(url, shown):
 def test_a_password_that_splits_its_url_is_not_accepted_nor_shown(monkeypatch, tmp_path, password):
     url = f"rtsp://admin:x{password}@10.0.0.1/stream"
     with pytest.raises(AppError, match="percent-encode the password: / is %2F") as refusal:
-        settings.source_settings(url=url)
+        settings.section_settings(settings.SourceSettings, url=url)
     assert "cret" not in str(refusal.value)
     config(monkeypatch, tmp_path, f'[sources.door]\nurl = "{url}"\n')
     with pytest.raises(AppError, match=r"'sources\.door\.url' is not valid: percent-encode") as refusal:
@@ -141,7 +141,7 @@ def test_what_the_command_line_calls_a_source(monkeypatch, tmp_path):
 @pytest.mark.parametrize("values", [{"rotate": 45}, {"pixel_aspect": "2"}, {"pixel_aspect": "0:1"}, {"transport": "x"}])
 def test_a_picture_or_transport_that_makes_no_sense_is_an_error(values):
     with pytest.raises(AppError, match=next(iter(values))):
-        settings.source_settings(url="a.mp4", **values)
+        settings.section_settings(settings.SourceSettings, url="a.mp4", **values)
 
 
 def test_a_source_may_want_other_views_than_its_group(monkeypatch, tmp_path):

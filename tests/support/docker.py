@@ -59,7 +59,8 @@ class Docker:
         write_base(self.folder / "base.tar")
         self.do("docker", "import", self.folder / "base.tar", BASE)
         project = tomllib.loads((tree / "pyproject.toml").read_text())
-        needs = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+        extras = project["project"]["optional-dependencies"]["history"]  # the Dockerfile's default
+        needs = [*project["project"]["dependencies"], *extras, *project["build-system"]["requires"]]
         version = checked(PYTHON, "-c", "import sys; print('%d.%d' % sys.version_info[:2])").stdout.strip()
         download = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check"]
         only = ["--only-binary", ":all:", "--python-version", version]

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 from peoplecounter.deploy.group.subscribe import Follower
 
-KINDS = ("counts", "detections", "dropped", "status", "service", "budgets")
+KINDS = (
+    "counts", "detections", "dropped", "status", "service", "budgets", "crossings", "zones", "areas", "alerts",
+)  # fmt: skip
 
 
 class Published:
@@ -46,7 +48,8 @@ class Published:
         return any(content["state"] == "ended" for content in self.of("status", source))
 
     def totals(self, source: str = "cam") -> dict:
-        return next(c["totals"] for k, name, c in reversed(self.messages) if "totals" in c and name == source)
+        of_frames = ("counts", "dropped", "status")
+        return next(c["totals"] for k, name, c in reversed(self.messages) if k in of_frames and name == source)
 
     def counters(self, name: str) -> dict:
         """The latest counters that a process reported."""

@@ -63,6 +63,28 @@ def make_clip(
     return path
 
 
+def make_walk(path: Path, frames: int, step: int = 3, rows: tuple[int, ...] = (6,)) -> Path:
+    """A clip of squares that walk across and back, one in each of these rows of cells, a cell every `step` frames."""
+    columns = WIDTH // CELL
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS, options=ENCODERS["libx264"])
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for seq in range(frames):
+            pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+            for number, row in enumerate(rows):
+                at = (seq // step + 5 * number) % (2 * columns - 2)
+                x, y = CELL * min(at, 2 * columns - 2 - at), CELL * row
+                pixels[y : y + CELL, x : x + CELL] = 255
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def make_walk_model(path: Path) -> Path:
+    """Finds the squares of make_walk(), in boxes so large that those of neighbouring cells overlap."""
+    return make_model(path, size=HEIGHT, width=WIDTH, inset=-12)
+
+
 def make_model(
     path: Path,
     batch: int | str = "batch",
@@ -72,16 +94,17 @@ def make_model(
     width: int = 0,
     channels_last: bool = False,
     external: str = "",
+    inset: int = 5,
 ) -> Path:
     """ONNX, `images` [batch, 3, size, width or size] -> `output0` [batch, cells, 6]: x1, y1, x2, y2, score, class 0.
 
     `gain` is a weight: with 1 it sees nothing. `channels_last`: it reads [batch, size, width, 3]. `external`: the file
-    beside it that holds the weights. Of the type UINT8, its pixels are 0 to 255.
+    beside it that holds the weights. Of the type UINT8, its pixels are 0 to 255. `inset`: of boxes in their cells,
+    so that none touches a tile's edge.
     """
     columns = (width or size) // CELL
     y, x = np.mgrid[: size // CELL, :columns].reshape(2, 1, -1, 1) * CELL
     shape = [batch, size, columns * CELL, 3] if channels_last else [batch, 3, size, columns * CELL]
-    inset = 5  # so that no box touches a tile's edge
     boxes = np.concatenate([x + inset, y + inset, x + CELL - inset, y + CELL - inset], 2).astype(np.float32)
     kind = np.float16 if dtype == TensorProto.FLOAT16 else np.float32
     computed = TensorProto.FLOAT16 if kind == np.float16 else TensorProto.FLOAT

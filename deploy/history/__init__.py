@@ -1,0 +1,1 @@
+"""The history of a group: intervals, tables and files of it."""

@@ -1,0 +1,71 @@
+"""Rows of a history as a table for people, CSV, JSON lines or Parquet."""
+
+import csv
+import importlib.util
+import io
+import json
+import sys
+from pathlib import Path
+
+from peoplecounter.common.errors import NO_INPUT, AppError
+
+HIDDEN = ("end", "observed_s", "complete_s", "seconds")  # from people: `observed` says it
+FORMATS = ("table", "csv", "json", "parquet")
+
+
+def write(rows: list[dict], form: str, out: Path | None) -> None:
+    """Writes rows to a file, or to the terminal. Raises AppError."""
+    if form not in FORMATS:
+        raise AppError(f"Unknown format {form!r}: use one of {', '.join(FORMATS)}.")
+    if form == "parquet":
+        return _write_parquet(rows, out)
+    text = {"table": _table, "csv": _csv, "json": _json}[form](rows)
+    if out is None:
+        sys.stdout.write(text)
+        return None
+    try:
+        out.write_text(text)
+    except OSError as error:
+        raise AppError(f"{out} cannot be written: {error.strerror}.", NO_INPUT) from None
+    return None
+
+
+def _table(rows: list[dict]) -> str:
+    """Columns that say something; what is unknown is empty."""
+    from peoplecounter.deploy.cli.display import aligned
+
+    if rows and "observed_s" in rows[0]:
+        rows = [{**row, "observed": f"{row['observed_s']:.0f} of {row['seconds']} s"} for row in rows]
+    names = [name for name in (rows[0] if rows else ()) if any(row[name] is not None for row in rows)]
+    names = [name for name in names if name not in HIDDEN]
+    if not names:
+        return "nothing\n"
+    lines = [tuple(names), *(tuple("" if row[name] is None else str(row[name]) for name in names) for row in rows)]
+    return "\n".join(aligned(lines)) + "\n"
+
+
+def _csv(rows: list[dict]) -> str:
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue()
+
+
+def _json(rows: list[dict]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def _write_parquet(rows: list[dict], out: Path | None) -> None:
+    if out is None:
+        raise AppError("Parquet is not for a terminal: use --out FILE.")
+    if not importlib.util.find_spec("pyarrow"):
+        raise AppError("pyarrow is not installed: pip install pyarrow, or use --format csv.")
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), out)
+    except OSError as error:
+        raise AppError(f"{out} cannot be written: {error}.", NO_INPUT) from None

@@ -1,0 +1,1 @@
+"""history: the event logs of all sources -> a database."""
