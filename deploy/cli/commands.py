@@ -387,13 +387,16 @@ def bridge_command(
         ),
     ],
     detections: Annotated[bool, typer.Option("--detections", help="Also forward boxes.")] = False,
+    home_assistant: Annotated[
+        bool, typer.Option("--home-assistant", help="Also make sources and areas devices of Home Assistant, by MQTT.")
+    ] = False,
     config: Config = None,
     run_dir: RunDir = None,
 ) -> None:
     """Forward what this machine's group publishes to a broker, until Ctrl-C or SIGTERM."""
     from peoplecounter.deploy.bridge import bridge
 
-    bridge(client.find_group(config, run_dir).settings.publish, kind, url, _stop_event(), detections)
+    bridge(client.find_group(config, run_dir).settings.publish, kind, url, _stop_event(), detections, home_assistant)
 
 
 UnitName = Annotated[str, typer.Option(help="Name of the group: the prefix of its units.")]

@@ -55,7 +55,9 @@ def test_counts_arrive_whenever_the_broker_is_there(kind, group, run_dir, clip, 
     if not shutil.which(BROKERS[kind]):
         pytest.skip(f"this machine lacks {BROKERS[kind]}")
     port, heard, message = free_port(), tmp_path / "heard", tmp_path / "message"
-    running = group({"cam": {"url": str(clip), "realtime": True, "loop": True}})
+    lines = {"door": {"points": [[0.1, 0.5], [0.9, 0.5]], "inside": [0.5, 0.9]}}
+    source = {"url": str(clip), "realtime": True, "loop": True, "lines": lines}
+    running = group({"cam": source}, areas=json.dumps({"shop": {"lines": ["cam.door"]}}))
     argv, environment = command(run_dir, "bridge", kind, f"{kind}://user:secret@127.0.0.1:{port}")
     processes = []
 
@@ -77,7 +79,7 @@ def test_counts_arrive_whenever_the_broker_is_there(kind, group, run_dir, clip, 
         running.wait_for(lambda: len(counts()) >= 20, f"counts through the broker: {message.read_text()}")
         published = {c["seq"]: c["count"] for c in running.of("counts")}
         assert all(published[c["seq"]] == c["count"] for c in counts()[:10])
-        others = {"peoplecounter.status.cam", "peoplecounter.service.preprocess.0"}
+        others = {"peoplecounter.status.cam", "peoplecounter.service.preprocess.0", "peoplecounter.areas.shop"}
         running.wait_for(lambda: {topic for topic, _ in lines()} >= others, "what else is published")
         broker.kill()
         broker.wait()
