@@ -28,7 +28,7 @@ from peoplecounter.deploy.cli.display import (
 from peoplecounter.deploy.group import client, scaling, source_changes
 from peoplecounter.deploy.group.foreground import configure, overrides, run_group
 from peoplecounter.deploy.group.subscribe import POLL_S, messages
-from peoplecounter.deploy.report import evaluate
+from peoplecounter.deploy.report import crossings, evaluate, track_scores
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Counts people in video."
@@ -52,6 +52,7 @@ SILENT_S = 3.0  # until `watch` says that nothing is published
 RunDir = Annotated[Path | None, typer.Option(help="Run directory of the group.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
+Tolerance = Annotated[float, typer.Option(min=0, help="Between a crossing and its mark, s.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -200,13 +201,36 @@ def keys(
 
 @app.command("eval")
 def evaluate_command(
-    counts: Annotated[Path, typer.Argument(help="JSON lines of `run --out`.")],
+    counts: Annotated[Path, typer.Argument(help="JSON lines of `run --out`; with --crossings, of `run --events`.")],
     truth: Annotated[Path, typer.Argument(help="CSV with one row per person and a `frame` column.")],
     frames: Annotated[bool, typer.Option("--frames", help="Also print every frame.")] = False,
     boxes: Annotated[bool, typer.Option("--boxes", help="Also compare boxes; counts of `run --boxes`.")] = False,
+    at_lines: Annotated[
+        bool, typer.Option("--crossings", help="Compare crossings instead; truth: CSV with line, direction, at_s.")
+    ] = False,
+    tolerance: Tolerance = crossings.TOLERANCE_S,
+    of_tracks: Annotated[
+        bool, typer.Option("--tracks", help="Compare tracks instead; counts of `run --boxes`, truth with `person`.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare counts with truth: mean absolute error, root mean square error, bias."""
+    """Compare counts with truth: mean absolute error, root mean square error, bias. Or crossings, or tracks."""
+    if at_lines + of_tracks + (frames or boxes) > 1:
+        raise AppError("--crossings, --tracks, and --frames or --boxes compare different things: use one of them.")
+    if at_lines:
+        found, true = crossings.read_crossings(counts), crossings.read_crossings(truth)
+        result = crossings.compare_crossings(found, true, tolerance)
+        print(json.dumps(result) if as_json else "\n".join(crossings.comparison_lines(result)))
+    elif of_tracks:
+        followed, people = track_scores.read_found_tracks(counts), track_scores.read_true_tracks(truth)
+        result = track_scores.compare_tracks(followed, people)
+        line = "{frames} frames: IDF1 {idf1:.3f}, HOTA {hota:.3f}, {switches} identity switches".format(**result)
+        print(json.dumps(result) if as_json else line)
+    else:
+        _compare_counts(counts, truth, frames, boxes, as_json)
+
+
+def _compare_counts(counts: Path, truth: Path, frames: bool, boxes: bool, as_json: bool) -> None:
     counted, true = evaluate.read_counts(counts), evaluate.read_truth(truth)
     result = evaluate.compare(counted, true)
     if result["frames"] < max(len(counted), len(true)):
@@ -265,6 +289,25 @@ def tune(
     from peoplecounter.deploy.report import tuning
 
     print("\n".join(tuning.tune(source, model, other or [], frames, truth, out, client.read_settings(config))))
+
+
+@app.command()
+def validate(
+    clip: Annotated[str, typer.Argument(help="File, or NAME=FILE for a source of the settings.")],
+    config: Annotated[Path, typer.Option("--config", help="TOML file of settings, with the lines of the source.")],
+    model: Model = None,
+    speed: Annotated[float, typer.Option(min=0.05, max=4, help="Of the clip on the page; 1: as fast as it was.")] = 0.5,
+    marks: Annotated[
+        Path | None, typer.Option(help="CSV for the marks: line, direction, at_s. Default: NAME.marks.csv.")
+    ] = None,
+    page: Annotated[bool, typer.Option(help="With --no-page, compare with the marks that are in the file.")] = True,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port of the page on 127.0.0.1. Default: any.")] = 0,
+    tolerance: Tolerance = crossings.TOLERANCE_S,
+) -> None:
+    """Count the crossings of a clip, let a person mark them on a page, and show how well both agree."""
+    from peoplecounter.deploy.report import validation
+
+    validation.validate(clip, model, config, marks, page, speed, port, tolerance, _stop_event)
 
 
 @app.command()

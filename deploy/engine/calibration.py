@@ -8,7 +8,7 @@ import numpy as np
 from peoplecounter.common.ipc.messages import Input, SurfaceLayout
 from peoplecounter.common.settings import DecoderSettings, SourceSettings, ViewSettings
 from peoplecounter.common.views import View
-from peoplecounter.services.decoder.playback import START, Picture, play
+from peoplecounter.services.decoder.playback import START, Picture, Position, play
 from peoplecounter.services.preprocess.kernels import fused
 
 
@@ -19,7 +19,7 @@ def frames(clip: Path, every: int = 1) -> Iterator[tuple[SurfaceLayout, np.ndarr
 
 def surfaces(source: SourceSettings, every: int = 1) -> Iterator[tuple[SurfaceLayout, np.ndarray]]:
     """The same of any source; a camera's end when it fails. Raises SourceError."""
-    for number, picture in enumerate(_pictures(source)):
+    for number, picture in enumerate(pictures(source)):
         if number % every == 0:
             layout = picture.surface.layout
             surface = np.empty(layout.nbytes, np.uint8)
@@ -27,9 +27,15 @@ def surfaces(source: SourceSettings, every: int = 1) -> Iterator[tuple[SurfaceLa
             yield layout, surface
 
 
+def pictures(source: SourceSettings, resume: Position = START) -> Iterator[Picture]:
+    """The pictures of a source, of a file those behind a position; a camera's end when it fails. Raises SourceError."""
+    events = play(source, DecoderSettings(), resume, lambda seconds: seconds > 0)  # not opened again
+    return (event for event in events if isinstance(event, Picture))
+
+
 def length(source: SourceSettings) -> int:
     """Frames of a file."""
-    return sum(1 for _ in _pictures(source))
+    return sum(1 for _ in pictures(source))
 
 
 def tensor(surface: np.ndarray, layout: SurfaceLayout, read: Input, views: tuple[View, ...]) -> np.ndarray:
@@ -48,8 +54,3 @@ def images(clip: Path, count: int, read: Input, wanted: ViewSettings) -> np.ndar
     per_frame = max(2, count // len(picked))
     step = [np.unique(np.linspace(0, len(images) - 1, per_frame).astype(int)) for images in picked]
     return np.concatenate([images[kept] for images, kept in zip(picked, step)])[:count]
-
-
-def _pictures(source: SourceSettings) -> Iterator[Picture]:
-    events = play(source, DecoderSettings(), START, lambda seconds: seconds > 0)  # not opened again
-    return (event for event in events if isinstance(event, Picture))

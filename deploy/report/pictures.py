@@ -1,5 +1,6 @@
-"""Pictures of frames with boxes drawn into them, as PNG."""
+"""Pictures of frames: with boxes drawn into them as PNG, or plain as JPEG."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -9,15 +10,13 @@ from peoplecounter.common.errors import NO_INPUT, AppError
 from peoplecounter.common.ipc.messages import SurfaceLayout
 
 LINE_PX = 3
+JPEG_QUALITY = 3  # FFmpeg's, from 2 (best) to 31
 Colour = tuple[int, int, int]
 
 
 def rgb_of(layout: SurfaceLayout, surface: np.ndarray) -> np.ndarray:
     """uint8 [height, width, 3] of an NV12 surface."""
-    rows = surface.reshape(-1, layout.pitch)[:, : layout.width + layout.width % 2]
-    nv12 = av.VideoFrame.from_ndarray(_even(rows, layout), "nv12")
-    nv12.color_range = 2 if layout.full_range else 1
-    return nv12.to_ndarray(format="rgb24")[: layout.height, : layout.width].copy()
+    return _nv12(layout, surface).to_ndarray(format="rgb24")[: layout.height, : layout.width].copy()
 
 
 def outline(rgb: np.ndarray, boxes: np.ndarray, colour: Colour) -> None:
@@ -48,6 +47,25 @@ def save(rgb: np.ndarray, out: Path) -> None:
         av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24").save(out)
     except (OSError, av.error.FFmpegError) as error:
         raise AppError(f"{out} cannot be written: {error}.", NO_INPUT) from None
+
+
+def jpeg_of(layout: SurfaceLayout, surface: np.ndarray, width_max: int) -> bytes:
+    """An NV12 surface as JPEG, not wider than `width_max` px."""
+    width = min(layout.width, width_max)
+    height = max(1, round(layout.height * width / layout.width))
+    frame = _nv12(layout, surface).reformat(width, height, "yuvj420p", interpolation="AREA")
+    encoder = av.CodecContext.create("mjpeg", "w")
+    encoder.width, encoder.height, encoder.pix_fmt, encoder.framerate = width, height, "yuvj420p", Fraction(1)
+    encoder.qmin = encoder.qmax = JPEG_QUALITY
+    return b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode()])
+
+
+def _nv12(layout: SurfaceLayout, surface: np.ndarray) -> av.VideoFrame:
+    """The frame of an NV12 surface, with even sides."""
+    rows = surface.reshape(-1, layout.pitch)[:, : layout.width + layout.width % 2]
+    nv12 = av.VideoFrame.from_ndarray(_even(rows, layout), "nv12")
+    nv12.color_range = 2 if layout.full_range else 1
+    return nv12
 
 
 def _even(rows: np.ndarray, layout: SurfaceLayout) -> np.ndarray:

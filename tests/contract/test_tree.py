@@ -18,8 +18,8 @@ GPU = {"torch", "triton", "tensorrt", "cuda", "PyNvVideoCodec"}
 SAME_IN_EACH_SERVICE = {"service"}  # module names that may occur once per service
 # what deploy may use of a service: pure functions, and what plays a file; never its loop
 OPEN_TO_DEPLOY = {
-    "services.decoder.nvdec", "services.decoder.playback", "services.fusion.merge", "services.history.tables",
-    "services.preprocess.kernels",
+    "services.decoder.nvdec", "services.decoder.playback", "services.fusion.lines", "services.fusion.merge",
+    "services.history.tables", "services.preprocess.kernels",
 }  # fmt: skip
 
 
