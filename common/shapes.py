@@ -38,18 +38,20 @@ def side(points: Points, p: tuple[float, float]) -> int:
     return 0 if abs(widest) < 1e-9 else int(np.sign(widest))
 
 
-def crossings(before: np.ndarray, after: np.ndarray, points: Points) -> np.ndarray:
+def crossings(before: np.ndarray, after: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
     """int [k]: how often each straight path before -> after [k, 2] passes a line's segments to its right, less to its
-    left.
+    left; the segments are begin -> end [s, 2].
 
     A path that ends on a segment has not passed it when it came from the right, and has when it came from the left. So
     the paths of one walk add up.
     """
-    begin, end = segments(points)
-    along, path = end - begin, after - before
-    to_right = _right(along, before[:, None] - begin), _right(along, after[:, None] - begin)
-    beside = _right(path[:, None], begin - before[:, None]) != _right(path[:, None], end - before[:, None])
-    return ((to_right[1].astype(int) - to_right[0]) * beside).sum(axis=1)
+    along, path, before, after = end - begin, (after - before)[:, None], before[:, None], after[:, None]
+    was_right, is_right = _right(along, before - begin), _right(along, after - begin)
+    passed = was_right != is_right
+    if not passed.any():
+        return np.zeros(len(before), int)
+    passed &= _right(path, begin - before) != _right(path, end - before)
+    return (passed * np.where(is_right, 1, -1)).sum(axis=1)
 
 
 def inside(p: np.ndarray, corners: Points) -> np.ndarray:

@@ -93,10 +93,11 @@ def run_group(
     truth: dict[int, int] | None = None,
     boxes: bool = False,
     events: Path | None = None,
+    show_lines: bool = True,
 ) -> tuple[dict, int]:
     """Runs a group to its end and shows its counts; returns (summary, exit code). `boxes`: `out` gets them, too.
 
-    `events`: file for what happens at lines and zones, one JSON object a line.
+    `events`: file for what happens at lines and zones, one JSON object a line. `show_lines`: what they count is shown.
 
     The summary's `problem` says what a file has lost; then the exit code is not 0.
     """
@@ -131,7 +132,8 @@ def run_group(
         if kind == "counts":
             latest[name] = content  # its boxes follow
         tally.add(kind, name, content)
-        screen.show(kind, name, content)
+        shown = content if show_lines else {key: of for key, of in content.items() if key not in ("lines", "zones")}
+        screen.show(kind, name, shown)
         if kind == "status":
             if content["live"]:
                 live.add(name)

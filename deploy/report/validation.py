@@ -95,7 +95,7 @@ def counted(settings: Settings, name: str, frames: int) -> list[CrossingAt]:
     with tempfile.TemporaryDirectory(prefix="pc-validate-", dir=Path(default_run_dir()).parent) as folder:
         events = Path(folder) / "events.jsonl"
         alone, environment = _alone(settings, name, Path(folder) / "group")
-        summary, code = run_group(alone, environment, False, None, events=events)
+        summary, code = run_group(alone, environment, False, None, events=events, show_lines=False)
         if summary["problem"] or code:
             raise AppError(f"{summary['problem'] or 'The clip was not counted'}.", code or SOFTWARE)
         if summary["counted"] < frames:

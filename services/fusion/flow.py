@@ -1,10 +1,12 @@
 """What moves at one source: tracks, crossings, visits, minutes, and the log of them.
 
-frame() returns what a frame shows; nothing of it is lost or counted twice when fusion is killed at any moment:
+Nothing is lost or counted twice when fusion is killed at any moment:
 
-1. all that is known is one record, `FlowRecord`, with the events that the log does not contain yet;
-2. the ledger writes it to its journal together with the frame's seq, which is the moment when a frame counts;
-3. then log() appends the events to the log, each n once, and after that they are published.
+1. the ledger counts a frame: one record in its journal has the frame's seq, what the frame shows (`SeenFrame`), and all
+   that was known before it (`FlowRecord`). Then the count is published: it does not wait for tracks.
+2. frame() follows the people; the record then has the new FlowRecord, with the events that the log lacks. A fusion that
+   is started in between does this first: the same frame gives the same events.
+3. log() appends the events to the log, each n once; after that they are published.
 
 A new machine, or one that was rebooted, has no journal: then the sums come from the log, and tracks begin anew.
 """
@@ -14,7 +16,6 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -62,25 +63,34 @@ class FlowRecord(Struct):
     minute: MinuteSums = msgspec.field(default_factory=MinuteSums)
 
 
-@dataclass(frozen=True)
-class Detected:
-    """The merged persons of a frame, n rows."""
+class SeenFrame(Struct, frozen=True):
+    """A counted frame and its n merged persons."""
 
-    boxes: np.ndarray  # float32 [n, 6], see merge()
-    sure: np.ndarray  # bool [n]: scores that a new person needs
-    counted: np.ndarray  # bool [n]
+    header: FrameHeader
+    boxes: bytes  # float32 [n, 6], see merge()
+    sure: bytes  # bool [n]: scores that a new person needs
+    counted: bytes  # bool [n]: the others are weak, but may continue a track
+    complete: bool
+    captured_s: float  # UTC at which its packet arrived
+    start_s: float | None  # UTC at which a file begins, if its user said so
+
+    @property
+    def people(self) -> int:
+        """How many were counted."""
+        return self.counted.count(1)
 
 
 class Flow:
-    """One source. `record` is from an earlier run of fusion, if there was one. Raises AppError for an unusable log."""
+    """One source. `kept` is what keep() gave in an earlier run of fusion, or empty."""
 
-    def __init__(self, source: str, log: EventLog, record: FlowRecord | None):
+    def __init__(self, source: str, log: EventLog, kept: bytes = b""):
         self._source, self._log = source, log
         self._complain = logging.getLogger("fusion.events")
         self.tracker = Tracker()
         self._lines: dict[str, LineCounter] = {}
         self._zones: dict[str, ZoneCounter] = {}
         self._rows: dict[str, bytes] = {}
+        record = msgspec.msgpack.decode(kept, type=FlowRecord) if kept else None
         if record is None or record.sums.log != log.sums.log or record.sums.n < log.n:
             if record is not None and record.sums.n and not log.n:  # the log was deleted, but not the journal
                 log.begin(copy.deepcopy(record.sums))
@@ -140,25 +150,23 @@ class Flow:
         for of in (self._lines, self._zones, self._rows):
             of.pop(name, None)
 
-    def frame(
-        self, header: FrameHeader, people: Detected, complete: bool, captured_s: float, start_s: float | None
-    ) -> tuple[list[str], list[Event]]:
-        """A counted frame: (the track of each of its counted persons, "" for none; what to publish).
-
-        `captured_s`: UTC at which its packet arrived. `start_s`: see SourceClock.
-        """
-        time_s, utc_s, anew = self.record.clock.of(header, captured_s, start_s)
+    def frame(self, frame: SeenFrame) -> tuple[list[str], list[Event]]:
+        """A counted frame: (the track of each of its counted persons, "" for none; what to publish)."""
+        header = frame.header
+        time_s, utc_s, anew = self.record.clock.of(header, frame.captured_s, frame.start_s)
         if anew or time_s - self.tracker.time_s >= GAP_S:
             events = self.cut()
         else:
             events = []
         self._at = {"seq": header.seq, "pts_s": header.pts_s}
-        self._watch(utc_s, int(people.counted.sum()) if complete else None)
-        if not complete:
+        self._watch(utc_s, frame.people if frame.complete else None)
+        if not frame.complete:
             self.record.interrupted = True
-            return [""] * int(people.counted.sum()), events
+            return [""] * frame.people, events
+        boxes = np.frombuffer(frame.boxes, np.float32).reshape(-1, 6)
+        sure, counted = (np.frombuffer(mask, bool) for mask in (frame.sure, frame.counted))
         share = 1 / max(1, header.seq - self.record.last_seq) if self.record.last_seq >= 0 else 1.0
-        numbers = self.tracker.update(people.boxes, people.sure, time_s, share)
+        numbers = self.tracker.update(boxes, sure, time_s, share)
         size = (header.width, header.height)
         seen = People(self.tracker.boxes, size, self.tracker.confirmed, self.tracker.seen, time_s)
         for name, line in self._lines.items():
@@ -170,7 +178,7 @@ class Flow:
         self._frames_s.append(time_s)
         while self._frames_s[0] < time_s - FPS_OVER_S:
             self._frames_s.popleft()
-        return [self._id(number) for number in numbers[people.counted].tolist()], events
+        return [self._id(number) for number in numbers[counted].tolist()], events
 
     def interrupt(self) -> None:
         """A frame was lost: what happens until the next one was not seen completely."""
@@ -200,12 +208,12 @@ class Flow:
         """Notes what is known of the current minute; the rest of it becomes another record."""
         self._note_minute(self.record.minute.take())
 
-    def keep(self) -> FlowRecord:
-        """The record that the next start continues with."""
+    def keep(self) -> bytes:
+        """The FlowRecord that the next start continues with."""
         record, tracker = self.record, self.tracker
         record.tracks, record.last_number, record.time_s = tracker.state.tobytes(), tracker.last_number, tracker.time_s
         record.rows = {**self._rows, **{name: counter.rows.tobytes() for name, counter in self._counters().items()}}
-        return record
+        return msgspec.msgpack.encode(record)
 
     def log(self) -> None:
         """Appends what the log does not contain yet. A full disk is reported; the events wait."""
@@ -261,8 +269,14 @@ class Flow:
         """How many are in a zone; None: there is no such zone."""
         return self._zones[name].people if name in self._zones else None
 
-    def has_line(self, name: str) -> bool:
-        return name in self._lines
+    @property
+    def lines(self) -> list[str]:
+        """Names of the lines that are there now."""
+        return list(self._lines)
+
+    @property
+    def zones(self) -> list[str]:
+        return list(self._zones)
 
     def _watch(self, utc_s: float, people: int | None) -> None:
         ended = self.record.minute.add(utc_s, people, {name: zone.people for name, zone in self._zones.items()})

@@ -3,7 +3,7 @@
 import msgspec
 
 from peoplecounter.common.process.journal import Journal
-from peoplecounter.services.fusion.flow import FlowRecord
+from peoplecounter.services.fusion.flow import SeenFrame
 
 
 class Totals(msgspec.Struct):
@@ -13,7 +13,10 @@ class Totals(msgspec.Struct):
     counted: int = 0
     incomplete: int = 0  # of the counted frames
     dropped: dict[str, int] = {}  # reason -> frames
-    flow: FlowRecord | None = None  # people's tracks, and what is counted at lines
+    untracked: SeenFrame | None = None  # the last counted frame, until `flow` contains it
+    flow: bytes = (
+        b""  # FlowRecord: people's tracks, and what is counted at lines; with `untracked` in the record before
+    )
 
     def public(self) -> dict:
         """The totals as subscribers get them."""
@@ -28,28 +31,34 @@ class Totals(msgspec.Struct):
 class Ledger:
     """The totals of one source, in a journal: a restarted fusion continues with them.
 
-    They are written before a frame is published, so that no seq is ever published twice.
+    They are written before a frame is published, so that no seq is ever published twice. A counted frame is written
+    twice: as it is seen, which is short, so that its count is published soon; then with what moved in it.
     """
 
     def __init__(self, journal: Journal[Totals]):
         self._journal = journal
-        self.totals = journal.read() or Totals()
+        newest, *before = journal.read_all() or [Totals()]
+        if newest.untracked:  # killed between the two
+            newest.flow = next((totals.flow for totals in before), b"")
+        self.totals = newest
 
-    def count(self, seq: int, complete: bool) -> None:
-        """Frame `seq` is counted."""
-        self.totals.next_seq = seq + 1
+    def count(self, frame: SeenFrame) -> None:
+        """A frame is counted; what moves in it is not known yet: `followed()` must come next."""
+        self.totals.next_seq = frame.header.seq + 1
         self.totals.counted += 1
-        self.totals.incomplete += not complete
+        self.totals.incomplete += not frame.complete
+        self._journal.write(msgspec.structs.replace(self.totals, untracked=frame, flow=b""))
+
+    def followed(self, flow: bytes) -> None:
+        """What moves is known, up to the last counted frame."""
+        self.totals.untracked, self.totals.flow = None, flow
         self._journal.write(self.totals)
 
-    def drop(self, first: int, frames: int, reason: str) -> None:
+    def drop(self, first: int, frames: int, reason: str, flow: bytes) -> None:
         """`frames` frames from `first` on are dropped."""
+        self.totals.flow = flow
         self.totals.next_seq = first + frames
         self.totals.dropped[reason] = self.totals.dropped.get(reason, 0) + frames
-        self._journal.write(self.totals)
-
-    def keep(self) -> None:
-        """Writes what has changed apart from a frame."""
         self._journal.write(self.totals)
 
     def close(self) -> None:

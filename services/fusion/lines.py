@@ -48,25 +48,26 @@ class LineCounter:
     to the inside less those to the outside."""
 
     def __init__(self, line: LineSettings, rows: bytes = b""):
-        self.line, self.points = line, np.array(line.points, float)
+        self.line, self.segments = line, shapes.segments(line.points)
         self.inward = shapes.side(line.points, line.inside)
         self.rows = _table(rows)
 
     def update(self, people: People) -> list[tuple[int, int]]:
         """(row, 1 for in or -1 for out) of each crossing in a frame. New people have new rows at the end."""
         point, known = people.points(self.line.anchor), len(self.rows)
-        seen = people.seen[:known]
-        passed = shapes.crossings(self.rows[seen, :2], point[:known][seen], self.points)
-        self.rows[seen, 2] += self.inward * passed
-        self.rows[seen, :2] = point[:known][seen]
-        new = np.zeros((len(point) - known, COLUMNS))
-        new[:, :2] = point[known:]
-        self.rows = np.vstack([self.rows, new])
-        passing = np.flatnonzero((self.rows[:, 2] != 0) & people.confirmed & people.seen)
-        if not len(passing):
+        before = self.rows[:, :2]
+        after = np.where(people.seen[:known, None], point[:known], before)
+        self.rows[:, 2] += self.inward * shapes.crossings(before, after, *self.segments)
+        self.rows[:, :2] = after
+        if len(point) > known:
+            new = np.zeros((len(point) - known, COLUMNS))
+            new[:, :2] = point[known:]
+            self.rows = np.concatenate([self.rows, new])
+        if not self.rows[:, 2].any():
             return []
+        passing = ((self.rows[:, 2] != 0) & people.confirmed & people.seen).nonzero()[0]
         height = people.boxes[passing, 3] - people.boxes[passing, 1]
-        away = shapes.distance(self.rows[passing, :2] * people.size, self.points * people.size)
+        away = shapes.distance(self.rows[passing, :2] * people.size, np.array(self.line.points) * people.size)
         crossed = passing[away > self.line.band * height]
         net = self.rows[crossed, 2].astype(int)
         self.rows[crossed, 2] = 0
@@ -106,19 +107,19 @@ class ZoneCounter:
 
     def update(self, people: People) -> list[Visit]:
         """Who enters and leaves in a frame. New people have new rows at the end."""
-        new = np.tile([0, 0, np.nan, people.time_s], (len(people.boxes) - len(self.rows), 1))
-        self.rows = np.vstack([self.rows, new])
+        if more := len(people.boxes) - len(self.rows):
+            self.rows = np.concatenate([self.rows, [[0, 0, np.nan, people.time_s]] * more])
         rows, seen, now_s = self.rows, people.seen, people.time_s
         is_inside = shapes.inside(people.points(self.zone.anchor), self.points)
         differs = is_inside != (rows[:, 0] == 1)
-        rows[seen & ~differs, 2] = np.nan
-        begins = seen & differs & np.isnan(rows[:, 2])
-        rows[begins, 2] = now_s
         rows[seen, 3] = now_s
+        rows[seen & ~differs, 2] = np.nan
+        if not differs.any():
+            return []
+        rows[seen & differs & np.isnan(rows[:, 2]), 2] = now_s
         wait_s = np.where(is_inside, self.zone.enter_s, self.zone.leave_s)
-        changed = np.flatnonzero(seen & differs & people.confirmed & (now_s - rows[:, 2] >= wait_s))
-        visits = [self._change(int(row)) for row in changed]
-        return visits
+        changed = seen & differs & people.confirmed & (now_s - rows[:, 2] >= wait_s)
+        return [self._change(row) for row in changed.nonzero()[0].tolist()]
 
     def end(self, row: int) -> list[Visit]:
         """The visit that ends with a track, when it was last seen."""

@@ -58,16 +58,15 @@ def _dropped(group: GroupState) -> Rows:
 
 def _crossings(group: GroupState) -> Rows:
     for name, source in list(group.sources.states.items()):
-        for line, totals in list(source.flow.sums.lines.items()):
-            for direction, times in totals.public().items():
+        for line in source.flow.lines:
+            for direction, times in source.flow.line_totals(line).public().items():
                 yield times, {"source": name, "line": line, "direction": direction}
 
 
 def _zones(group: GroupState) -> Rows:
     for name, source in list(group.sources.states.items()):
-        for zone in list(source.flow.sums.zones):
-            if (people := source.flow.zone_people(zone)) is not None:
-                yield people, {"source": name, "zone": zone}
+        for zone in source.flow.zones:
+            yield source.flow.zone_people(zone) or 0, {"source": name, "zone": zone}
 
 
 def _areas(group: GroupState) -> Rows:

@@ -25,7 +25,7 @@ from peoplecounter.common.ipc.results import Body, Receipt, ResultReceiver
 from peoplecounter.common.process.runtime import Runtime
 from peoplecounter.services.fusion.alerts import Alerts
 from peoplecounter.services.fusion.areas import Area
-from peoplecounter.services.fusion.flow import Detected, Event
+from peoplecounter.services.fusion.flow import Event, SeenFrame
 from peoplecounter.services.fusion.join import Ended, Gap, Join, PendingFrame, Settled
 from peoplecounter.services.fusion.members import Members
 from peoplecounter.services.fusion.merge import hysteresis, merge
@@ -156,21 +156,24 @@ class Fusion:
             missing["decoder"] = "decode_error"
         captured_s = time.time() - (began_ns - header.captured_ns) / 1e9
         try:
-            people = self.merge(frame, source)
-            tracks, events = source.flow.frame(header, people, not missing, captured_s, source.start_s)
+            merged, sure, counted = self.merge(frame, source)
         except Exception:
             self.rt.log.exception("merging failed on %s %d", header.source, header.seq)
             return self.drop(header.source, header.seq, "engine_error")
-        persons = people.boxes[people.counted]
+        persons = merged[counted]
         if not missing:
             source.persons, source.people = persons, len(persons)
-        source.ledger.totals.flow = source.flow.keep()
-        source.ledger.count(header.seq, complete=not missing)
-        source.flow.log()
+        seen = SeenFrame(
+            header, merged.tobytes(), sure.tobytes(), counted.tobytes(), not missing, captured_s, source.start_s
+        )
+        source.ledger.count(seen)
         ended_ns = source.frame_ns = self.rt.loop.now_ns()
         stages_ms, hops_ms = timings(frame, began_ns, ended_ns)
         end_to_end_ms = round((ended_ns - header.captured_ns) / 1e6, 3)
-        self.publish_count(frame, persons, tracks, missing, end_to_end_ms, stages_ms, hops_ms)
+        self.publish_count(frame, len(persons), missing, end_to_end_ms, stages_ms, hops_ms)
+        tracks, events = source.follow(seen)
+        detections = {**stored_boxes(header, persons), "ids": [track or None for track in tracks]}
+        self.publisher.send("detections", header.source, {**identity(header), **detections})
         self.publish_events(header.source, events)
         self.rt.counters["frames_counted"] += 1
         self.rt.tracer.record(
@@ -181,18 +184,18 @@ class Fusion:
         if self.metrics:
             self.metrics.record(header.source, stages_ms, hops_ms, end_to_end_ms)
 
-    def merge(self, frame: PendingFrame, source: SourceState) -> Detected:
-        """The persons of a frame, see merge(): weak ones are not counted, but may continue a track."""
+    def merge(self, frame: PendingFrame, source: SourceState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The persons of a frame, see merge(), float32 [n, 6]; which are sure, and which are counted, bool [n]."""
         rows = [answer.rows() for answer in frame.answers.values()]
         persons = merge(np.vstack([r for r in rows if r is not None]), self.settings.same_iou, self.settings.same_ios)
-        return Detected(persons, *hysteresis(persons, source.persons, self.settings.new_score))
+        return persons, *hysteresis(persons, source.persons, self.settings.new_score)
 
     def drop(self, name: str, first: int, reason: str, frames: int = 1) -> None:
         """Commits dropped frames to the ledger, then publishes them."""
         source = self.source(name)
         if reason not in NOT_LOST:
             source.flow.interrupt()
-        source.ledger.drop(first, frames, reason)
+        source.ledger.drop(first, frames, reason, source.flow.keep())
         self.rt.counters[f"dropped_{reason}"] += frames
         totals = source.ledger.totals.public()
         content = {"source": name, "seq": first, "frames": frames, "reason": reason, "totals": totals}
@@ -212,23 +215,16 @@ class Fusion:
     def publish_count(
         self,
         frame: PendingFrame,
-        persons: np.ndarray,
-        tracks: list[str],
+        people: int,
         missing: dict[str, str],
         end_to_end_ms: float,
         stages_ms: dict[str, float],
         hops_ms: dict[str, float],
     ) -> None:
         header = frame.shown
-        identity = {
-            "source": header.source,
-            "seq": header.seq,
-            "pts_s": None if header.pts_s is None else round(header.pts_s, 6),
-            "time": utc(time.time()),
-        }
         content = {
-            **identity,
-            "count": len(persons),
+            **identity(header),
+            "count": people,
             "complete": not missing,
             "missing": missing,
             "end_to_end_ms": end_to_end_ms,
@@ -237,8 +233,6 @@ class Fusion:
             "totals": self.source(header.source).ledger.totals.public(),
         }
         self.publisher.send("counts", header.source, content)
-        detections = {**identity, **stored_boxes(header, persons), "ids": [track or None for track in tracks]}
-        self.publisher.send("detections", header.source, detections)
 
     def publish_events(self, name: str, events: list[Event]) -> None:
         """Publishes what happened at a source; it is in the journal and in the log already."""
@@ -285,6 +279,8 @@ class Fusion:
     def keep_time(self) -> None:
         """What time alone changes: minutes end, areas are reset, alerts have waited long enough."""
         now_s = time.time()
+        if lost := sum(state.flow.events_lost for state in self.sources.states.values()):
+            self.rt.counters["events_lost"] = lost
         for state in self.sources.states.values():
             if state.live and state.flow.tick(now_s):
                 state.keep()
@@ -325,6 +321,16 @@ class Fusion:
         if warning := content.get("warning"):
             self.rt.log.warning("%s: %s", name, warning)
         self.publisher.send("status", name, content)
+
+
+def identity(header: FrameHeader) -> dict:
+    """Which frame a message is about, and when it was published."""
+    return {
+        "source": header.source,
+        "seq": header.seq,
+        "pts_s": None if header.pts_s is None else round(header.pts_s, 6),
+        "time": utc(time.time()),
+    }
 
 
 def stored_boxes(header: FrameHeader, persons: np.ndarray) -> dict:

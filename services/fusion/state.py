@@ -1,5 +1,6 @@
 """What fusion knows of the sources and of the group."""
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from peoplecounter.common.shape_changes import known_shapes
 from peoplecounter.common.sources import SourceChange, known_sources
 from peoplecounter.services.fusion.areas import Area
 from peoplecounter.services.fusion.clock import start_of
-from peoplecounter.services.fusion.flow import Event, Flow
+from peoplecounter.services.fusion.flow import Event, Flow, SeenFrame
 from peoplecounter.services.fusion.ledger import Ledger, Totals
 from peoplecounter.services.fusion.members import Members
 
@@ -42,9 +43,18 @@ class SourceState:
 
     def keep(self) -> None:
         """Writes what has changed apart from a frame, then logs it."""
-        self.ledger.totals.flow = self.flow.keep()
-        self.ledger.keep()
+        self.ledger.followed(self.flow.keep())
         self.flow.log()
+
+    def follow(self, frame: SeenFrame) -> tuple[list[str], list[Event]]:
+        """See Flow.frame(). A frame that cannot be followed is counted all the same."""
+        try:
+            found = self.flow.frame(frame)
+        except Exception:
+            logging.getLogger("fusion.flow").exception("following people failed on %s", frame.header)
+            found = [""] * frame.people, []
+        self.keep()
+        return found
 
     def published_state(self, now_ns: int) -> str:
         """The state that is published: "stale" when the decoder says nothing."""
@@ -98,6 +108,8 @@ class SourceStates:
             flow = Flow(name, EventLog(self._settings.data, name, limit_bytes), ledger.totals.flow)
             self.states[name] = SourceState(ledger, flow, change, state, frame_ns=now_ns)
             self._set_shapes(name)
+            if ledger.totals.untracked:
+                self.states[name].follow(ledger.totals.untracked)
             self._on_new(name, ledger.totals.next_seq)
         return self.states[name]
 
@@ -134,7 +146,8 @@ class SourceStates:
             return
         state = self.states[name]
         state.start_s = start_of(source.start_time, self._settings.timezone)
-        if state.flow.set_shapes(known_shapes(self._settings, name, source), time.time()):
+        changed = state.flow.set_shapes(known_shapes(self._settings, name, source), time.time())
+        if changed and not state.ledger.totals.untracked:  # otherwise follow() keeps both
             state.keep()
 
     def line_totals(self, line: str) -> LineTotals:
@@ -151,7 +164,7 @@ class SourceStates:
 
         def exists(line: str) -> bool:
             source, _, name = line.partition(".")
-            return source in self.states and self.states[source].flow.has_line(name)
+            return source in self.states and name in self.states[source].flow.lines
 
         return [line for line in lines if not exists(line)]
 

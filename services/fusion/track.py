@@ -18,6 +18,7 @@ from peoplecounter.common.boxes import iou_matrix
 # columns of the state
 NUMBER, HITS, LOST_AGE_S, SEEN_S = 0, 1, 2, 3
 TOP, SIZE, VELOCITY = slice(4, 6), slice(6, 8), slice(8, 10)  # middle of the upper edge, width and height, px; px/s
+PLACE = slice(4, 8)
 COLUMNS = 10
 CONFIRMED_HITS = 3
 LOST_S, TENTATIVE_LOST_S, GAP_S = 1.5, 0.35, 2.5
@@ -50,12 +51,14 @@ class Tracker:
 
     def at(self, time_s: float) -> np.ndarray:
         """float64 [k, 4]: where each person is at a moment near the last frame, moved on at constant velocity."""
-        return _boxes(_moved(self.state, time_s - self.time_s), self.state[:, SIZE])
+        place = self.state[:, PLACE].copy()
+        place[:, :2] += self.state[:, VELOCITY] * (time_s - self.time_s)
+        return _boxes(place)
 
     @property
     def boxes(self) -> np.ndarray:
         """float64 [k, 4]: x1, y1, x2, y2, where each person was in the last frame, px."""
-        return _boxes(self.state[:, TOP], self.state[:, SIZE])
+        return _boxes(self.state[:, PLACE])
 
     def update(self, boxes: np.ndarray, sure: np.ndarray, time_s: float, share: float = 1.0) -> np.ndarray:
         """The detections [n, 4 or more] of a complete frame; returns int64 [n]: each one's track, 0 for a weak one
@@ -65,20 +68,17 @@ class Tracker:
         fifth where four frames between them were not counted completely. Ended tracks stay in `state` until `drop()`.
         """
         elapsed_s = min(max(time_s - self.time_s, 0.0), GAP_S)
-        state, numbers = self.state, np.zeros(len(boxes), np.int64)
-        state[:, TOP] = _moved(state, elapsed_s)
-        expected = self.boxes
-        self.time_s, free = time_s, np.ones(len(state), bool)
-        for wanted in (sure, ~sure):
-            for widened, overlap_min in STAGES:
-                found, track = np.flatnonzero(wanted & (numbers == 0)), np.flatnonzero(free)
-                if not len(found) or not len(track):
-                    break
-                i, j = _best_pairs(boxes[found, :4], expected[track], widened, overlap_min)
-                self._follow(track[j], boxes[found[i], :4], elapsed_s)
-                numbers[found[i]], free[track[j]] = state[track[j], NUMBER], False
-        state[free, LOST_AGE_S] += elapsed_s * share
-        numbers[sure & (numbers == 0)] = self._begin(boxes[sure & (numbers == 0), :4])
+        state, self.time_s = self.state, time_s
+        state[:, TOP] += state[:, VELOCITY] * elapsed_s
+        pairs = _match(boxes, sure, self.boxes)
+        found, track = np.array(list(pairs.items()), int).reshape(-1, 2).T
+        state[:, LOST_AGE_S] += elapsed_s * share
+        self._follow(track, boxes[found, :4], elapsed_s)
+        numbers = np.zeros(len(boxes), np.int64)
+        numbers[found] = state[track, NUMBER]
+        new = sure & (numbers == 0)
+        if new.any():
+            numbers[new] = self._begin(boxes[new, :4])
         return numbers
 
     def ended(self) -> np.ndarray:
@@ -92,52 +92,62 @@ class Tracker:
 
     def _follow(self, track: np.ndarray, boxes: np.ndarray, elapsed_s: float) -> None:
         """Tracks (indices) are seen at these boxes [n, 4]."""
-        state, (top, size) = self.state, _top_and_size(boxes)
-        surprise, hits = top - state[track, TOP], state[track, HITS, None]
-        state[track, TOP] += ALPHA * surprise
+        rows = self.state[track]
+        surprise, hits = _placed(boxes) - rows[:, PLACE], rows[:, HITS, None]
+        rows[:, TOP] += ALPHA * surprise[:, :2]
         # the first few positions and sizes are all that is known
-        state[track, SIZE] += np.maximum(SIZE_ALPHA, 1 / (hits + 1)) * (size - state[track, SIZE])
+        rows[:, SIZE] += np.maximum(SIZE_ALPHA, 1 / (hits + 1)) * surprise[:, 2:]
         if elapsed_s > 0:
-            state[track, VELOCITY] += np.maximum(BETA, 0.7 / hits) * surprise / elapsed_s
-        state[track, HITS] += 1
-        state[track, LOST_AGE_S], state[track, SEEN_S] = 0, self.time_s
+            rows[:, VELOCITY] += np.maximum(BETA, 0.7 / hits) / elapsed_s * surprise[:, :2]
+        rows[:, HITS] += 1
+        rows[:, LOST_AGE_S], rows[:, SEEN_S] = 0, self.time_s
+        self.state[track] = rows
 
     def _begin(self, boxes: np.ndarray) -> np.ndarray:
         new = np.zeros((len(boxes), COLUMNS))
         new[:, NUMBER] = self.last_number + 1 + np.arange(len(boxes))
         new[:, HITS], new[:, SEEN_S] = 1, self.time_s
-        new[:, TOP], new[:, SIZE] = _top_and_size(boxes)
+        new[:, PLACE] = _placed(boxes)
         self.state, self.last_number = np.vstack([self.state, new]), self.last_number + len(boxes)
         return new[:, NUMBER].astype(np.int64)
 
 
-def _moved(state: np.ndarray, seconds: float) -> np.ndarray:
-    """float64 [k, 2]: where the tops of the tracks are after this time."""
-    return state[:, TOP] + state[:, VELOCITY] * seconds
+def _placed(boxes: np.ndarray) -> np.ndarray:
+    """Boxes [n, 4] as float64 [n, 4]: middle of the upper edge, width, height."""
+    x1, y1, x2, y2 = boxes.T
+    place = np.empty((len(boxes), 4))
+    place[:, 0], place[:, 1], place[:, 2], place[:, 3] = (x1 + x2) / 2, y1, x2 - x1, y2 - y1
+    return place
 
 
-def _top_and_size(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    x1, y1, x2, y2 = boxes.T.astype(float)
-    return np.stack([(x1 + x2) / 2, y1], axis=1), np.stack([x2 - x1, y2 - y1], axis=1)
+def _boxes(place: np.ndarray) -> np.ndarray:
+    """The inverse of _placed()."""
+    x, y, width, height = place.T
+    boxes = np.empty((len(place), 4))
+    boxes[:, 0], boxes[:, 1], boxes[:, 2], boxes[:, 3] = x - width / 2, y, x + width / 2, y + height
+    return boxes
 
 
-def _boxes(top: np.ndarray, size: np.ndarray) -> np.ndarray:
-    half = size[:, :1] / 2
-    return np.hstack([top[:, :1] - half, top[:, 1:], top[:, :1] + half, top[:, 1:] + size[:, 1:]])
-
-
-def _best_pairs(a: np.ndarray, b: np.ndarray, widened: float, overlap_min: float) -> tuple[list[int], list[int]]:
-    """Pairs of indices of boxes [n, 4] and [m, 4], the best overlap first, each box once."""
-    iou = iou_matrix(_wider(a, widened), _wider(b, widened))
-    first, second = np.nonzero(iou > overlap_min)
-    order = np.argsort(-iou[first, second], kind="stable")
-    left: dict[int, int] = {}
-    right: set[int] = set()
-    for i, j in zip(first[order].tolist(), second[order].tolist()):
-        if i not in left and j not in right:
-            left[i] = j
-            right.add(j)
-    return list(left), list(left.values())
+def _match(boxes: np.ndarray, sure: np.ndarray, expected: np.ndarray) -> dict[int, int]:
+    """Index of a detection [n, 4 or more] -> index of the track that is expected there [k, 4]."""
+    pairs: dict[int, int] = {}
+    if not len(boxes) or not len(expected):
+        return pairs
+    taken: set[int] = set()
+    for wanted in (sure, ~sure):
+        for widened, overlap_min in STAGES:
+            found = [i for i in wanted.nonzero()[0].tolist() if i not in pairs]
+            free = [j for j in range(len(expected)) if j not in taken]
+            if not found or not free:
+                break
+            iou = iou_matrix(_wider(boxes[found, :4], widened), _wider(expected[free], widened))
+            first, second = (iou > overlap_min).nonzero()
+            for pair in (-iou[first, second]).argsort(kind="stable").tolist():
+                i, j = found[first[pair]], free[second[pair]]
+                if i not in pairs and j not in taken:
+                    pairs[i] = j
+                    taken.add(j)
+    return pairs
 
 
 def _wider(boxes: np.ndarray, share: float) -> np.ndarray:

@@ -24,8 +24,8 @@ from peoplecounter.services.history import tables
 from tests.support import squares
 from tests.support.group import SERVICES, Group
 from tests.support.postgres import Postgres
+from tests.support.walk import CROSSINGS, LONG, make_three
 
-FRAMES, CROSSINGS = 480, 30  # of one pass of the clip
 LINE = {"points": [[0.5, 0.0], [0.5, 1.0]], "inside": [0.9, 0.5]}
 
 
@@ -34,8 +34,7 @@ class Killed:
 
     def __init__(self, folder: Path, seed: int):
         self.folder, self.rng, self.kills = folder, random.Random(seed), Counter[str]()
-        clip = squares.make_walk(folder / "walk.mp4", FRAMES, rows=(4, 7, 10))
-        model = squares.make_walk_model(folder / "walk.onnx")
+        clip, model = make_three(folder)
         self.postgres = Postgres(folder / "postgres")
         source = {"url": str(clip), "loop": True, "lines": {"door": LINE}}
         settings = {"data_dir": str(folder / "data"), "history__database": self.postgres.url, **squares.VIEWS}
@@ -75,12 +74,12 @@ class Killed:
             "kills": dict(self.kills),
             "frames": totals["frames"],
             "dropped": totals["dropped"],
-            "passes": totals["frames"] / FRAMES,
+            "passes": totals["frames"] / LONG,
             "crossings": {
                 "of_the_topic": status,
                 "of_the_log": dict(Counter(direction for _, direction in log)),
                 "of_the_database": dict(Counter(direction for _, direction in stored)),
-                "in_whole_passes": totals["frames"] // FRAMES * CROSSINGS,
+                "in_whole_passes": totals["frames"] // LONG * CROSSINGS,
             },
             "numbers_without_a_gap": [n for n, _ in log] == list(range(1, len(log) + 1)),
             "database_is_the_log": stored == log,

@@ -1,5 +1,5 @@
-"""People of every size are found: real footage at six scales, a crowd, a roof's view, and the plaza from 40 px to the
-frame's height. Thresholds were chosen on these clips together; tests/bench/README.md has the tables."""
+"""People of every size are found: real footage at six scales, a crowd, and the plaza from 40 px to the frame's
+height. Thresholds were chosen on these clips together; tests/bench/README.md has the tables."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ import pytest
 
 from peoplecounter.deploy.demo.plaza import render_clip
 from peoplecounter.deploy.report import evaluate
-from tests.eval.test_accuracy import count, count_and_compare, first_frames
+from tests.eval.test_accuracy import count_and_compare
 from tests.support.footage import resized
 
 STREET = "towncentre_1080p"
@@ -34,21 +34,11 @@ def test_the_street_is_counted_alike_at_every_scale(run_dir, tmp_path, footage, 
     assert boxes["duplicate"] + boxes["part"] <= 0.5  # a child in a pushchair, and who stands behind whom
 
 
-def test_a_crossing_seen_from_a_roof(run_dir, tmp_path, footage, yolo):
-    """PETS 2009 S2L1, all 795 frames, 5.6 people of 50 px; two who walk on the grass are not labelled."""
-    clip, truth = footage / "pets09_s2l1_480x360.avi", footage / "pets09_s2l1_gt.csv"
-    summary, error = count_and_compare(run_dir, tmp_path / "c.jsonl", truth, clip, "--model", yolo)
-    print(f"PETS: {json.dumps(error)}")
-    assert summary["counted"] == error["frames"] == 795
-    assert error["mae"] <= 0.55
-
-
 PLAZAS = [  # width, height, camera, people, seed
     (480, 270, "far", 22, 31), (960, 540, "far", 22, 32), (960, 540, "near", 10, 35),
     (1920, 1080, "far", 26, 33), (1920, 1080, "middle", 14, 34), (1920, 1080, "near", 10, 36),
     (3840, 2160, "middle", 14, 37), (3840, 2160, "near", 10, 38),
 ]  # fmt: skip
-EMPTY = 99
 HEIGHTS = (16, 40, 64, 128, 256, 512, 1080, 2160)  # px
 
 
@@ -91,13 +81,3 @@ def test_8k_counts_what_4k_counts_and_nobody_is_taken_for_frozen(run_dir, tmp_pa
         people.append(sum(evaluate.read_counts(out).values()))
     print(f"4K {people[0] / 2}, 8K {people[1] / 2} people a frame")
     assert abs(people[1] - people[0]) <= 0.05 * people[0]
-
-
-def test_an_empty_room_stays_empty(run_dir, tmp_path, footage, yolo):
-    """One person at a time walks in and out: with the whole and the finest level alone, EMPTY of 300 frames were 0."""
-    clip, out = tmp_path / "first.mp4", tmp_path / "c.jsonl"
-    first_frames(footage / "one_by_one_768x432.mp4", clip, 300)
-    count(run_dir, out, clip, "--model", yolo)
-    counts = evaluate.read_counts(out)
-    assert max(counts.values()) == 1
-    assert sum(counts[frame] == 0 for frame in range(300)) >= EMPTY

@@ -16,17 +16,15 @@ from peoplecounter.common import events
 from peoplecounter.common.events import Crossing, ZoneChange
 from tests.support import squares
 from tests.support.group import SERVICES, Group
+from tests.support.walk import CROSSINGS, LONG, WALKERS, make_three
 
 LINE = {"points": [[0.5, 0.0], [0.5, 1.0]], "inside": [0.9, 0.5]}
 ZONE = {"points": [[0.6, 0.0], [0.95, 0.0], [0.95, 1.0], [0.6, 1.0]], "enter_s": 0.2, "leave_s": 0.2}
-WALKERS, FRAMES, CYCLE = 3, 480, 96  # there and back in 96 frames: ten crossings each
 
 
 @pytest.fixture(scope="session")
 def walk(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("walk")
-    clip = squares.make_walk(folder / "walk.mp4", FRAMES, rows=(4, 7, 10))
-    return clip, squares.make_walk_model(folder / "walk.onnx")
+    return make_three(tmp_path_factory.mktemp("walk"))
 
 
 def source_of(clip):
@@ -79,7 +77,7 @@ def test_what_subscribers_read_of_lines_zones_areas_and_alerts(make, tmp_path):
     g.start()
     g.wait_for(g.ended, "the end of the source", 60)
     crossed, changes = g.of("crossings"), g.of("zones")
-    assert [c["number"] for c in crossed] == list(range(1, 1 + WALKERS * 10))
+    assert [c["number"] for c in crossed] == list(range(1, 1 + CROSSINGS))
     assert crossed[-1]["totals"] == {"in": 15, "out": 15}
     assert {c["direction"] for c in crossed} == {"in", "out"} and all(c["complete"] for c in crossed)
     assert crossed[0]["time"].startswith("2026-11-26T08:00:0") and crossed[0]["pts_s"] == pytest.approx(0.5, abs=0.2)
@@ -114,7 +112,7 @@ def test_fusion_is_killed_again_and_again_and_no_event_is_lost_or_doubled(make, 
     """The log of the killed group is that of one left in peace, and its topic's numbers never come twice."""
     g, rng = make(), random.Random(7)
     g.start()
-    while len(g.of("counts")) < FRAMES - 60:
+    while len(g.of("counts")) < LONG - 60:
         g.signal("fusion.0", signal.SIGKILL)
         g.start("fusion.0")
         g.wait_counts(1 + rng.randrange(60), 60)

@@ -78,7 +78,11 @@ def test_a_file_that_was_counted_is_in_the_metrics_to_the_last_frame(group, clip
 
 def test_what_the_dashboard_reads_is_there(group, clip, port):
     """But for a GPU's memory, which tests/gpu looks at."""
-    g = group({"cam": {"url": str(clip), **LIVE, "fps": 400}}, telemetry__prometheus=f"127.0.0.1:{port}", **TRACED)
+    shapes = {"lines": {"door": {"points": [[0.5, 0], [0.5, 1]], "inside": [0.9, 0.5]}}}
+    shapes |= {"zones": {"desk": {"points": [[0, 0], [1, 0], [1, 1]]}}}
+    source = {"url": str(clip), **LIVE, "fps": 400, **shapes}
+    areas = {"areas": '{"room": {"lines": ["cam.door"]}}', **TRACED}
+    g = group({"cam": source}, telemetry__prometheus=f"127.0.0.1:{port}", **areas)
     g.start()
     g.wait_for(lambda: g.of("budgets") and g.totals()["dropped"], "drops and budgets", 60)
     names = {name.removesuffix("_total") for name in scrape(port)}

@@ -47,6 +47,16 @@ def states(events):
     return [event.state for event in events if isinstance(event, StateChanged)]
 
 
+def test_frames_of_an_avi_file_come_in_the_order_of_their_times(tmp_path):
+    """AVI numbers packets as they are stored: with B-frames that is another order."""
+    path = make_clip(tmp_path / "clip.avi", 40, options={"bf": "3", "preset": "medium", "g": "12"})
+    with av.open(str(path)) as container:
+        decoded = [frame.pts for frame in container.decode(video=0)]
+    assert decoded != sorted(decoded)  # what FFmpeg says
+    events, _ = until(lambda events: False, path)
+    assert [round(30 * p.pts_s) for p in pictures(events)] == list(range(1, 41))
+
+
 def test_an_http_camera_is_live_and_opened_again_when_it_hangs_up():
     """It sends 40 frames as fast as it can: none waits for a frame rate that nobody has stated."""
     camera = mjpeg_camera(frames=40)

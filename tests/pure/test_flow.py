@@ -12,7 +12,7 @@ from peoplecounter.common.ipc.messages import FrameHeader
 from peoplecounter.common.process.journal import Journal
 from peoplecounter.common.settings import LineSettings, ZoneSettings
 from peoplecounter.services.fusion.clock import SourceClock, start_of
-from peoplecounter.services.fusion.flow import Detected, Flow
+from peoplecounter.services.fusion.flow import Flow, SeenFrame
 from peoplecounter.services.fusion.ledger import Ledger, Totals
 
 FPS, SIZE = 10, (1000, 1000)
@@ -33,8 +33,7 @@ def detected(*feet_x):
     x = np.array(feet_x, float).reshape(-1, 1) * SIZE[0]
     y = 500.0 + 120 * np.arange(len(x)).reshape(-1, 1)
     boxes = np.hstack([x - 20, y - 100, x + 20, y, np.full_like(x, 0.9), np.full_like(x, 1)]).astype(np.float32)
-    ones = np.ones(len(boxes), bool)
-    return Detected(boxes, ones, ones)
+    return boxes
 
 
 def there_and_back(seq):
@@ -51,25 +50,30 @@ class Fusion:
         self.flow = Flow("cam", EventLog(folder / "data", "cam", 64 << 20), self.ledger.totals.flow)
         if self.flow.set_shapes(shapes, START_S):
             self.keep()
+        if self.ledger.totals.untracked:
+            self.flow.frame(self.ledger.totals.untracked)
+            self.keep()
 
-    def keep(self):
-        self.ledger.totals.flow = self.flow.keep()
-        self.ledger.keep()
-        self.flow.log()
+    def keep(self, die_after=""):
+        self.ledger.followed(self.flow.keep())
+        if die_after != "journal":
+            self.flow.log()
 
     def count(self, seq, people=None, complete=True, die_after="", **options):
-        """False when it was killed after a step of this name."""
-        people = there_and_back(seq) if people is None else people
-        _, found = self.flow.frame(header(seq, **options), people, complete, START_S + seq / FPS, START_S)
+        """`die_after` a step of this name it is killed."""
+        boxes = there_and_back(seq) if people is None else people
+        ones = np.ones(len(boxes), bool).tobytes()
+        frame = SeenFrame(header(seq, **options), boxes.tobytes(), ones, ones, complete, START_S + seq / FPS, START_S)
+        if die_after == "merge":
+            return
+        self.ledger.count(frame)
+        if die_after == "count":
+            return
+        _, found = self.flow.frame(frame)
         if die_after == "frame":
-            return False
-        self.ledger.totals.flow = self.flow.keep()
-        self.ledger.count(seq, complete)
-        if die_after == "journal":
-            return False
-        self.flow.log()
+            return
+        self.keep(die_after)
         self.published += found
-        return True
 
     def close(self):
         self.ledger.close()
@@ -132,7 +136,7 @@ def test_a_kill_at_any_moment_changes_nothing(tmp_path, seed):
         whole.count(seq)
     rng, killed, seq = random.Random(seed), Fusion(tmp_path / "killed"), 0
     while seq < 400:
-        fate = rng.choice(["frame", "journal", ""]) if rng.random() < 0.1 else ""
+        fate = rng.choice(["merge", "count", "frame", "journal", ""]) if rng.random() < 0.1 else ""
         killed.count(seq, die_after=fate)
         if fate or rng.random() < 0.05:
             killed.close()

@@ -11,6 +11,7 @@ from peoplecounter.common.process.journal import Journal
 from peoplecounter.common.settings import Settings, SourceSettings
 from peoplecounter.common.sources import write_change
 from peoplecounter.common.views import View
+from peoplecounter.services.fusion.flow import SeenFrame
 from peoplecounter.services.fusion.join import PendingFrame
 from peoplecounter.services.fusion.ledger import Ledger, Totals
 from peoplecounter.services.fusion.members import Members
@@ -59,10 +60,11 @@ def test_what_fusion_accepts(body, sender, acceptable):
 def test_a_ledger_is_written_before_it_is_read_and_continues_after_a_restart(tmp_path):
     path = tmp_path / "fusion.cam.journal"
     ledger = Ledger(Journal(path, Totals))
-    ledger.count(0, complete=True)
-    ledger.count(1, complete=False)
-    ledger.drop(2, 3, "no_credit")
-    ledger.drop(5, 1, "no_credit")
+    for seq, complete in ((0, True), (1, False)):
+        ledger.count(SeenFrame(header(seq=seq), b"", b"", b"", complete, 0.0, None))
+        ledger.followed(b"")
+    ledger.drop(2, 3, "no_credit", b"")
+    ledger.drop(5, 1, "no_credit", b"")
     ledger.close()
     again = Ledger(Journal(path, Totals))
     public = {"frames": 6, "counted": 2, "incomplete": 1, "dropped": {"no_credit": 4}}

@@ -1,5 +1,6 @@
 """A real PostgreSQL server of a test's own, on a unix socket in a private folder."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -51,11 +52,15 @@ class Postgres:
         raise RuntimeError((self.folder / "log").read_text())
 
     def kill(self) -> None:
-        """SIGKILL to the server and all of its processes."""
-        pid = int((self.folder / "db" / "postmaster.pid").read_text().split()[0])
-        os.kill(pid, signal.SIGKILL)
+        """SIGKILL to the server and all of its processes, as when a machine loses its power."""
+        pid = (self.folder / "db" / "postmaster.pid").read_text().split()[0]
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for one in (pid, *children):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(one), signal.SIGKILL)
         self.process.wait()
-        time.sleep(0.2)  # its children end when they see that it has gone
+        while any(Path(f"/proc/{one}").exists() for one in children):
+            time.sleep(0.01)
         (self.folder / "db" / "postmaster.pid").unlink(missing_ok=True)
 
     def close(self) -> None:

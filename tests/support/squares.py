@@ -63,28 +63,6 @@ def make_clip(
     return path
 
 
-def make_walk(path: Path, frames: int, step: int = 3, rows: tuple[int, ...] = (6,)) -> Path:
-    """A clip of squares that walk across and back, one in each of these rows of cells, a cell every `step` frames."""
-    columns = WIDTH // CELL
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=FPS, options=ENCODERS["libx264"])
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        for seq in range(frames):
-            pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-            for number, row in enumerate(rows):
-                at = (seq // step + 5 * number) % (2 * columns - 2)
-                x, y = CELL * min(at, 2 * columns - 2 - at), CELL * row
-                pixels[y : y + CELL, x : x + CELL] = 255
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
-        container.mux(stream.encode())
-    return path
-
-
-def make_walk_model(path: Path) -> Path:
-    """Finds the squares of make_walk(), in boxes so large that those of neighbouring cells overlap."""
-    return make_model(path, size=HEIGHT, width=WIDTH, inset=-12)
-
-
 def make_model(
     path: Path,
     batch: int | str = "batch",
