@@ -7,8 +7,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from peoplecounter.common.counting import LineSettings, Section, ZoneSettings, check_name
 from peoplecounter.common.errors import NO_INPUT, AppError
-from peoplecounter.common.settings import LineSettings, Section, Settings, SourceSettings, ZoneSettings, check_name
+from peoplecounter.common.settings import Settings, SourceSettings
 from peoplecounter.common.sources import write_in_group
 
 FOLDER = "lines"  # in the run directory, or in data_dir

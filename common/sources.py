@@ -12,9 +12,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from peoplecounter.common.counting import Section, check_name
 from peoplecounter.common.errors import NO_INPUT, AppError
 from peoplecounter.common.files import write_file
-from peoplecounter.common.settings import Section, Settings, SourceSettings, check_name
+from peoplecounter.common.settings import Settings, SourceSettings
 
 FOLDER = "sources"  # in the run directory
 # keys of parameters that some cameras take in the path

@@ -10,9 +10,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import typer
 
 from peoplecounter.common import shape_changes
+from peoplecounter.common.counting import LineSettings, ZoneSettings
 from peoplecounter.common.errors import NO_INPUT, SOFTWARE, AppError
 from peoplecounter.common.ipc.messages import Correct, Corrected
-from peoplecounter.common.settings import LineSettings, ZoneSettings, section_settings
+from peoplecounter.common.settings import section_settings
 from peoplecounter.common.sources import known_sources
 from peoplecounter.deploy.group import client
 

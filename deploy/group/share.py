@@ -15,9 +15,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from peoplecounter.common.counting import check_name
 from peoplecounter.common.errors import NO_INPUT, AppError
 from peoplecounter.common.ipc.messages import Stop
-from peoplecounter.common.settings import SourceSettings, check_name
+from peoplecounter.common.settings import SourceSettings
 from peoplecounter.common.sources import known_sources, write_change
 from peoplecounter.deploy.group import client
 from peoplecounter.deploy.group.client import RunningGroup

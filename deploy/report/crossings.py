@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from peoplecounter.common.counting import LineSettings
 from peoplecounter.common.errors import BAD_DATA, NO_INPUT, AppError
-from peoplecounter.common.settings import LineSettings
 from peoplecounter.deploy.report.track_scores import Tracks
 from peoplecounter.services.fusion.lines import LineCounter, People
 

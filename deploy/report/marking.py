@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from peoplecounter.common import shapes
+from peoplecounter.common.counting import LineSettings
 from peoplecounter.common.errors import BAD_DATA, AppError
-from peoplecounter.common.settings import LineSettings, SourceSettings
+from peoplecounter.common.settings import SourceSettings
 from peoplecounter.deploy.engine.calibration import pictures
 from peoplecounter.deploy.report.crossings import DIRECTIONS, CrossingAt
 from peoplecounter.deploy.report.pictures import jpeg_of

@@ -9,9 +9,10 @@ from pathlib import Path
 from string import Template
 
 from peoplecounter.common import backend
+from peoplecounter.common.counting import check_name
 from peoplecounter.common.engine.loading import check_model
 from peoplecounter.common.errors import NO_INPUT, AppError
-from peoplecounter.common.settings import Settings, check_name
+from peoplecounter.common.settings import Settings
 from peoplecounter.common.sources import known_sources
 from peoplecounter.common.topology import SERVICES, ServiceRow
 from peoplecounter.deploy.group.circus import process_count

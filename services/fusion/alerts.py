@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from msgspec import Struct
 
+from peoplecounter.common.counting import AlertSettings
 from peoplecounter.common.process.journal import Journal
-from peoplecounter.common.settings import AlertSettings, Settings
+from peoplecounter.common.settings import Settings
 from peoplecounter.common.sources import redacted
 from peoplecounter.services.fusion.publish import utc
 

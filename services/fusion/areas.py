@@ -14,10 +14,10 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
+from peoplecounter.common.counting import AreaSettings
 from peoplecounter.common.errors import SOFTWARE, AppError
 from peoplecounter.common.events import AREAS, Adjustment, LineTotals, read_adjustments
 from peoplecounter.common.files import make_private_folder
-from peoplecounter.common.settings import AreaSettings
 from peoplecounter.services.fusion.publish import utc
 
 

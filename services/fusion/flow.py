@@ -21,6 +21,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
+from peoplecounter.common.counting import LineSettings, ZoneSettings
 from peoplecounter.common.events import (
     AnyRecord,
     Crossing,
@@ -34,7 +35,6 @@ from peoplecounter.common.events import (
     ZoneTotals,
 )
 from peoplecounter.common.ipc.messages import FrameHeader
-from peoplecounter.common.settings import LineSettings, ZoneSettings
 from peoplecounter.services.fusion.clock import SourceClock
 from peoplecounter.services.fusion.lines import ROW_BYTES, LineCounter, People, Visit, ZoneCounter
 from peoplecounter.services.fusion.minutes import MINUTE_S, MinuteSums, Watched

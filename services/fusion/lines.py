@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from peoplecounter.common import shapes
-from peoplecounter.common.settings import LineSettings, ZoneSettings
+from peoplecounter.common.counting import LineSettings, ZoneSettings
 
 COLUMNS = 4
 ROW_BYTES = 8 * COLUMNS

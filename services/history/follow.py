@@ -15,6 +15,7 @@ from pathlib import Path
 from sqlalchemy import Engine, delete, select
 
 from peoplecounter.common import events
+from peoplecounter.common.counting import HistorySettings
 from peoplecounter.common.events import (
     AREAS,
     Adjustment,
@@ -27,7 +28,6 @@ from peoplecounter.common.events import (
     ZoneChange,
     read_adjustments,
 )
-from peoplecounter.common.settings import HistorySettings
 from peoplecounter.services.history import tables
 
 BATCH = 2000  # records of one transaction

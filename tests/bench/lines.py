@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from peoplecounter.common.settings import LineSettings
+from peoplecounter.common.counting import LineSettings
 from peoplecounter.deploy.demo.plaza import Plaza, render_clip
 from peoplecounter.deploy.report.crossings import CrossingAt, compare_crossings, read_crossings, true_crossings
 from peoplecounter.deploy.report.track_scores import Tracks, compare_tracks, read_found_tracks, read_true_tracks

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import av
 import pytest
 
-from peoplecounter.common.settings import LineSettings
+from peoplecounter.common.counting import LineSettings
 from peoplecounter.deploy.report.crossings import compare_crossings, read_crossings, true_crossings
 from peoplecounter.deploy.report.track_scores import read_true_tracks
 from tests.support import walk

@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from peoplecounter.common.settings import LineSettings
+from peoplecounter.common.counting import LineSettings
 from peoplecounter.deploy.report import evaluate
 from peoplecounter.deploy.report.crossings import compare_crossings, read_crossings, true_crossings
 from peoplecounter.deploy.report.track_scores import compare_tracks, read_found_tracks, read_true_tracks

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from peoplecounter.common import counting as c
 from peoplecounter.common import settings as s
 from peoplecounter.common.errors import AppError
 from peoplecounter.common.events import AREAS, LineTotals, read_adjustments
@@ -22,7 +23,7 @@ class Lines(dict):
     """Totals of lines, as fusion has them."""
 
     def area(self, folder, *lines, reset=""):
-        settings = s.AreaSettings(lines=lines or ("door.a", "back.b"), reset=reset)
+        settings = c.AreaSettings(lines=lines or ("door.a", "back.b"), reset=reset)
         return Area(
             folder / "data", "shop", settings, "Europe/Berlin", lambda line: self.setdefault(line, LineTotals())
         )
@@ -99,7 +100,7 @@ def test_when_it_was_four_last(now, due):
 
 def changes(settings, values):
     """(second, raised?) of each change; one value a second."""
-    alert = Alert(s.AlertSettings(**settings))
+    alert = Alert(c.AlertSettings(**settings))
     return [(second, alert.raised) for second, value in enumerate(values) if alert.update(value, second)]
 
 
@@ -128,7 +129,7 @@ def test_an_alert_has_hysteresis_and_patience(settings, values, expected):
 )
 def test_an_alert_that_makes_no_sense_is_refused(values, problem):
     with pytest.raises(AppError, match=problem):
-        s.section_settings(s.AlertSettings, **values)
+        s.section_settings(c.AlertSettings, **values)
 
 
 class Receiver(http.server.BaseHTTPRequestHandler):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from peoplecounter.common.counting import LineSettings
 from peoplecounter.common.errors import BAD_DATA, NO_INPUT, AppError
-from peoplecounter.common.settings import LineSettings
 from peoplecounter.deploy.report import crossings
 from peoplecounter.deploy.report.crossings import (
     CrossingAt,

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from peoplecounter.common import events
+from peoplecounter.common.counting import LineSettings, ZoneSettings
 from peoplecounter.common.events import Crossing, EventLog, Minute, ShapeChange, ZoneChange
 from peoplecounter.common.ipc.messages import FrameHeader
 from peoplecounter.common.process.journal import Journal
-from peoplecounter.common.settings import LineSettings, ZoneSettings
 from peoplecounter.services.fusion.clock import SourceClock, start_of
 from peoplecounter.services.fusion.flow import Flow, SeenFrame
 from peoplecounter.services.fusion.ledger import Ledger, Totals

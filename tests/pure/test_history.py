@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import func, insert, select, update
 
 from peoplecounter.common import events
+from peoplecounter.common.counting import HistorySettings
 from peoplecounter.common.errors import AppError
 from peoplecounter.common.events import AREAS, Adjustment, Crossing, EventLog, Minute, MinuteOf, ShapeChange, ZoneChange
-from peoplecounter.common.settings import HistorySettings
 from peoplecounter.deploy.history import formats, query
 from peoplecounter.deploy.history.intervals import intervals, local, moment
 from peoplecounter.services.history import follow, tables

@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from peoplecounter.common import shapes
-from peoplecounter.common.settings import LineSettings, ZoneSettings
+from peoplecounter.common.counting import LineSettings, ZoneSettings
 from peoplecounter.services.fusion.lines import LineCounter, People, ZoneCounter
 
 HEIGHT = 100  # of everybody, px
