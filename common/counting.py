@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from peoplecounter.common import shapes
 from peoplecounter.common.errors import AppError
@@ -68,7 +68,14 @@ class ZoneSettings(ShapeSettings):
         return points
 
 
-LineName = Annotated[str, Field(pattern=NAME[:-1] + r"\." + NAME[1:])]  # SOURCE.NAME of a line or zone
+def _of_source(name: str) -> str:
+    source, dot, shape = name.partition(".")
+    if not (dot and re.match(NAME, source) and re.match(NAME, shape)):
+        raise ValueError(f"expected SOURCE.NAME of a line or zone, not {name!r}")
+    return name
+
+
+LineName = Annotated[str, AfterValidator(_of_source)]
 
 
 class AreaSettings(Section):
@@ -76,6 +83,13 @@ class AreaSettings(Section):
     """Its entrances, SOURCE.LINE: who crosses one of them to its inside is in the area"""
     reset: str = Field("", pattern=r"^(([01]\d|2[0-3]):[0-5]\d)?$")
     """Time of day, in `timezone`, at which nobody is inside, e.g. 04:00; empty: never"""
+
+    @field_validator("lines")
+    @classmethod
+    def _each_once(cls, lines: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(lines)) < len(lines):
+            raise ValueError("a line is named twice: who crosses it would count twice")
+        return lines
 
 
 class AlertSettings(Section):
@@ -85,9 +99,9 @@ class AlertSettings(Section):
     """or in a zone, SOURCE.ZONE,"""
     line: LineName | None = None
     """or those who crossed a line in the last minute, in and out, SOURCE.LINE"""
-    above: float | None = None
+    above: float | None = Field(None, allow_inf_nan=False)
     """Raised when more than this"""
-    below: float | None = None
+    below: float | None = Field(None, allow_inf_nan=False)
     """or fewer than this"""
     clear_below: float | None = None
     """Cleared when fewer than this; unset: when not above any more"""

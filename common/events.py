@@ -8,8 +8,11 @@ Each file begins with a Checkpoint, so its end tells the sums of a source. A tor
 """
 
 import contextlib
+import errno
+import logging
 import os
 import secrets
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -59,6 +62,8 @@ class MinuteOf(Struct, frozen=True, omit_defaults=True):
 
     ins: int = 0
     outs: int = 0
+    total_ins: int = 0  # of the line, up to the end of the minute
+    total_outs: int = 0
     people_mean: float | None = None
     people_max: int | None = None
 
@@ -99,6 +104,20 @@ class Adjustment(Struct, frozen=True, kw_only=True):
     drift: int  # what it took away
     lines: tuple[str, ...]
     note: str = ""
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Adds a line to a small log, on its disk at once, and cuts off a torn one before it. Raises OSError."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_APPEND, 0o600)
+    try:
+        whole = path.read_bytes().rfind(b"\n") + 1
+        os.ftruncate(fd, whole)
+        if os.write(fd, line + b"\n") <= len(line):
+            os.ftruncate(fd, whole)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 class LineTotals(Struct):
@@ -205,7 +224,8 @@ def read(path: Path, offset: int = 0) -> Iterator[tuple[AnyRecord | None, int]]:
 
 def files(folder: Path, source: str) -> list[Path]:
     """The files of a log, oldest first, the current one last (if it exists)."""
-    full = sorted(folder.glob(f"{source}.*.log"), key=lambda path: int(path.stem.rpartition(".")[2]))
+    numbered = [path for path in folder.glob(f"{source}.*.log") if path.stem.removeprefix(f"{source}.").isdigit()]
+    full = sorted(numbered, key=lambda path: int(path.stem.rpartition(".")[2]))
     return [*full, *(path for path in [folder / f"{source}.log"] if path.exists())]
 
 
@@ -240,7 +260,14 @@ class EventLog:
         make_private_folder(self._folder, "folder of event logs")
         try:
             self._open()
-            self.sums = sums_of(data, source) or Sums(log=secrets.token_hex(4))
+            sums = sums_of(data, source)
+            self.sums = sums or Sums(log=secrets.token_hex(4))
+            if sums is None and self._size:  # its first line is damaged: what the rest adds up to is unknown
+                damaged = self._path.with_suffix(f".{int(time.time())}.damaged")
+                logging.getLogger("events").error("%s has no begin and is kept as %s", self._path, damaged.name)
+                self._path.rename(damaged)
+                os.close(self._fd)
+                self._open()
             if not self._size:
                 self._begin(self.sums)
         except OSError as error:
@@ -283,12 +310,10 @@ class EventLog:
         self._write(encode(Checkpoint(n=sums.n, source=self._source, sums=sums)))
 
     def _rotate(self) -> None:
-        full = self._folder / f"{self._source}.{self.n}.log"
-        os.close(self._fd)
-        try:
-            self._path.rename(full)
-        finally:
-            self._open()
+        before = self._fd
+        self._path.rename(self._folder / f"{self._source}.{self.n}.log")
+        self._open()
+        os.close(before)
         self._begin(self.sums)
         paths = files(self._folder, self._source)
         for path in paths[: max(0, len(paths) - self._limit_bytes // FILE_BYTES)]:

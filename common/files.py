@@ -85,7 +85,7 @@ class Lock:
     Raises AppError, with the owner's pid, when another process holds it.
     """
 
-    def __init__(self, path: Path, name: str = ""):
+    def __init__(self, path: Path, name: str = "", instead: str = "run directory"):
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             flock(self._fd, LOCK_EX | LOCK_NB)
@@ -94,7 +94,7 @@ class Lock:
             os.close(self._fd)
             raise AppError(
                 f"{name or path.stem!r} is already owned by process {pid} (lock {path}): "
-                "stop that process or use another run directory."
+                f"stop that process or use another {instead}."
             ) from None
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, str(os.getpid()).encode(), 0)

@@ -42,6 +42,8 @@ PATHS = {  # settings with a path
     "run_dir", "data_dir", "sources_dir", "lines_dir", "heartbeat", "url", "model", "key", "subscribers", "file",
 }  # fmt: skip
 DATA = "data"  # in the run directory, where data_dir is not set
+DESCRIBED = ("string_pattern_mismatch", "too_short", "less_than_equal", "greater_than_equal")  # errors that say little
+SECRET = ("url", "webhook", "database")  # settings that may contain a password: their values are never shown
 TABLES = ("sources.", "areas.", "alerts.")  # settings of which there is one table for each name
 
 
@@ -106,12 +108,19 @@ class SourceSettings(Section):
     @field_validator("start_time")
     @classmethod
     def _a_time(cls, value: str) -> str:
-        if value:
-            try:
-                datetime.fromisoformat(value)
-            except ValueError:
-                raise ValueError("expected a date and time, e.g. 2026-11-26T08:00:00") from None
+        try:
+            sensible = not value or 1970 < datetime.fromisoformat(value).year < 2200
+        except ValueError:
+            sensible = False
+        if not sensible:
+            raise ValueError("expected a date and time, e.g. 2026-11-26T08:00:00")
         return value
+
+    @model_validator(mode="after")
+    def _of_a_file(self) -> "SourceSettings":
+        if self.start_time and self.network:
+            raise ValueError("start_time is for files: a camera has this machine's time")
+        return self
 
     @model_validator(mode="after")
     def _one_name(self) -> "SourceSettings":
@@ -504,7 +513,10 @@ def _is_known(path: str, known: dict[str, Any]) -> bool:
 
 def _nearest(path: str, known: dict[str, Any], environment: bool = False) -> str:
     namesakes = [name for name in known if name.rpartition(".")[2] == path.rpartition(".")[2]]  # in another section
-    near = sorted(namesakes, key=len) or difflib.get_close_matches(path, known, 1, 0.4)
+    parent, _, leaf = path.rpartition(".")
+    siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == parent}
+    similar = [siblings[one] for one in difflib.get_close_matches(leaf, siblings, 1, 0.75)]
+    near = similar or sorted(namesakes, key=len) or difflib.get_close_matches(path, known, 1, 0.4)
     if not near:
         return "see the table of settings in deploy/SETTINGS.md"
     name = PREFIX + near[0].upper().replace(".", "__") if environment else near[0]
@@ -520,8 +532,12 @@ def _message(error: Exception, known: dict[str, Any]) -> str:
         generic = re.sub(r"(^|\.)(sources|lines|zones|areas|alerts)\.[^.]+\.", r"\1\2.NAME.", path)
         return f"The setting {path!r} does not exist: {_nearest(generic, known)}"
     problem = first["msg"].removeprefix("Value error, ")
+    generic = re.sub(r"(^|\.)(sources|lines|zones|areas|alerts)\.[^.]+\.", r"\1\2.NAME.", path)
+    about = known.get(re.sub(r"(\.\d+)+$", "", generic))
+    if about is not None and first["type"] in DESCRIBED and about.description:
+        problem = f"{problem}. It is: {about.description}"
     if not path:
         return f"The settings are not valid: {problem}."
-    if first["loc"][-1] == "url" or isinstance(first["input"], dict):  # a URL may contain a password
+    if first["loc"][-1] in SECRET or isinstance(first["input"], dict):
         return f"The setting {path!r} is not valid: {problem[0].lower()}{problem[1:]}."
     return f"The setting {path!r} is {str(first['input'])[:60]!r}: {problem[0].lower()}{problem[1:]}."

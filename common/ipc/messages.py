@@ -39,7 +39,9 @@ MAX_BOXES = 1000  # of one image
 MAX_BYTES = 1 << 20  # of one message; libzmq refuses more, see link.py
 
 Name = Annotated[str, Meta(max_length=128)]
-Text = Annotated[str, Meta(max_length=1000)]
+NOTE_MAX = 1000  # characters
+Text = Annotated[str, Meta(max_length=NOTE_MAX)]
+PEOPLE_MAX = 10_000_000  # in an area
 Hash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]  # SHA-256
 Count = Annotated[int, Meta(ge=0)]
 Seq = Annotated[int, Meta(ge=0, lt=2**53)]  # an integer in any JSON reader
@@ -357,7 +359,7 @@ class Correct(Struct, frozen=True, tag="correct"):
     """Tells fusion how many people are in an area."""
 
     area: SourceName
-    people: Annotated[int, Meta(ge=0, le=10_000_000)]
+    people: Annotated[int, Meta(ge=0, le=PEOPLE_MAX)]
     note: Text = ""
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-DISPLAYED = ("counts", "dropped", "status", "budgets")  # kinds of messages
+DISPLAYED = ("counts", "dropped", "status", "budgets", "areas", "alerts")  # kinds of messages
 LINE_EVERY_S = 2.0
 RATE_S = 5.0
 
@@ -80,6 +80,13 @@ def moved(status: dict) -> str:
     return " · ".join([*words, *(f"{name} {zone['people']} people" for name, zone in status.get("zones", {}).items())])
 
 
+def noted(kind: str, name: str, content: dict) -> str:
+    """An area or an alert in words."""
+    if kind == "areas":
+        return f"area {name}: {content['occupancy']} people"
+    return f"alert {name}: {content['state']} at {content['value']:g}"
+
+
 class Rows:
     """The latest values of each source, with the frames counted per second over at least the last RATE_S."""
 
@@ -119,12 +126,19 @@ class PlainLines:
 
     def __init__(self) -> None:
         self._rows = Rows()
+        self._noted: dict[tuple[str, str], str] = {}
         self._due_s: dict[str, float] = {}
         self._over: set[str] = set()
 
     def show(self, kind: str, name: str, content: dict) -> None:
         if kind == "budgets":
             return self._show_budgets(content)
+        if kind in ("areas", "alerts"):
+            words = noted(kind, name, content)
+            if self._noted.get((kind, name)) != words:
+                self._noted[kind, name] = words
+                self.say(words)
+            return None
         known = self._rows.rows.get(name, {})
         before, moved_before = known.get("state", "online"), known.get("moved", "")
         row = self._rows.update(kind, name, content)
@@ -161,12 +175,15 @@ class LiveTable:
     def __init__(self) -> None:
         self._rows = Rows()
         self._budgets: dict[str, dict] = {}
+        self._noted: dict[tuple[str, str], str] = {}
         self._live = Live(self._table(), console=Console(), refresh_per_second=5)
         self._live.start()
 
     def show(self, kind: str, name: str, content: dict) -> None:
         if kind == "budgets":
             self._budgets = content
+        elif kind in ("areas", "alerts"):
+            self._noted[kind, name] = noted(kind, name, content)
         else:
             self._rows.update(kind, name, content)
         self._live.update(self._table())
@@ -196,7 +213,8 @@ class LiveTable:
         """The budgets; exceeded ones in red."""
         words = [(budget_words(name, state), state["over_ms"]) for name, state in self._budgets.items()]
         shown = " · ".join(f"[bold red]{text}[/]" if over else text for text, over in words)
-        return f"\np95 of the last 10 s: {shown}" if words else ""
+        others = "\n" + " · ".join(self._noted.values()) if self._noted else ""
+        return others + (f"\np95 of the last 10 s: {shown}" if words else "")
 
 
 def summary_lines(summary: dict) -> list[str]:

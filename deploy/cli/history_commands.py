@@ -10,15 +10,15 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import typer
 
 from peoplecounter.common import shape_changes
-from peoplecounter.common.counting import LineSettings, ZoneSettings
+from peoplecounter.common.counting import LineSettings, ZoneSettings, check_name
 from peoplecounter.common.errors import NO_INPUT, SOFTWARE, AppError
-from peoplecounter.common.ipc.messages import Correct, Corrected
+from peoplecounter.common.ipc.messages import NOTE_MAX, PEOPLE_MAX, Correct, Corrected
 from peoplecounter.common.settings import section_settings
 from peoplecounter.common.sources import known_sources
 from peoplecounter.deploy.group import client
 
 line_app = typer.Typer(no_args_is_help=True, help="Add, remove and list the lines and zones of a running group.")
-zone_app = typer.Typer(no_args_is_help=True, help="Add zones to a source of a running group.")
+zone_app = typer.Typer(no_args_is_help=True, help="The same for zones.")
 
 RunDir = Annotated[Path | None, typer.Option(help="Run directory of the group.")]
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
@@ -44,7 +44,7 @@ def add_line(
 ) -> None:
     """Add a line to a source, or give one of that name another geometry: that is a new revision."""
     line = section_settings(
-        LineSettings, points=_points(points), inside=_points(inside)[0], anchor=anchor, band=band, count=count
+        LineSettings, points=_points(points), inside=_point(inside), anchor=anchor, band=band, count=count
     )
     _write(source, name, line, config, run_dir)
 
@@ -80,19 +80,22 @@ def list_shapes(config: Config = None, run_dir: RunDir = None, as_json: AsJson =
     for name, change in known_sources(settings).items():
         assert change.source is not None
         for shape_name, shape in shape_changes.known_shapes(settings, name, change.source).items():
-            kind = "line" if isinstance(shape, LineSettings) else "zone"
+            kind = _kind(shape)
             row = {"kind": kind, "source": name, "name": shape_name, **shape.model_dump(mode="json")}
             print(json.dumps(row) if as_json else f"{kind}  {name}.{shape_name}  {_text(shape)}")
 
 
 def correct(
     area: Annotated[str, typer.Argument(help="Name of the area.")],
-    people: Annotated[int, typer.Argument(min=0, help="How many people are in it now.")],
+    people: Annotated[int, typer.Argument(min=0, max=PEOPLE_MAX, help="How many people are in it now.")],
     note: Annotated[str, typer.Option(help="Why, for the history.")] = "",
     config: Config = None,
     run_dir: RunDir = None,
 ) -> None:
     """Say how many people are in an area. The correction is recorded."""
+    check_name(area, "area")
+    if len(note) > NOTE_MAX:
+        raise AppError(f"The note has {len(note)} characters: at most {NOTE_MAX} are stored.")
     group = client.find_group(config, run_dir)
     client.processes(group.run_dir)
     answer = client.ask(group, ["fusion.0"], Correct(area, people, note)).get("fusion.0")
@@ -139,7 +142,7 @@ def history(
         raise AppError(f"Unknown rows {rows!r}: use one of {', '.join(query.RAW)}.")
     try:
         local = ZoneInfo(timezone or settings.timezone)
-    except (ZoneInfoNotFoundError, ValueError):
+    except (ZoneInfoNotFoundError, ValueError, OSError):
         raise AppError(f"Unknown time zone {timezone!r}: use a name such as Europe/Berlin.") from None
     engine, now_s = open_existing(url), time.time()
     first, last = (0, now_s) if rows else query.span(engine)
@@ -149,28 +152,32 @@ def history(
     end_s = intervals.moment(end, local, now_s) if end else last
     if end_s <= begin_s:
         raise AppError("The time to show is empty: --to must be later than --from.", NO_INPUT)
-    if rows:
-        found = query.raw(engine, rows, begin_s, end_s, local)
-    else:
-        asked = query.Question(begin_s, end_s, by, local, source or [], line or [], zone or [], area or [])
-        found = query.rows(engine, asked)
-    formats.write(found, form, out)
+    asked = query.Question(begin_s, end_s, by, local, source or [], line or [], zone or [], area or [])
+    formats.write(query.raw(engine, rows, asked) if rows else query.rows(engine, asked), form, out)
 
 
 def _write(
     source: str, name: str, shape: LineSettings | ZoneSettings | None, config: Path | None, run_dir: Path | None
 ) -> None:
-    settings = client.find_group(config, run_dir).settings
+    group = client.find_group(config, run_dir)
+    client.processes(group.run_dir)
+    settings = group.settings
     known = known_sources(settings)
     if source not in known:
         raise AppError(f"The source {source!r} does not exist: see 'peoplecounter source list'.", NO_INPUT)
-    if shape is None:
-        found = known[source].source
-        assert found is not None
-        if name not in shape_changes.known_shapes(settings, source, found):
-            raise AppError(f"{source} has no line or zone {name!r}: see 'peoplecounter line list'.", NO_INPUT)
+    found = known[source].source
+    assert found is not None
+    before = shape_changes.known_shapes(settings, source, found).get(name)
+    if shape is None and before is None:
+        raise AppError(f"{source} has no line or zone {name!r}: see 'peoplecounter line list'.", NO_INPUT)
+    if shape and before and type(shape) is not type(before):
+        raise AppError(f"{source}.{name} is a {_kind(before)} already: remove it first, or choose another name.")
     shape_changes.write_shape(settings, source, name, shape)
-    print(f"{source}.{name} was {'removed' if shape is None else 'added'}")
+    print(f"{source}.{name} was {'removed' if shape is None else 'changed' if before else 'added'}")
+
+
+def _kind(shape: LineSettings | ZoneSettings) -> str:
+    return "line" if isinstance(shape, LineSettings) else "zone"
 
 
 def _points(text: str) -> list[tuple[float, float]]:
@@ -181,6 +188,13 @@ def _points(text: str) -> list[tuple[float, float]]:
         return [(float(x), float(y)) for x, y in (pair.split(",") for pair in text.split())]
     except ValueError:
         raise AppError(f"Invalid points {text!r}: each is two numbers, e.g. 0.1,0.62.") from None
+
+
+def _point(text: str) -> tuple[float, float]:
+    points = _points(text)
+    if len(points) != 1:
+        raise AppError(f"Invalid point {text!r}: --inside is one point, X,Y.")
+    return points[0]
 
 
 def _text(shape: LineSettings | ZoneSettings) -> str:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from peoplecounter.common import cores, shape_changes, sources
 from peoplecounter.common.errors import FINAL, RESTART, SOFTWARE
-from peoplecounter.common.files import Lock, make_private
+from peoplecounter.common.files import Lock, make_private, make_private_folder
 from peoplecounter.common.process.control import SUPERVISOR, sources_to_decode
 from peoplecounter.common.process.runtime import SUPERVISOR_PID
 from peoplecounter.common.settings import DATA, Settings
 from peoplecounter.common.sources import forget_folder, redacted
-from peoplecounter.common.topology import SERVICES, ServiceRow
+from peoplecounter.common.topology import BY_NAME, SERVICES, ServiceRow
 from peoplecounter.deploy.group import mps
 from peoplecounter.deploy.group.client import owners
 
@@ -73,12 +73,15 @@ class GroupSupervisor:
         on_ended: Callable[[], None] = lambda: None,
     ):
         make_private(settings.run_dir)
+        if settings.data_dir:
+            make_private_folder(Path(settings.data_dir), "data_dir")
         self._settings, self._run_dir, self._say, self._on_ended = settings, settings.run_dir, say, on_ended
         self._lock = Lock(settings.run_dir / "group.lock")
         self._sweep()
         self.restarts: dict[str, int] = {}
         self.exit_code = 0
         self._restart_times_s: deque[float] = deque(maxlen=RESTARTS_MAX)
+        self._optional_times_s: deque[float] = deque(maxlen=RESTARTS_MAX)
         self._stopping = False
         self._mps = contextlib.ExitStack()
         variables = self._mps.enter_context(mps.daemon(settings))
@@ -132,6 +135,9 @@ class GroupSupervisor:
             self._on_ended()
         if len(watcher.processes) >= watcher.numprocesses:  # the service was scaled down
             return True
+        if BY_NAME[watcher.name].optional:
+            self._restart_optional(watcher, exit_code)
+            return True
         if exit_code in FINAL:  # the process printed why; a restart would end in the same way
             self.exit_code = exit_code
             self.stop()
@@ -144,8 +150,20 @@ class GroupSupervisor:
             self._count_restart(name, exit_code)
         return True
 
+    def _restart_optional(self, watcher, exit_code: int) -> None:
+        """The others do not need it: when it cannot go on, they do."""
+        self._optional_times_s.append(time.monotonic())
+        often = len(self._optional_times_s) == RESTARTS_MAX and time.monotonic() - self._optional_times_s[0] < WITHIN_S
+        if exit_code in FINAL or often:
+            watcher.numprocesses = 0
+            self._say(f"{watcher.name} cannot go on: the group counts without it")
+        elif exit_code == RESTART:
+            self._say(f"{watcher.name} restarts as requested")
+        else:
+            self._say(f"{watcher.name} ended with {_how(exit_code)}: restarted")
+
     def _count_restart(self, name: str, exit_code: int) -> None:
-        how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
+        how = _how(exit_code)
         self.restarts[name] = self.restarts.get(name, 0) + 1
         now_s, times_s = time.monotonic(), self._restart_times_s
         if len(times_s) == RESTARTS_MAX and now_s - times_s[0] < WITHIN_S:
@@ -170,6 +188,11 @@ class GroupSupervisor:
         (self._run_dir / "group.lock").unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # it contains files of others
             self._run_dir.rmdir()
+
+
+def _how(exit_code: int) -> str:
+    """How a process ended, in words."""
+    return signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
 
 
 def reap_before_replacing(watcher) -> None:

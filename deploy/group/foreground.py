@@ -43,9 +43,11 @@ def overrides(
         if not equals or not name.replace("-", "").replace("_", "").isalnum() or Path(argument).exists():
             name, url = source_name("stdin" if argument == "-" else argument, set(named)), argument
         named[name] = {"url": absolute_url(url, Path()), "realtime": realtime, "loop": loop}
+    for option, given in (("--start-time", start_time), ("--realtime", realtime), ("--loop", loop)):
+        if given and not named:
+            key = option.strip("-").replace("-", "_")
+            raise AppError(f"{option} is for the files of this command: in a --config, set {key} of a source.")
     if start_time:
-        if not named:
-            raise AppError("--start-time is for the files of this command: in a --config, set start_time of a source.")
         for one in named.values():
             one["start_time"] = start_time
     if named:
@@ -127,6 +129,10 @@ def run_group(
         if lines and kind == ("detections" if boxes else "counts"):
             lines.write(json.dumps(latest.get(name, {}) | content, separators=(",", ":")) + "\n")
             lines.flush()
+        if kind in ("areas", "alerts"):
+            if show_lines:
+                screen.show(kind, name, content)
+            return
         if kind == "detections":
             return
         if kind == "counts":

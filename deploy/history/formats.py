@@ -9,7 +9,7 @@ from pathlib import Path
 
 from peoplecounter.common.errors import NO_INPUT, AppError
 
-HIDDEN = ("end", "observed_s", "complete_s", "seconds")  # from people: `observed` says it
+HIDDEN = ("kind", "name", "end", "observed_s", "complete_s", "seconds")  # from people: `observed` says it
 FORMATS = ("table", "csv", "json", "parquet")
 
 
@@ -31,17 +31,32 @@ def write(rows: list[dict], form: str, out: Path | None) -> None:
 
 
 def _table(rows: list[dict]) -> str:
-    """Columns that say something; what is unknown is empty."""
+    """One table for each kind, with the columns that say something; what is unknown is empty."""
+    kinds = dict.fromkeys(row.get("kind") for row in rows) if rows and "observed_s" in rows[0] else {None: None}
+    tables = [_of_kind([row for row in rows if kind is None or row["kind"] == kind]) for kind in kinds]
+    return "\n".join(tables)
+
+
+def _of_kind(rows: list[dict]) -> str:
     from peoplecounter.deploy.cli.display import aligned
 
     if rows and "observed_s" in rows[0]:
-        rows = [{**row, "observed": f"{row['observed_s']:.0f} of {row['seconds']} s"} for row in rows]
+        rows = [{**row, row["kind"]: row["name"], "observed": _share(row)} for row in rows]
+        order = ("start", rows[0]["kind"], *(name for name in rows[0] if name not in HIDDEN))
+        rows = [{name: row[name] for name in dict.fromkeys(order)} for row in rows]
     names = [name for name in (rows[0] if rows else ()) if any(row[name] is not None for row in rows)]
-    names = [name for name in names if name not in HIDDEN]
     if not names:
         return "nothing\n"
-    lines = [tuple(names), *(tuple("" if row[name] is None else str(row[name]) for name in names) for row in rows)]
+    lines = [tuple(names), *(tuple("" if row[name] is None else _text(row[name]) for name in names) for row in rows)]
     return "\n".join(aligned(lines)) + "\n"
+
+
+def _share(row: dict) -> str:
+    return f"{row['observed_s'] / row['seconds']:.1%}"
+
+
+def _text(value: object) -> str:
+    return f"{value:.10g}" if isinstance(value, float) and value < 1e6 else str(value)
 
 
 def _csv(rows: list[dict]) -> str:

@@ -9,6 +9,7 @@ from peoplecounter.common.errors import AppError
 
 MINUTES = {"1m": 1, "5m": 5, "15m": 15, "30m": 30, "hour": 60}
 GRID_MINUTES = 15  # every zone's offset, and so every boundary from 15 minutes on, is a multiple of it
+GRID_MAX, INTERVALS_MAX = 4_000_000, 100_000  # a century of quarters of an hour; ten years of hours
 STEPS = (*MINUTES, "day", "week", "month", "year", "total")
 
 
@@ -33,6 +34,8 @@ def intervals(begin_s: float, end_s: float, step: str, zone: ZoneInfo) -> list[I
     if step not in STEPS:
         raise AppError(f"Unknown interval {step!r}: use one of {', '.join(STEPS)}.")
     grid_s = 60 * grid_minutes(step)
+    if (end_s - begin_s) / grid_s > GRID_MAX or (end_s - begin_s) / (60 * MINUTES.get(step, 1440)) > INTERVALS_MAX:
+        raise AppError(f"From --from to --to are too many intervals of {step}: ask for longer ones, or for less time.")
     begin, end = int(begin_s // grid_s) * grid_s, int(-(-end_s // grid_s)) * grid_s
     if step == "total":
         return [Interval(begin, end)]
@@ -73,6 +76,8 @@ def moment(text: str, zone: ZoneInfo, now_s: float) -> float:
         parsed = datetime.combine(days[text], datetime.min.time()) if text in days else datetime.fromisoformat(text)
     except ValueError:
         raise AppError(f"{text!r} is no time: use 2026-11-26, 2026-11-26T08:00, today, yesterday or now.") from None
+    if not 1970 < parsed.year < 2200:
+        raise AppError(f"{text!r} lies outside of 1971 to 2199.")
     return (parsed if parsed.tzinfo else parsed.replace(tzinfo=zone)).timestamp()
 
 

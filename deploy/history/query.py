@@ -16,7 +16,6 @@ from peoplecounter.deploy.history.intervals import Interval, grid_minutes, inter
 from peoplecounter.services.history import tables
 
 RAW = ("crossings", "visits", "corrections", "shapes", "gaps")  # tables that are shown as they are
-MANY = 200_000  # rows of sums that one question may have
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class Sum:
     outs: int = 0
     person_s: float = 0.0
     people_max: int | None = None
+    totals: tuple[int, int] | None = None  # of a line, in and out, at the end
     visits: int = 0
     dwell_s: float = 0.0
 
@@ -47,6 +47,8 @@ class Sum:
             self.outs + other.outs,
             self.person_s + other.person_s,
         )
+        if other.totals:
+            self.totals = max(self.totals, other.totals) if self.totals else other.totals
         if other.people_max is not None:
             self.people_max = max(self.people_max or 0, other.people_max)
 
@@ -94,33 +96,45 @@ def rows(engine: Engine, question: Question) -> list[dict]:
             one.visits, one.dwell_s = one.visits + 1, one.dwell_s + dwell_s
         areas = _areas(connection)
         for name, area in areas.items():
-            sums[Series("area", name)] = _of_area(area.lines, sums, len(spans))
+            sums[Series("area", name)] = area.sums(sums, spans)
         wanted = [series for series in sorted(sums, key=lambda s: (s.name, s.kind)) if question.wants(series)]
         _check_names(question, sums)
-        if len(wanted) * len(spans) > MANY:
-            raise AppError(f"That is {len(wanted) * len(spans)} rows: ask for longer intervals, or for less time.")
-        answer = []
+        totals, answer = _Totals(connection, spans[0].begin_s), []
         for number, interval in enumerate(spans):
+            totals.advance(number, sums)
             for series in wanted:
                 row = _row(interval, question.zone, series, sums[series].get(number, Sum()))
                 if series.kind == "area":
-                    row |= areas[series.name].at(connection, interval)
+                    more = areas[series.name].at(interval, totals)
+                    row |= more if row["observed_s"] else {**more, "occupancy": None}
                 answer.append(row)
     return answer
 
 
-def raw(engine: Engine, table: str, begin_s: float, end_s: float, zone: ZoneInfo) -> list[dict]:
+def raw(engine: Engine, table: str, question: Question) -> list[dict]:
     """The rows of a table, oldest first, its times also as local time."""
     columns: Table = tables.metadata.tables[table]
     time_s = columns.c.get("time_s", columns.c.get("left_s"))
     query = select(columns)
     if time_s is not None:
-        query = query.where(and_(time_s >= begin_s, time_s < end_s)).order_by(time_s)
+        query = query.where(and_(time_s >= question.begin_s, time_s < question.end_s)).order_by(time_s)
     with engine.connect() as connection:
         found = [dict(row) for row in connection.execute(query).mappings()]
+    found = [row for row in found if any(map(question.wants, _series_of(row)))]
     if time_s is None:
         return found
-    return [{"time": local(row[time_s.name], zone, "seconds"), **row} for row in found]
+    return [{"time": local(row[time_s.name], question.zone, "seconds"), **row} for row in found]
+
+
+def _series_of(row: dict) -> Iterator[Series]:
+    """Which series a row of a table belongs to."""
+    if "area" in row:
+        yield Series("area", row["area"])
+        return
+    yield Series("source", row["source"])
+    for column, kinds in (("line", ("line",)), ("zone", ("zone",)), ("name", ("line", "zone"))):
+        if column in row:
+            yield from (Series(kind, f"{row['source']}.{row[column]}") for kind in kinds)
 
 
 def _minutes(connection: Connection, begin_s: int, end_s: int, minutes: int) -> Iterator[tuple[Series, int, Sum]]:
@@ -131,13 +145,15 @@ def _minutes(connection: Connection, begin_s: int, end_s: int, minutes: int) -> 
             m.source, m.kind, m.name, piece, func.sum(m.observed_s), func.sum(m.complete_s),
             func.coalesce(func.sum(m.ins), 0), func.coalesce(func.sum(m.outs), 0),
             func.sum(func.coalesce(m.people_mean, 0) * m.complete_s), func.max(m.people_max),
+            func.max(m.total_ins), func.max(m.total_outs),
         )
         .where(m.start_s >= begin_s, m.start_s < end_s)
         .group_by(m.source, m.kind, m.name, piece)
     )  # fmt: skip
-    for source, kind, name, number, *values in connection.execute(query):
-        full = f"{source}.{name}" if name else source
-        yield Series(kind, full), number * 60 * minutes, Sum(*values)
+    for source, kind, name, number, *values, ins, outs in connection.execute(query):
+        total = Sum(*values)
+        total.totals = None if ins is None else (ins, outs)
+        yield Series(kind, f"{source}.{name}" if name else source), number * 60 * minutes, total
 
 
 def _visits(connection: Connection, begin_s: int, end_s: int) -> Iterator[tuple[Series, float, float]]:
@@ -149,25 +165,63 @@ def _visits(connection: Connection, begin_s: int, end_s: int) -> Iterator[tuple[
 
 @dataclass
 class _AreaHistory:
-    """The corrections of an area, oldest first."""
+    """The adjustments of an area, oldest first."""
 
     entries: list[dict]
 
-    @property
-    def lines(self) -> tuple[str, ...]:
-        return tuple(json.loads(self.entries[-1]["lines"]))
+    def until(self, end_s: float) -> dict:
+        """The last adjustment before a moment, or the first one."""
+        return next((e for e in reversed(self.entries) if e["time_s"] < end_s), self.entries[0])
 
-    def at(self, connection: Connection, interval: Interval) -> dict:
-        """Occupancy at the end of an interval, and what was corrected in it."""
+    def sums(self, sums: dict[Series, dict[int, Sum]], spans: list[Interval]) -> dict[int, Sum]:
+        """The sums of an area's lines; observed while all of their sources were."""
+        area = {}
+        for number, interval in enumerate(spans):
+            lines = json.loads(self.until(interval.end_s)["lines"])
+            crossed = [sums.get(Series("line", line), {}).get(number, Sum()) for line in lines]
+            sources = {line.partition(".")[0] for line in lines}
+            seen = [sums.get(Series("source", source), {}).get(number, Sum()) for source in sources]
+            area[number] = Sum(
+                min(one.observed_s for one in seen), min(one.complete_s for one in seen),
+                sum(one.ins for one in crossed), sum(one.outs for one in crossed),
+            )  # fmt: skip
+        return area
+
+    def at(self, interval: Interval, totals: "_Totals") -> dict:
+        """Occupancy at the end of an interval, None where that is not known, and what was corrected in it."""
         within = [e for e in self.entries if interval.begin_s <= e["time_s"] < interval.end_s]
-        before = [e for e in self.entries if e["time_s"] < interval.end_s]
-        last = before[-1] if before else {"after": 0, "time_s": 0, "lines": self.entries[0]["lines"]}
-        moved = _net(connection, tuple(json.loads(last["lines"])), last["time_s"], interval.end_s)
+        last = self.until(interval.end_s)
+        known = [totals.of.get(line) for line in json.loads(last["lines"])]
+        occupancy = None
+        if last["time_s"] < interval.end_s and any(known):
+            ins, outs = (sum(one[way] for one in known if one) for way in (0, 1))
+            occupancy = ins - last["base_ins"] - (outs - last["base_outs"]) + last["corrected"]
         return {
-            "occupancy": last["after"] + moved,
-            "drift": sum(e["drift"] for e in within if e["kind"] == "reset"),
-            "corrected": sum(e["after"] - e["before"] for e in within if e["kind"] == "correct"),
+            "occupancy": occupancy,
+            "drift": sum(e["drift"] for e in within if e["kind"] == "reset") or None,
+            "corrected": sum(e["after"] - e["before"] for e in within if e["kind"] == "correct") or None,
         }
+
+
+class _Totals:
+    """All crossings of each line, in and out, up to a moment that moves on. They only grow."""
+
+    def __init__(self, connection: Connection, begin_s: int):
+        m = tables.minutes.c
+        query = (
+            select(m.source, m.name, func.max(m.total_ins), func.max(m.total_outs))
+            .where(m.kind == "line", m.start_s < begin_s)
+            .group_by(m.source, m.name)
+        )
+        found = connection.execute(query)
+        self.of: dict[str, tuple[int, int]] = {f"{source}.{name}": (ins, outs) for source, name, ins, outs in found}
+
+    def advance(self, number: int, sums: dict[Series, dict[int, Sum]]) -> None:
+        """Up to the end of an interval."""
+        for series, of in sums.items():
+            totals = of[number].totals if number in of else None
+            if series.kind == "line" and totals:
+                self.of[series.name] = totals
 
 
 def _areas(connection: Connection) -> dict[str, _AreaHistory]:
@@ -176,36 +230,6 @@ def _areas(connection: Connection) -> dict[str, _AreaHistory]:
     for row in connection.execute(select(tables.corrections).order_by(c.time_s, c.number)).mappings():
         areas.setdefault(row["area"], _AreaHistory([])).entries.append(dict(row))
     return areas
-
-
-def _net(connection: Connection, lines: tuple[str, ...], begin_s: float, end_s: float) -> int:
-    """Those who went in less those who went out, at some lines."""
-    c, net = tables.crossings.c, 0
-    for line in lines:
-        source, _, name = line.partition(".")
-        query = (
-            select(c.direction, func.count())
-            .where(c.source == source, c.line == name, c.time_s > begin_s, c.time_s < end_s)
-            .group_by(c.direction)
-        )
-        for direction, times in connection.execute(query):
-            net += times if direction == "in" else -times
-    return net
-
-
-def _of_area(lines: tuple[str, ...], sums: dict[Series, dict[int, Sum]], count: int) -> dict[int, Sum]:
-    """An area's sums: those of its lines; observed while all of their sources were."""
-    of_lines = [sums.get(Series("line", line), {}) for line in lines]
-    of_sources = [sums.get(Series("source", source), {}) for source in {line.partition(".")[0] for line in lines}]
-    area = {}
-    for number in range(count):
-        seen = [of.get(number, Sum()) for of in of_sources]
-        crossed = [of[number] for of in of_lines if number in of]
-        area[number] = Sum(
-            min(one.observed_s for one in seen), min(one.complete_s for one in seen),
-            sum(one.ins for one in crossed), sum(one.outs for one in crossed),
-        )  # fmt: skip
-    return area
 
 
 def _row(interval: Interval, zone: ZoneInfo, series: Series, total: Sum) -> dict:

@@ -21,6 +21,8 @@ from peoplecounter.deploy.group.shell import call
 HERE = Path(__file__).parent
 UNITS = Path("etc/systemd/system")
 HIDDEN = [Path(p) for p in ("/home", "/root", "/run/user", "/tmp", "/var/tmp")]  # hidden by the units' hardening
+STATE = Path("/var/lib")  # of StateDirectory
+WRITERS = ("fusion", "history")  # of data_dir
 MEMORY = {"cpu": "4G", "cuda": "24G"}  # MemoryMax of one process, its ring included
 DEVICES = {
     "cpu": "PrivateDevices=yes\nMemoryDenyWriteExecute=yes",  # not for cuda: the driver and the compiler write code
@@ -103,6 +105,7 @@ def units(settings: Settings, config: Path, name: str, user: str) -> dict[str, s
             | {
                 "service": service.name,
                 "does": service.does.replace("->", "to"),
+                "writes": f"ReadWritePaths={settings.data_dir}" if _writes_elsewhere(service, settings, name) else "",
                 "devices": _devices(kind, service, settings),
                 "instance": "" if service.each == "group" else " %i",
                 "private_network": "yes" if alone else "no",
@@ -115,6 +118,11 @@ def units(settings: Settings, config: Path, name: str, user: str) -> dict[str, s
 def started_services(settings: Settings) -> list[ServiceRow]:
     """All services but those that these settings do not want."""
     return [row for row in SERVICES if not row.optional or process_count(row, settings)]
+
+
+def _writes_elsewhere(service: ServiceRow, settings: Settings, name: str) -> bool:
+    """True for a service that writes into a data_dir outside of systemd's StateDirectory."""
+    return service.name in WRITERS and not Path(settings.data_dir or STATE / name).is_relative_to(STATE / name)
 
 
 def _devices(kind: str, service: ServiceRow, settings: Settings) -> str:
@@ -173,6 +181,11 @@ def check(settings: Settings, config: Path) -> None:
         "fusion.subscribers": settings.fusion.subscribers,
         "data_dir": settings.data_dir,
     }
+    data = settings.data_dir
+    if data and (set(data) & set(" %\"'\\") or (not Path(data).is_dir() and not Path(data).is_relative_to(STATE))):
+        raise AppError(
+            f"The data_dir {data} does not exist, or systemd cannot name it: make a plain folder of mode 0700."
+        )
     seen |= {f"the source {n}": s.url for n, s in settings.sources.items() if "://" not in s.url}
     for what, path in seen.items():
         if not path:

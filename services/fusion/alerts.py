@@ -1,5 +1,6 @@
 """Alerts: a value that stays beyond its limit for a while, and later comes back. Pure, but for Webhooks."""
 
+import http.client
 import json
 import logging
 import queue
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from msgspec import Struct
 
 from peoplecounter.common.counting import AlertSettings
+from peoplecounter.common.files import make_private_folder
 from peoplecounter.common.process.journal import Journal
 from peoplecounter.common.settings import Settings
 from peoplecounter.common.sources import redacted
@@ -32,11 +34,15 @@ class RaisedAlerts(Struct):
 
 
 class Alerts:
-    """All alerts of a group. `value(kind, name)` of an "area" or "zone"; None: it is unknown, nothing changes."""
+    """All alerts of a group. `value(kind, name)` of an "area", "zone" or "line" (0); None: there is none of this name.
+
+    Times, `now_s`, are of a clock that is never set.
+    """
 
     def __init__(self, settings: Settings, value: Callable[[str, str], float | None]):
-        self._value, self._crossed_s = value, dict[str, deque[float]]()
-        self._journal = Journal(settings.run_dir / "fusion.alerts.journal", RaisedAlerts)
+        self._value, self._crossed_s, self._unknown = value, dict[str, deque[float]](), set[str]()
+        make_private_folder(settings.data, "data_dir")
+        self._journal = Journal(settings.data / "alerts.journal", RaisedAlerts)
         self._record = self._journal.read() or RaisedAlerts()
         self._alerts = {name: Alert(one, name in self._record.names) for name, one in settings.alerts.items()}
         hooked = any(one.webhook for one in settings.alerts.values())
@@ -51,12 +57,20 @@ class Alerts:
         changes = []
         for name, alert in self._alerts.items():
             value = self._of(alert.settings, now_s)
+            self._tell_unknown(name, value is None)
             if value is None or not alert.update(value, now_s):
                 continue
             number = self._record.numbers[name] = self._record.numbers.get(name, 0) + 1
             state = "raised" if alert.raised else "cleared"
             watched = alert.settings.model_dump(include={"area", "zone", "line"}, exclude_none=True)
-            content = {"alert": name, "state": state, **watched, "value": value, "time": utc(now_s), "number": number}
+            content = {
+                "alert": name,
+                "state": state,
+                **watched,
+                "value": value,
+                "time": utc(time.time()),
+                "number": number,
+            }
             changes.append((name, content))
             if self._webhooks and alert.settings.webhook:
                 self._webhooks.post(alert.settings.webhook, content)
@@ -70,10 +84,16 @@ class Alerts:
             self._webhooks.close()
         self._journal.close()
 
+    def _tell_unknown(self, name: str, unknown: bool) -> None:
+        """Logs once that an alert watches something that does not exist."""
+        if unknown and name not in self._unknown:
+            logging.getLogger("fusion.alerts").warning("the alert %s watches a line or zone that does not exist", name)
+        (self._unknown.add if unknown else self._unknown.discard)(name)
+
     def _of(self, settings: AlertSettings, now_s: float) -> float | None:
         if settings.line is not None:
-            crossed_s = self._crossed_s.get(settings.line, ())
-            return sum(s > now_s - LINE_OVER_S for s in crossed_s)
+            crossed_s, known = self._crossed_s.get(settings.line, ()), self._value("line", settings.line)
+            return None if known is None else sum(s > now_s - LINE_OVER_S for s in crossed_s)
         kind, name = ("area", settings.area) if settings.area is not None else ("zone", settings.zone)
         assert name is not None
         return self._value(kind, name)
@@ -150,5 +170,5 @@ def _post(url: str, content: dict) -> str:
             return ""
     except urllib.error.HTTPError as error:
         return f"HTTP {error.code}"
-    except (OSError, ValueError) as error:
-        return str(getattr(error, "reason", error))
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return str(getattr(error, "reason", error)) or type(error).__name__

@@ -5,7 +5,6 @@ Lines count, and an area only adds them up, so that both always agree. What a li
 says what the area showed before and after; what a reset takes away is the drift since the one before.
 """
 
-import os
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -16,7 +15,7 @@ import msgspec
 
 from peoplecounter.common.counting import AreaSettings
 from peoplecounter.common.errors import SOFTWARE, AppError
-from peoplecounter.common.events import AREAS, Adjustment, LineTotals, read_adjustments
+from peoplecounter.common.events import AREAS, Adjustment, LineTotals, append_line, read_adjustments
 from peoplecounter.common.files import make_private_folder
 from peoplecounter.services.fusion.publish import utc
 
@@ -104,10 +103,7 @@ class Area:
 
     def _append(self, entry: Adjustment) -> Adjustment:
         try:
-            with self._path.open("ab") as file:
-                file.write(msgspec.json.encode(entry) + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append_line(self._path, msgspec.json.encode(entry))
         except OSError as error:
             raise AppError(f"{self._path} cannot be written: {error.strerror}.", SOFTWARE) from None
         return entry

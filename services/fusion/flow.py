@@ -14,6 +14,7 @@ A new machine, or one that was rebooted, has no journal: then the sums come from
 import copy
 import logging
 import secrets
+import time
 from collections import deque
 from collections.abc import Mapping
 
@@ -41,7 +42,7 @@ from peoplecounter.services.fusion.minutes import MINUTE_S, MinuteSums, Watched
 from peoplecounter.services.fusion.publish import utc
 from peoplecounter.services.fusion.track import COLUMNS, GAP_S, Tracker
 
-UNLOGGED_MAX = 10_000  # events that wait while the disk is full; then the oldest are lost
+UNLOGGED_BYTES, RETRY_S = 2 << 20, 1.0  # of events that wait while the disk is full; then the oldest are lost
 FPS_MIN, FPS_OVER_S = 5.0, 10.0  # with fewer frames a second, tracks and so lines cannot be trusted
 
 Event = tuple[str, dict]  # topic without the source, content
@@ -53,11 +54,13 @@ class FlowRecord(Struct):
     sums: Sums
     unlogged: list[AnyRecord] = []
     run: str = ""
+    change: str = ""  # another source of the same name has another one
     tracks: bytes = b""  # float64 [k, COLUMNS]
     rows: dict[str, bytes] = {}  # line or zone -> float64 [k, 4]
     time_s: float = -1.0
     last_number: int = 0
     last_seq: int = -1  # of the last complete frame
+    size: tuple[int, int] | None = None  # of that frame
     interrupted: bool = False
     clock: SourceClock = msgspec.field(default_factory=SourceClock)
     minute: MinuteSums = msgspec.field(default_factory=MinuteSums)
@@ -81,29 +84,41 @@ class SeenFrame(Struct, frozen=True):
 
 
 class Flow:
-    """One source. `kept` is what keep() gave in an earlier run of fusion, or empty."""
+    """One source. `kept` is what keep() gave in an earlier run of fusion, or empty; `change` names what is played."""
 
-    def __init__(self, source: str, log: EventLog, kept: bytes = b""):
+    def __init__(self, source: str, log: EventLog, kept: bytes = b"", change: str = ""):
         self._source, self._log = source, log
         self._complain = logging.getLogger("fusion.events")
         self.tracker = Tracker()
         self._lines: dict[str, LineCounter] = {}
         self._zones: dict[str, ZoneCounter] = {}
         self._rows: dict[str, bytes] = {}
-        record = msgspec.msgpack.decode(kept, type=FlowRecord) if kept else None
+        record = self._decoded(kept, change)
         if record is None or record.sums.log != log.sums.log or record.sums.n < log.n:
             if record is not None and record.sums.n and not log.n:  # the log was deleted, but not the journal
                 log.begin(copy.deepcopy(record.sums))
             else:
-                record = FlowRecord(copy.deepcopy(log.sums), run=secrets.token_hex(4))
+                record = FlowRecord(copy.deepcopy(log.sums), run=secrets.token_hex(4), change=change)
         self.record = record
         self._restore(record)
         self._at: dict = {"seq": None, "pts_s": None}  # of the last frame
         self._frames_s: deque[float] = deque()  # times of the complete frames of the last FPS_OVER_S
-        self.events_lost = 0
+        self.events_lost, self._retry_s = 0, 0.0
         if self.sums.minute and not record.minute.start_s:  # the journal was lost in the middle of a minute
             self._note_minute(MinuteSums(self.sums.minute_s))
         self.log()
+
+    def _decoded(self, kept: bytes, change: str) -> FlowRecord | None:
+        try:
+            record = msgspec.msgpack.decode(kept, type=FlowRecord) if kept else None
+            if record and len(record.tracks) % (8 * COLUMNS):
+                raise msgspec.DecodeError
+        except msgspec.MsgspecError:  # of another version
+            self._complain.warning("the tracks of %s cannot be continued", self._source)
+            return None
+        if record and record.change != change:  # another source of this name: its pictures and times are others
+            record.tracks, record.rows, record.clock, record.change = b"", {}, SourceClock(), change
+        return record
 
     def _restore(self, record: FlowRecord) -> None:
         self.tracker.state = np.frombuffer(record.tracks).reshape(-1, COLUMNS).copy()
@@ -163,11 +178,14 @@ class Flow:
         if not frame.complete:
             self.record.interrupted = True
             return [""] * frame.people, events
+        size = (header.width, header.height)
+        if self.record.size not in (None, size):
+            self.tracker.scale(size[0] / self.record.size[0], size[1] / self.record.size[1])
+        self.record.size = size
         boxes = np.frombuffer(frame.boxes, np.float32).reshape(-1, 6)
         sure, counted = (np.frombuffer(mask, bool) for mask in (frame.sure, frame.counted))
         share = 1 / max(1, header.seq - self.record.last_seq) if self.record.last_seq >= 0 else 1.0
         numbers = self.tracker.update(boxes, sure, time_s, share)
-        size = (header.width, header.height)
         seen = People(self.tracker.boxes, size, self.tracker.confirmed, self.tracker.seen, time_s)
         for name, line in self._lines.items():
             events += [self._crossing(name, row, direction, utc_s) for row, direction in line.update(seen)]
@@ -187,12 +205,19 @@ class Flow:
     def cut(self) -> list[Event]:
         """The pictures do not go on from the last one: all tracks end. Returns what to publish."""
         last_s = self.record.minute.last_s
+        self._frames_s.clear()
         return self._end(np.ones(len(self.tracker.state), bool), last_s, last_s - self.tracker.time_s)
 
-    def begin_anew(self) -> list[Event]:
+    def forget_tracks(self) -> None:
+        """After an error: nothing that the tracks have done is certain."""
+        self.tracker.drop(np.ones(len(self.tracker.state), bool))
+        for counter in self._counters().values():
+            counter.rows = counter.rows[:0]
+
+    def begin_anew(self, change: str) -> list[Event]:
         """The source was replaced by another one of its name."""
         events = self.cut()
-        self.record.clock = SourceClock()
+        self.record.clock, self.record.change = SourceClock(), change
         return events
 
     def tick(self, utc_s: float) -> bool:
@@ -217,20 +242,23 @@ class Flow:
 
     def log(self) -> None:
         """Appends what the log does not contain yet. A full disk is reported; the events wait."""
-        unlogged = self.record.unlogged
-        if not unlogged:
+        unlogged, now_s = self.record.unlogged, time.monotonic()
+        if not unlogged or now_s < self._retry_s:
             return
         try:
             self._log.append(unlogged)
         except OSError as error:
-            self._complain.error(
-                "the events of %s cannot be logged: %s; %d wait", self._source, error.strerror, len(unlogged)
-            )
-            lost = len(unlogged) - UNLOGGED_MAX
-            if lost > 0:
-                self.events_lost += lost
-                del unlogged[:lost]
+            if not self._retry_s:
+                self._complain.error("the events of %s cannot be logged: %s; they wait", self._source, error.strerror)
+            self._retry_s = now_s + RETRY_S
+            while len(msgspec.msgpack.encode(unlogged)) > UNLOGGED_BYTES:
+                oldest = unlogged[: len(unlogged) // 10 + 1]
+                self.events_lost += len(oldest)
+                del unlogged[: len(oldest)]
             return
+        if self._retry_s:
+            self._complain.warning("the events of %s are logged again", self._source)
+        self._retry_s = 0.0
         unlogged.clear()
 
     def close(self) -> None:
@@ -323,11 +351,19 @@ class Flow:
         }  # fmt: skip
 
     def _note_minute(self, ended: MinuteSums) -> None:
-        lines = {name: MinuteOf(total.ins, total.outs) for name, total in self.sums.minute.items()}
-        if not ended.observed_s and not lines:
+        crossed, none = self.sums.minute, LineTotals()
+        if not ended.observed_s and not crossed:
             return
-        mean, most = _people(ended.source, ended.complete_s)
-        zones = {name: MinuteOf(0, 0, *_people(watched, ended.complete_s)) for name, watched in ended.zones.items()}
+        lines = {}
+        for name in {**self._lines, **crossed}:
+            ins, outs = crossed.get(name, none).ins, crossed.get(name, none).outs
+            totals = self.line_totals(name)
+            lines[name] = MinuteOf(ins=ins, outs=outs, total_ins=totals.ins, total_outs=totals.outs)
+        mean, most = _people(ended.source)
+        zones = {}
+        for name, watched in ended.zones.items():
+            zone_mean, zone_most = _people(watched)
+            zones[name] = MinuteOf(people_mean=zone_mean, people_max=zone_most)
         self._note(
             Minute, start_s=ended.start_s, observed_s=round(ended.observed_s, 3), complete_s=round(ended.complete_s, 3),
             people_mean=mean, people_max=most, lines=lines, zones=zones,
@@ -344,6 +380,6 @@ class Flow:
         return f"{self._source}/{self.record.run}/{number}" if number else ""
 
 
-def _people(watched: Watched, seconds: float) -> tuple[float | None, int | None]:
+def _people(watched: Watched) -> tuple[float | None, int | None]:
     """(mean, max); None when nobody looked."""
-    return (round(watched.person_s / seconds, 3), watched.people_max) if seconds else (None, None)
+    return (round(watched.person_s / watched.seconds, 3), watched.people_max) if watched.seconds else (None, None)

@@ -13,6 +13,7 @@ MINUTE_S = 60
 class Watched(Struct):
     """People in a source or a zone, within a minute."""
 
+    seconds: float = 0.0
     person_s: float = 0.0  # the sum over time
     people_max: int = 0
 
@@ -32,12 +33,12 @@ class MinuteSums(Struct):
         elapsed_s, ended = time_s - self.last_s, None
         if not self.start_s or not 0 <= elapsed_s < GAP_S:
             elapsed_s = 0.0
-        if self.start_s and time_s >= self.start_s + MINUTE_S:
-            before_s = max(0.0, self.start_s + MINUTE_S - self.last_s) if elapsed_s else 0.0
-            self._add(before_s, people, zones)
-            elapsed_s -= before_s
-            ended = self.take()
-        if time_s >= self.start_s + MINUTE_S:
+        if not self.start_s <= time_s < self.start_s + MINUTE_S:  # or the machine's clock was set back
+            if self.start_s:
+                before_s = max(0.0, self.start_s + MINUTE_S - self.last_s) if elapsed_s else 0.0
+                self._add(before_s, people, zones)
+                elapsed_s -= before_s
+                ended = self.take()
             self.start_s = int(time_s // MINUTE_S) * MINUTE_S
         self._add(elapsed_s, people, zones)
         self.last_s = time_s
@@ -61,5 +62,6 @@ class MinuteSums(Struct):
 
 
 def _add(watched: Watched, seconds: float, people: int) -> None:
+    watched.seconds += seconds
     watched.person_s += people * seconds
     watched.people_max = max(watched.people_max, people)

@@ -51,7 +51,7 @@ class Fusion:
         )
         self.publisher = rt.closing(Publisher(rt.loop.context, settings))
         make_private_folder(settings.data, "data_dir")
-        rt.closing(Lock(settings.data / "fusion.lock", f"the data_dir {settings.data}"))
+        rt.closing(Lock(settings.data / "fusion.lock", f"the data_dir {settings.data}", "data_dir"))
         self.sources = rt.closing(SourceStates(settings, now_ns, self.join.resume, self.publish_events))
         for name in self.sources.known:
             self.source(name)  # so that areas know all lines from the start
@@ -65,6 +65,7 @@ class Fusion:
         self.group = GroupState(self.sources, self.members, self.areas, rt.loop.now_ns)
         self.window = BudgetWindow(settings.budgets)
         self.status_due_ns = 0
+        self.warned: set[tuple[str, str]] = set()  # kind and name of what was logged, and is still so
         self.metrics = None
         if settings.telemetry.metrics:
             from peoplecounter.services.fusion.metrics import Metrics  # an SDK and an HTTP server, if needed
@@ -120,8 +121,9 @@ class Fusion:
         source.state = status.state
         if changed:
             if status.state == "reconnecting":
-                self.publish_events(status.source, source.flow.cut())
+                events = source.flow.cut()
                 source.keep()
+                self.publish_events(status.source, events)
             self.publish_status(status.source, now_ns)
         self.receiver.settle([receipt])
 
@@ -239,7 +241,7 @@ class Fusion:
         for kind, content in events:
             self.publisher.send(kind, name, content)
             if kind == "crossings":
-                self.alerts.crossed(f"{name}.{content['line']}", time.time())
+                self.alerts.crossed(f"{name}.{content['line']}", self.rt.loop.now_ns() / 1e9)
         if events:
             self.publish_areas({f"{name}.{content['line']}" for kind, content in events if kind == "crossings"})
             self.check_alerts()
@@ -249,19 +251,24 @@ class Fusion:
         for name, area in self.areas.items():
             if crossed is None or crossed & set(area.lines):
                 missing = self.sources.missing_lines(area.lines)
+                if missing and ("area", name) not in self.warned:
+                    self.rt.log.warning("the area %s has lines that do not exist: %s", name, ", ".join(missing))
+                (self.warned.add if missing else self.warned.discard)(("area", name))
                 self.publisher.send("areas", name, area.public(time.time()) | ({"missing": missing} if missing else {}))
 
     def check_alerts(self) -> None:
-        for name, content in self.alerts.update(time.time()):
+        for name, content in self.alerts.update(self.rt.loop.now_ns() / 1e9):
             self.publisher.send("alerts", name, content)
 
     def alert_value(self, kind: str, name: str) -> float | None:
-        """What an alert watches: people in an area, or in a zone; None: unknown."""
+        """What an alert watches: people in an area, or in a zone; 0 for a line; None: there is none of this name."""
         if kind == "area":
             return self.areas[name].occupancy()
-        source, _, zone = name.partition(".")
+        source, _, shape = name.partition(".")
         state = self.sources.states.get(source)
-        return state.flow.zone_people(zone) if state else None
+        if state is None or kind == "zone":
+            return state.flow.zone_people(shape) if state else None
+        return 0 if shape in state.flow.lines else None
 
     def on_correct(self, peer: Peer, message: Correct) -> None:
         """Somebody has counted the people in an area."""
@@ -282,7 +289,7 @@ class Fusion:
         if lost := sum(state.flow.events_lost for state in self.sources.states.values()):
             self.rt.counters["events_lost"] = lost
         for state in self.sources.states.values():
-            if state.live and state.flow.tick(now_s):
+            if state.live and state.start_s is None and state.flow.tick(now_s):
                 state.keep()
         for name, area in self.areas.items():
             try:
@@ -318,8 +325,10 @@ class Fusion:
 
     def publish_status(self, name: str, now_ns: int) -> None:
         content = self.source(name).public(name, now_ns)
-        if warning := content.get("warning"):
+        warning = content.get("warning")
+        if warning and ("source", name) not in self.warned:
             self.rt.log.warning("%s: %s", name, warning)
+        (self.warned.add if warning else self.warned.discard)(("source", name))
         self.publisher.send("status", name, content)
 
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from peoplecounter.common import events
+from peoplecounter.common.errors import AppError
 from peoplecounter.common.events import EventLog, LineTotals, Sums
+from peoplecounter.common.files import sha256
 from peoplecounter.common.process.control import sources_to_decode
 from peoplecounter.common.process.journal import Journal
 from peoplecounter.common.settings import Settings
@@ -52,6 +54,7 @@ class SourceState:
             found = self.flow.frame(frame)
         except Exception:
             logging.getLogger("fusion.flow").exception("following people failed on %s", frame.header)
+            self.flow.forget_tracks()
             found = [""] * frame.people, []
         self.keep()
         return found
@@ -93,6 +96,7 @@ class SourceStates:
         on_events: Callable[[str, list[Event]], None] = lambda name, events: None,
     ):
         self._settings, self._on_new, self._on_events = settings, on_new, on_events
+        self._told: set[str] = set()  # errors that were logged
         self._gone: dict[str, Sums] = {}  # of sources that are not there any more, for areas
         self.states: dict[str, SourceState] = {}
         self.known: dict[str, SourceChange] = known_sources(settings)
@@ -105,7 +109,8 @@ class SourceStates:
             change = self.known[name].id if name in self.known else ""
             state = "waiting" if name in sources_to_decode(self._settings) else "ended"
             limit_bytes = self._settings.history.log_mb << 20 if self._settings.data_dir else VOLATILE_LOG_BYTES
-            flow = Flow(name, EventLog(self._settings.data, name, limit_bytes), ledger.totals.flow)
+            log = EventLog(self._settings.data, name, limit_bytes)
+            flow = Flow(name, log, ledger.totals.flow, played(self.known.get(name)))
             self.states[name] = SourceState(ledger, flow, change, state, frame_ns=now_ns)
             self._set_shapes(name)
             if ledger.totals.untracked:
@@ -134,19 +139,30 @@ class SourceStates:
                 continue
             if source.change != self.known[name].id:
                 source.change = self.known[name].id
-                self._on_events(name, source.flow.begin_anew())
+                found = source.flow.begin_anew(played(self.known[name]))
+                source.keep()
+                self._on_events(name, found)
                 if source.state == "ended":
                     source.state, source.detail = "waiting", ""
             self._set_shapes(name)
 
     def _set_shapes(self, name: str) -> None:
-        """Reads the lines and zones of a source. Raises AppError."""
+        """Reads the lines and zones of a source. A file of them that is damaged changes nothing."""
         source = self.known[name].source if name in self.known else None
         if source is None:
             return
         state = self.states[name]
         state.start_s = start_of(source.start_time, self._settings.timezone)
-        changed = state.flow.set_shapes(known_shapes(self._settings, name, source), time.time())
+        try:
+            shapes = known_shapes(self._settings, name, source)
+        except AppError as error:
+            if str(error) not in self._told:
+                logging.getLogger("fusion.lines").error("%s", error)
+                self._told.add(str(error))
+            if state.flow.lines or state.flow.zones:
+                return
+            shapes = {**source.lines, **source.zones}
+        changed = state.flow.set_shapes(shapes, time.time())
         if changed and not state.ledger.totals.untracked:  # otherwise follow() keeps both
             state.keep()
 
@@ -175,6 +191,13 @@ class SourceStates:
     def close(self) -> None:
         for source in self.states.values():
             source.close()
+
+
+def played(change: SourceChange | None) -> str:
+    """Names what a source plays: another file under the same name, or the same one added again, has another name."""
+    if change is None or change.source is None:
+        return ""
+    return sha256(f"{change.id} {change.source.start_time} {change.source.url}".encode())[:16]
 
 
 @dataclass

@@ -90,6 +90,12 @@ class Tracker:
         """Forgets tracks, bool [k]."""
         self.state = self.state[~which]
 
+    def scale(self, x: float, y: float) -> None:
+        """The frame has another size from now on."""
+        self.state[:, TOP] *= (x, y)
+        self.state[:, SIZE] *= (x, y)
+        self.state[:, VELOCITY] *= (x, y)
+
     def _follow(self, track: np.ndarray, boxes: np.ndarray, elapsed_s: float) -> None:
         """Tracks (indices) are seen at these boxes [n, 4]."""
         rows = self.state[track]

@@ -3,11 +3,15 @@
 events/SOURCE.log, areas/NAME.log --> transactions of many rows --> crossings, visits, minutes, corrections …
 """
 
+from peoplecounter.common.errors import AppError
 from peoplecounter.common.process.runtime import Runtime, serve
-from peoplecounter.services.history.service import History
 
 
 def run(rt: Runtime) -> None:
+    try:
+        from peoplecounter.services.history.service import History
+    except ModuleNotFoundError as error:
+        raise AppError(f"{error.name} is not installed: pip install 'peoplecounter[history]'.") from None
     history = rt.closing(History(rt))
     rt.ready()
     while rt.running:

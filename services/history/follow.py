@@ -73,11 +73,10 @@ class LogFollower:
         place, count = self._place(source), 0
         rows: Rows = defaultdict(list)
         for path in events.files(self._data / events.FOLDER, source):
-            last = path.stem.removeprefix(f"{source}.")
-            if last.isdigit() and int(last) <= place.n:
-                continue  # a full file that was read to its end
             with path.open("rb") as file:
                 name, began = file.read(8), count  # the checksum of its checkpoint: an inode may be used again
+                if name not in place.offsets and _was_read(path, source, place):
+                    place.offsets[name] = path.stat().st_size
                 for record, end in events.read(path, place.offsets.get(name, 0)):
                     place.offsets[name] = end
                     if record is not None and self._take(source, place, record, rows):
@@ -141,6 +140,15 @@ class LogFollower:
         return done
 
 
+def _was_read(path: Path, source: str, place: _Place) -> bool:
+    """True for a full file of the same log whose last record is known."""
+    last = path.stem.removeprefix(f"{source}.")
+    if not last.isdigit() or int(last) > place.n:
+        return False
+    first = next(events.read(path), (None, 0))[0]
+    return isinstance(first, Checkpoint) and first.sums.log == place.log
+
+
 def _rows(record: AnyRecord) -> Iterator[tuple[str, dict]]:
     """(table, row without the source) of what a record tells."""
     if isinstance(record, Crossing):
@@ -168,10 +176,10 @@ def _minute(record: Minute, kind: str, name: str, of: MinuteOf) -> dict:
     return {
         "n": record.n, "kind": kind, "name": name, "start_s": record.start_s, "observed_s": record.observed_s,
         "complete_s": record.complete_s, "people_mean": of.people_mean, "people_max": of.people_max,
-        "ins": of.ins if kind == "line" else None, "outs": of.outs if kind == "line" else None,
+        **{name: getattr(of, name) if kind == "line" else None for name in ("ins", "outs", "total_ins", "total_outs")},
     }  # fmt: skip
 
 
 def _adjustment(area: str, entry: Adjustment) -> dict:
-    names = ("number", "time_s", "kind", "before", "after", "drift", "note")
+    names = ("number", "time_s", "kind", "before", "after", "drift", "base_ins", "base_outs", "corrected", "note")
     return {"area": area, **{name: getattr(entry, name) for name in names}, "lines": json.dumps(entry.lines)}

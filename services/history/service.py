@@ -1,12 +1,13 @@
 """The history: a thread follows the logs, so that a slow database does not make this process look frozen."""
 
+import contextlib
 import threading
 import time
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from peoplecounter.common.errors import SOFTWARE, AppError
-from peoplecounter.common.files import make_private_folder
+from peoplecounter.common.files import Lock, make_private_folder
 from peoplecounter.common.process.runtime import Runtime
 from peoplecounter.services.history import tables
 from peoplecounter.services.history.follow import LogFollower
@@ -42,12 +43,23 @@ class History:
             raise self._failure
 
     def close(self) -> None:
-        """Ends after the current transaction; a database that hangs is left alone."""
+        """Ends when what fusion has written is stored; a database that hangs is left alone."""
         self._stop.set()
         self._thread.join(STOP_S)
         self._engine.dispose()
 
     def _run(self) -> None:
+        self._follow()
+        until_s = time.monotonic() + STOP_S / 2
+        while not self._failure and time.monotonic() < until_s:
+            with contextlib.suppress(AppError):  # fusion still holds it
+                Lock(self._rt.settings.data / "fusion.lock").close()
+                break
+            time.sleep(0.05)
+        with contextlib.suppress(SQLAlchemyError, OSError):
+            self._follower.step()
+
+    def _follow(self) -> None:
         wait_s, ready, forget_s = RETRY_S[0], False, 0.0
         while not self._stop.wait(EVERY_S if ready else 0):
             try:
@@ -60,8 +72,11 @@ class History:
                     forget_s = time.monotonic() + FORGET_S
                 wait_s = RETRY_S[0]
             except SQLAlchemyError as error:
+                if ready and isinstance(error, (DataError, IntegrityError, ProgrammingError)):
+                    self._failure = AppError(f"The history cannot be stored: {tables.reason(error)}.", SOFTWARE)
+                    return
                 ready = False
-                self._rt.log.error("the database does not answer: %s; it is tried again", tables.reason(error))
+                self._rt.log.error("the database does not work: %s; it is tried again", tables.reason(error))
                 if self._stop.wait(wait_s):
                     return
                 wait_s = min(2 * wait_s, RETRY_S[1])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     Connection,
@@ -21,13 +22,14 @@ from sqlalchemy import (
     create_engine,
     event,
     insert,
+    inspect,
     select,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from peoplecounter.common.errors import SOFTWARE, AppError
+from peoplecounter.common.errors import NO_INPUT, SOFTWARE, AppError
 
 VERSION = 1  # of these tables
 CONNECT_S = 3
@@ -40,7 +42,7 @@ def _key(name: str, kind: Any = Integer) -> Column:
 
 
 Name = String(128)
-version = Table("version", metadata, _key("number"))
+version = Table("peoplecounter_version", metadata, _key("number"))
 positions = Table(  # how far each log has been read
     "positions", metadata, _key("source", Name), Column("log", Name), Column("n", Integer)
 )
@@ -56,8 +58,9 @@ visits = Table(
 )  # fmt: skip
 minutes = Table(  # of the source itself, and of each of its lines and zones; several rows of one minute add up
     "minutes", metadata, _key("source", Name), _key("log", Name), _key("n"), _key("kind", String(6)),
-    _key("name", Name), Column("start_s", Integer), Column("observed_s", Double), Column("complete_s", Double),
-    Column("ins", Integer), Column("outs", Integer), Column("people_mean", Double), Column("people_max", Integer),
+    _key("name", Name), Column("start_s", BigInteger), Column("observed_s", Double), Column("complete_s", Double),
+    Column("ins", Integer), Column("outs", Integer), Column("total_ins", Integer), Column("total_outs", Integer),
+    Column("people_mean", Double), Column("people_max", Integer),
 )  # fmt: skip
 shapes = Table(  # revisions of lines and zones
     "shapes", metadata, _key("source", Name), _key("log", Name), _key("n"),
@@ -66,6 +69,7 @@ shapes = Table(  # revisions of lines and zones
 corrections = Table(  # of areas: what lines cannot know
     "corrections", metadata, _key("area", Name), _key("number"), _key("time_s", Double),
     Column("kind", Name), Column("before", Integer), Column("after", Integer), Column("drift", Integer),
+    Column("base_ins", Integer), Column("base_outs", Integer), Column("corrected", Integer),
     Column("lines", Text), Column("note", Text),
 )  # fmt: skip
 gaps = Table(  # records that the log had lost before they were read
@@ -105,10 +109,15 @@ def prepare(engine: Engine) -> None:
         found = connection.execute(select(version.c.number)).scalar()
         if found is None:
             connection.execute(insert(version).values(number=VERSION))
-        elif found != VERSION:
-            raise AppError(
-                f"The history {shown(engine)} has tables of version {found}, not {VERSION}: use another database."
-            )
+        else:
+            _check_version(engine, found)
+
+
+def _check_version(engine: Engine, found: int | None) -> None:
+    if found != VERSION:
+        raise AppError(
+            f"The history {shown(engine)} has tables of version {found}, not {VERSION}: use another database."
+        )
 
 
 def add(connection: Connection, table: Table, rows: list[dict]) -> None:
@@ -126,10 +135,14 @@ def open_existing(url: str) -> Engine:
     """A history to read. Raises AppError when there is none."""
     engine = connect(url)
     path = engine.url.database
+    none = f"There is no history in {path or shown(engine)}: it is written while a group runs with data_dir."
     if engine.dialect.name == "sqlite" and path and not Path(path).exists():
-        raise AppError(f"There is no history in {path} yet: it is written while a group runs with data_dir.", SOFTWARE)
+        raise AppError(none, NO_INPUT)
     try:
-        prepare(engine)
+        with engine.connect() as connection:
+            if not inspect(connection).has_table(version.name):
+                raise AppError(none, NO_INPUT)
+            _check_version(engine, connection.execute(select(version.c.number)).scalar())
     except SQLAlchemyError as error:
         raise AppError(f"The history {shown(engine)} cannot be read: {reason(error)}.", SOFTWARE) from None
     return engine

@@ -9,7 +9,7 @@ import urllib.request
 
 import pytest
 
-from tests.pipeline.test_metrics import LIVE, ON_A_GPU, TRACED, queries
+from tests.pipeline.test_metrics import AREAS, LIVE, ON_A_GPU, SHAPES, TRACED, queries
 from tests.support.cli import missing
 from tests.support.rtsp import free_port
 
@@ -53,7 +53,8 @@ def ask(port: int, query: str) -> list[dict]:
 
 def test_prometheus_scrapes_a_running_group(group, clip, prometheus):
     port = free_port()
-    g = group({"cam": {"url": str(clip), **LIVE, "fps": 400}}, telemetry__prometheus=f"127.0.0.1:{port}", **TRACED)
+    source = {"url": str(clip), **LIVE, "fps": 400, **SHAPES}
+    g = group({"cam": source}, telemetry__prometheus=f"127.0.0.1:{port}", areas=AREAS, **TRACED)
     g.start()
     g.wait_for(lambda: g.of("dropped"), "drops", 60)
     server = prometheus(port)

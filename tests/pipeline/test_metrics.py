@@ -18,6 +18,11 @@ from tests.support.squares import FRAMES
 
 LIVE = {"realtime": True, "loop": True}
 ON_A_GPU = {"hw_gpu_memory_usage_bytes", "hw_gpu_memory_limit_bytes"}
+SHAPES = {  # of a source, so that the dashboard has something to show
+    "lines": {"door": {"points": [[0.5, 0], [0.5, 1]], "inside": [0.9, 0.5]}},
+    "zones": {"desk": {"points": [[0, 0], [1, 0], [1, 1]]}},
+}
+AREAS = '{"room": {"lines": ["cam.door"]}}'
 TRACED = {"telemetry__exporter": "file", "telemetry__ratio": "1", "telemetry__file": "/dev/null"}
 
 
@@ -78,11 +83,8 @@ def test_a_file_that_was_counted_is_in_the_metrics_to_the_last_frame(group, clip
 
 def test_what_the_dashboard_reads_is_there(group, clip, port):
     """But for a GPU's memory, which tests/gpu looks at."""
-    shapes = {"lines": {"door": {"points": [[0.5, 0], [0.5, 1]], "inside": [0.9, 0.5]}}}
-    shapes |= {"zones": {"desk": {"points": [[0, 0], [1, 0], [1, 1]]}}}
-    source = {"url": str(clip), **LIVE, "fps": 400, **shapes}
-    areas = {"areas": '{"room": {"lines": ["cam.door"]}}', **TRACED}
-    g = group({"cam": source}, telemetry__prometheus=f"127.0.0.1:{port}", **areas)
+    source = {"url": str(clip), **LIVE, "fps": 400, **SHAPES}
+    g = group({"cam": source}, telemetry__prometheus=f"127.0.0.1:{port}", areas=AREAS, **TRACED)
     g.start()
     g.wait_for(lambda: g.of("budgets") and g.totals()["dropped"], "drops and budgets", 60)
     names = {name.removesuffix("_total") for name in scrape(port)}

@@ -77,6 +77,20 @@ def test_a_damaged_line_is_left_out_and_the_others_count(data):
     again.close()
 
 
+def test_a_log_whose_begin_is_damaged_is_kept_and_begun_anew(data):
+    log = opened(data)
+    log.append([crossing(1)])
+    log.close()
+    path = data / "events" / "cam.log"
+    path.write_bytes(path.read_bytes().replace(b"checkpoint", b"chackpoint"))
+    for n in (1, 2):
+        again = opened(data)
+        again.append([crossing(n)])
+        assert again.n == n  # it is begun anew once, not at every start
+        again.close()
+    assert len(list(path.parent.glob("cam.*.damaged"))) == 1
+
+
 def test_a_full_file_is_rotated_and_the_oldest_are_deleted(data, monkeypatch):
     monkeypatch.setattr(events, "FILE_BYTES", 2000)
     log = EventLog(data, "cam", 6000)

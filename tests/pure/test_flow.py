@@ -22,10 +22,10 @@ ZONE = ZoneSettings(points=((0.6, 0.0), (0.8, 0.0), (0.8, 1.0), (0.6, 1.0)), ent
 SHAPES = {"door": LINE, "queue": ZONE}
 
 
-def header(seq, pts_s=None, live=False):
+def header(seq, pts_s=None, live=False, size=SIZE):
     return FrameHeader(
         source="cam", seq=seq, pts_s=seq / FPS if pts_s is None else pts_s, captured_ns=int(1e9 * seq / FPS),
-        deadline_ns=int(live), width=SIZE[0], height=SIZE[1],
+        deadline_ns=int(live), width=size[0], height=size[1],
     )  # fmt: skip
 
 
@@ -180,6 +180,7 @@ def test_a_log_on_a_full_disk_waits_and_is_written_later(fusion, monkeypatch):
         fusion.count(seq)
     assert fusion.flow.line_totals("door").ins and not fusion.logged(Crossing)
     monkeypatch.undo()
+    fusion.flow._retry_s = 0.0  # a second later
     fusion.count(200)
     numbers = [number for number, *_ in fusion.crossings()]
     assert numbers == list(range(1, fusion.flow.sums.crossings + 1))
@@ -211,6 +212,39 @@ def test_an_incomplete_frame_moves_nobody_and_the_next_event_says_so(fusion):
     assert (crossing.direction, crossing.complete) == ("in", False)
 
 
+def test_a_camera_that_changes_its_resolution_goes_on(fusion):
+    for seq, x in enumerate(np.linspace(0.3, 0.45, 20)):
+        fusion.count(seq, detected(x))
+    for seq, x in enumerate(np.linspace(0.46, 0.7, 25), start=20):
+        fusion.count(seq, detected(x) * np.array([0.5, 0.5, 0.5, 0.5, 1, 1], np.float32), size=(500, 500))
+    assert [r.track.rpartition("/")[2] for r in fusion.logged(Crossing)] == ["1"]
+
+
+def test_an_error_in_the_middle_of_a_frame_does_not_stay(fusion, monkeypatch):
+    """What a source state does with a flow that fails."""
+    for seq in range(30):
+        fusion.count(seq)
+    with monkeypatch.context() as broken:
+        broken.setattr(fusion.flow._zones["queue"], "update", lambda people: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fusion.count(30)
+    fusion.flow.forget_tracks()
+    for seq in range(31, 300):
+        fusion.count(seq)
+    assert fusion.flow.sums.crossings > 10
+
+
+def test_tracks_of_another_version_are_begun_anew_and_totals_go_on(tmp_path):
+    one = Fusion(tmp_path)
+    for seq in range(330):
+        one.count(seq)
+    totals = one.flow.line_totals("door")
+    again = Flow("cam", EventLog(tmp_path / "data", "cam", 64 << 20), b"\x81\xa1x\x01")
+    assert again.line_totals("door") == totals and len(again.tracker.state) == 0
+    one.close()
+    again.close()
+
+
 @pytest.mark.parametrize("pts_s", [0.0, 100.0])
 def test_all_tracks_end_when_a_file_begins_again_or_its_time_jumps(fusion, pts_s):
     for seq in range(50):
@@ -238,10 +272,63 @@ def test_time_of_a_file_goes_on_when_it_is_played_again():
     assert [seq for seq, (*_, anew) in enumerate(times) if anew] == [20, 40]
 
 
+def test_another_file_of_the_same_name_has_a_time_of_its_own(tmp_path):
+    log = EventLog(tmp_path / "data", "cam", 64 << 20)
+    first = Flow("cam", log, change="a")
+    first.frame(seen(header(0), START_S))
+    assert first.record.clock.began_s == START_S
+    for flow in (Flow("cam", log, first.keep(), "b"), first):
+        if flow is first:
+            flow.begin_anew("b")
+        flow.frame(seen(header(1, pts_s=0.0), START_S + 5 * 3600))
+        assert flow.record.clock.began_s == START_S + 5 * 3600
+    again = Flow("cam", log, first.keep(), "b")
+    assert again.record.clock.began_s == START_S + 5 * 3600
+    log.close()
+
+
+def seen(one, captured_s):
+    return SeenFrame(one, b"", b"", b"", True, captured_s, None)
+
+
+@pytest.mark.parametrize("set_back_s", [5, 3600])
+def test_a_clock_that_is_set_back_begins_another_minute(fusion, set_back_s):
+    """A camera has this machine's time."""
+    for seq in range(1200):
+        at = START_S + seq / FPS - (set_back_s if seq >= 610 else 0)
+        fusion.flow.frame(SeenFrame(header(seq, live=True), b"", b"", b"", True, at, None))
+    fusion.flow.end_minute()
+    minutes = [r for r in fusion.flow.record.unlogged if isinstance(r, Minute)]
+    assert all(m.observed_s <= 60 for m in minutes)
+    assert sum(m.observed_s for m in minutes) == pytest.approx(119.8, abs=0.2)
+
+
 def test_a_camera_has_the_time_of_this_machine():
     clock = SourceClock()
-    assert clock.of(header(7, pts_s=99.0, live=True), START_S, None) == (0.7, START_S, False)
-    assert clock.of(header(8, pts_s=99.1, live=True), START_S + 5, None) == (0.8, START_S + 5, False)
+    assert clock.of(header(7, pts_s=99.0, live=True), START_S, None) == (
+        pytest.approx(0.7),
+        pytest.approx(START_S),
+        False,
+    )
+    later = clock.of(header(8, pts_s=99.1, live=True), START_S + 5, None)
+    assert later == (pytest.approx(0.8), pytest.approx(START_S + 5), False)
+
+
+def test_a_camera_whose_packets_come_in_another_order_than_its_pictures(fusion):
+    """I P B B: the time of a picture is its place in the stream, and no second is observed twice."""
+    order = [0, 3, 1, 2, 6, 4, 5]  # when the packet of each picture arrives
+    times = []
+    for seq in range(600):
+        arrived = (seq - seq % 3 + order[1 + seq % 3] - 1) / FPS + 5
+        one = header(seq, pts_s=seq / FPS, live=True)
+        one = msgspec.structs.replace(one, captured_ns=int(1e9 * arrived))
+        fusion.flow.frame(SeenFrame(one, b"", b"", b"", True, START_S + arrived, None))
+        times.append(fusion.flow.record.clock.last_s)
+    steps = np.diff(times)
+    assert steps.min() > 0.5 / FPS and steps.max() < 1.5 / FPS
+    fusion.flow.end_minute()
+    minutes = [r for r in fusion.flow.record.unlogged if isinstance(r, Minute)]
+    assert sum(m.observed_s for m in minutes) == pytest.approx(59.9, abs=0.5)
 
 
 @pytest.mark.parametrize(

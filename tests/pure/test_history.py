@@ -8,15 +8,18 @@ from itertools import pairwise
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+import numpy as np
 import pytest
 from sqlalchemy import func, insert, select, update
 
 from peoplecounter.common import events
-from peoplecounter.common.counting import HistorySettings
+from peoplecounter.common.counting import HistorySettings, LineSettings
 from peoplecounter.common.errors import AppError
 from peoplecounter.common.events import AREAS, Adjustment, Crossing, EventLog, Minute, MinuteOf, ShapeChange, ZoneChange
+from peoplecounter.common.ipc.messages import FrameHeader
 from peoplecounter.deploy.history import formats, query
 from peoplecounter.deploy.history.intervals import intervals, local, moment
+from peoplecounter.services.fusion.flow import Flow, SeenFrame
 from peoplecounter.services.history import follow, tables
 from peoplecounter.services.history.follow import LogFollower
 from tests.support import postgres
@@ -119,7 +122,8 @@ def write_log(data, hours=30, source="door", away=lambda minute: False):
                                   track="door/ab/1", time_s=start_s + 40, dwell_s=float(minute % 5)))  # fmt: skip
         records.append(Minute(
             n=(n := n + 1), start_s=start_s, observed_s=60, complete_s=30, people_mean=minute % 3, people_max=3,
-            lines={"entrance": MinuteOf(1, minute % 2)}, zones={"queue": MinuteOf(0, 0, 0.5, 1)},
+            lines={"entrance": MinuteOf(1, minute % 2, minute + 1, (minute + 1) // 2)},
+            zones={"queue": MinuteOf(people_mean=0.5, people_max=1)},
         ))  # fmt: skip
         log.append(records)
     log.close()
@@ -135,8 +139,12 @@ def follower(data, engine, **settings):
     return LogFollower(data, engine, HistorySettings(**settings))
 
 
-def asked(engine, step, zone=BERLIN, begin_s=START_S, end_s=START_S + 30 * 3600, **names):
-    return query.rows(engine, query.Question(begin_s, end_s, step, zone, **names))
+def question(step="hour", zone=BERLIN, begin_s=START_S, end_s=START_S + 30 * 3600, **names):
+    return query.Question(begin_s, end_s, step, zone, **names)
+
+
+def asked(engine, *arguments, **names):
+    return query.rows(engine, question(*arguments, **names))
 
 
 def test_a_log_is_read_once_whatever_happens_in_between(engine, tmp_path, monkeypatch):
@@ -208,22 +216,23 @@ def test_an_area_shows_its_occupancy_drift_and_corrections(engine, tmp_path):
     data = tmp_path / "data"
     write_log(data, hours=2)
     (data / AREAS).mkdir(mode=0o700)
-    fields = {"base_ins": 0, "base_outs": 0, "corrected": 0, "reset_s": 0, "lines": ("door.entrance",)}
-    entries = [
-        Adjustment(number=1, kind="begin", time_s=START_S, before=0, after=0, drift=0, **fields),
-        Adjustment(
-            number=2, kind="correct", time_s=START_S + 1800, before=15, after=20, drift=0, note="by hand", **fields
-        ),
-        Adjustment(number=3, kind="reset", time_s=START_S + 5400, before=50, after=0, drift=50, **fields),
-    ]
+    fields = {"reset_s": 0, "lines": ("door.entrance",)}
+    entries = [  # after 30 minutes 30 went in and 15 out, after 90 minutes 90 and 45
+        Adjustment(number=1, kind="begin", time_s=START_S, before=0, after=0, drift=0, base_ins=0, base_outs=0,
+                   corrected=0, **fields),
+        Adjustment(number=2, kind="correct", time_s=START_S + 1800, before=15, after=20, drift=0, note="by hand",
+                   base_ins=0, base_outs=0, corrected=5, **fields),
+        Adjustment(number=3, kind="reset", time_s=START_S + 5400, before=50, after=0, drift=50, base_ins=90,
+                   base_outs=45, corrected=0, **fields),
+    ]  # fmt: skip
     lines = [events.msgspec.json.encode(entry) for entry in entries]
     (data / AREAS / "shop.log").write_bytes(b"\n".join(lines) + b'\n{"number": 4, "kind"')
     one = follower(data, engine)
     assert one.step() and not one.step()
     first, second = asked(engine, "hour", end_s=START_S + 2 * 3600, areas=["shop"])
-    assert (first["in"], first["out"], first["occupancy"], first["corrected"], first["drift"]) == (60, 30, 35, 5, 0)
-    assert (second["occupancy"], second["corrected"], second["drift"]) == (15, 0, 50)
-    notes = [row["note"] for row in query.raw(engine, "corrections", START_S, START_S + 9999, BERLIN)]
+    assert (first["in"], first["out"], first["occupancy"], first["corrected"], first["drift"]) == (60, 30, 35, 5, None)
+    assert (second["occupancy"], second["corrected"], second["drift"]) == (15, None, 50)
+    notes = [row["note"] for row in query.raw(engine, "corrections", question(end_s=START_S + 9999))]
     assert notes == ["", "by hand", ""]
 
 
@@ -234,8 +243,42 @@ def test_records_that_the_log_has_lost_are_a_gap(engine, tmp_path):
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:10] + lines[15:30] + [lines[30].replace(b"in", b"on")] + lines[31:]))
     follower(data, engine).step()
-    found = [(row["first"], row["last"]) for row in query.raw(engine, "gaps", 0, 1e12, BERLIN)]
+    found = [(row["first"], row["last"]) for row in query.raw(engine, "gaps", question())]
     assert found == [(10, 14), (30, 30)]
+
+
+def test_a_quiet_line_is_observed_too(engine, tmp_path):
+    """One person in an hour: the other intervals are 0, not empty."""
+    flow = Flow("door", EventLog(tmp_path / "data", "door", 64 << 20))
+    line = LineSettings(points=((0.5, 0.0), (0.5, 1.0)), inside=(0.9, 0.5))
+    flow.set_shapes({"entrance": line}, START_S)
+    for seq in range(3600):
+        x = 1000 * (0.3 + 0.04 * min(max(seq - 180, 0), 10))
+        box = np.array([[x - 20, 400, x + 20, 500, 0.9, 1]], np.float32)
+        header = FrameHeader(
+            source="door", seq=seq, pts_s=float(seq), captured_ns=0, deadline_ns=0, width=1000, height=1000
+        )
+        one = np.ones(1, bool).tobytes()
+        flow.frame(SeenFrame(header, box.tobytes(), one, one, True, 0.0, float(START_S)))
+        flow.log()
+    flow.end_minute()
+    flow.log()
+    flow.close()
+    follower(tmp_path / "data", engine).step()
+    quarters = asked(engine, "15m", end_s=START_S + 3600, lines=["door.entrance"])
+    assert [(row["in"], row["out"]) for row in quarters] == [(1, 0), (0, 0), (0, 0), (0, 0)]
+    assert [round(row["observed_s"]) for row in quarters] == [900, 900, 900, 899]
+
+
+def test_other_files_beside_a_log_are_left_alone(engine, tmp_path):
+    data = tmp_path / "data"
+    write_log(data, hours=1)
+    folder = data / events.FOLDER
+    shutil.copyfile(folder / "door.log", folder / "door.backup.log")
+    assert follower(data, engine).step() > 90
+    opened = EventLog(data, "door", 64 << 20)
+    assert opened.sums.crossings == 90
+    opened.close()
 
 
 def test_a_log_that_is_begun_anew_is_not_taken_for_the_old_one(engine, tmp_path):
@@ -258,6 +301,57 @@ def test_full_files_are_followed_too(engine, tmp_path, monkeypatch):
     before = rows_of(engine, "crossings")
     assert before == 90 and len(events.files(data / events.FOLDER, "door")) > 2
     assert one.step() == 0
+
+
+def test_occupancy_does_not_depend_on_crossings_that_were_deleted(engine, tmp_path):
+    data = tmp_path / "data"
+    write_log(data, hours=30)
+    (data / AREAS).mkdir(mode=0o700)
+    begin = Adjustment(
+        number=1, kind="begin", time_s=START_S, before=0, after=0, drift=0, base_ins=0, base_outs=0, corrected=0,
+        reset_s=START_S, lines=("door.entrance",),
+    )  # fmt: skip
+    (data / AREAS / "shop.log").write_bytes(events.msgspec.json.encode(begin) + b"\n")
+    one = follower(data, engine, crossings_days=1)
+    one.step()
+    before = asked(engine, areas=["shop"])
+    one.forget(START_S + 30 * 3600)
+    assert asked(engine, areas=["shop"]) == before
+    assert [row["occupancy"] for row in before] == [30 * hour for hour in range(1, 31)]
+    (later,) = asked(engine, begin_s=START_S + 29 * 3600, areas=["shop"])
+    assert later["occupancy"] == 900
+
+
+def test_rows_are_chosen_by_name_too(engine, tmp_path):
+    for source in ("door", "back"):
+        write_log(tmp_path / "data", hours=1, source=source)
+    follower(tmp_path / "data", engine).step()
+    for names, count in (
+        ({}, 180),
+        ({"sources": ["door"]}, 90),
+        ({"lines": ["back.entrance"]}, 90),
+        ({"areas": ["x"]}, 0),
+    ):
+        assert len(query.raw(engine, "crossings", question(**names))) == count
+
+
+def test_too_many_intervals_are_refused_before_they_are_made():
+    with pytest.raises(AppError, match="too many intervals of 1m"):
+        intervals(0, 2e9, "1m", BERLIN)
+    for text in ("0001-01-01", "9999-12-31"):
+        with pytest.raises(AppError, match="lies outside"):
+            moment(text, BERLIN, 0)
+
+
+def test_a_database_that_is_not_ours_is_only_looked_at(tmp_path):
+    url = f"sqlite:///{tmp_path}/other.db"
+    other = tables.connect(url)
+    with other.begin() as connection:
+        connection.exec_driver_sql("create table mine (x integer)")
+    with pytest.raises(AppError, match="There is no history"):
+        tables.open_existing(url)
+    with other.connect() as connection:
+        assert connection.exec_driver_sql("select count(*) from sqlite_master").scalar() == 1
 
 
 def test_old_rows_are_deleted_by_table(engine, tmp_path):
@@ -295,9 +389,9 @@ def test_formats(engine, tmp_path, capsys):
     found = asked(engine, "hour", end_s=START_S + 7200)
     formats.write(found, "table", None)
     assert capsys.readouterr().out.splitlines() == [
-        "start                   kind  name           in  out  observed",
-        "2026-10-24T23:00+02:00  line  door.entrance  2   1    60 of 3600 s",
-        "2026-10-25T00:00+02:00  line  door.entrance           0 of 3600 s",
+        "start                   line           in  out  observed",
+        "2026-10-24T23:00+02:00  door.entrance  2   1    1.7%",
+        "2026-10-25T00:00+02:00  door.entrance           0.0%",
     ]
     formats.write(found, "csv", tmp_path / "h.csv")
     assert (
