@@ -397,6 +397,9 @@ class _Pass:
     def _show(self, frame: Frame, now_ns: int, decoded_ns: int) -> Iterator[Picture | Damaged]:
         time_s = heapq.heappop(self._times) if self._times else frame.time
         sent = self._sent.pop(frame.opaque or self._number, None) or _Sent(now_ns, "whole")
+        for other in self._sent.values():  # with B-frames, its packet may have come before those of earlier pictures
+            if other.verdict != "void" and other.captured_ns < sent.captured_ns:
+                other.captured_ns, sent.captured_ns = sent.captured_ns, other.captured_ns
         if sent.verdict == "void":
             return
         if frame.is_corrupt and sent.verdict == "whole":

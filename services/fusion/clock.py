@@ -8,19 +8,13 @@ from msgspec import Struct
 from peoplecounter.common.ipc.messages import FrameHeader
 
 STEP_S = 0.04  # between two frames, until more is known
-OFF_S, FOLLOW = (
-    0.5,
-    0.02,
-)  # a camera's timestamps are taken anew when they are so far off; and follow slowly before that
 REWIND_S = 1.0  # a file whose time goes back this far has begun again
 
 
 class SourceClock(Struct):
-    """The clock of one source. A camera's is this machine's, smoothed by the camera's own timestamps: packets arrive in
-    bursts, and with B-frames in another order than their pictures. A file's is its timestamps, from `began_s` on."""
+    """The clock of one source. A camera's is this machine's; a file's is its own timestamps, from `began_s` on."""
 
     began_s: float | None = None  # UTC at the time 0 of a file
-    live_offset_s: float | None = None  # from a camera's timestamps to this machine's clock
     offset_s: float = 0.0  # a file that is played again goes on where it ended
     last_s: float | None = None
     step_s: float = STEP_S
@@ -31,30 +25,20 @@ class SourceClock(Struct):
         `captured_s`: UTC at which its packet arrived. `start_s`: UTC at which a file begins, if its user said so.
         """
         if header.live and start_s is None:
-            time_s, anew = self._live(header.captured_ns / 1e9, header.pts_s), False
-            utc_s = captured_s + time_s - header.captured_ns / 1e9
+            time_s, utc_s, anew = header.captured_ns / 1e9, captured_s, False
         else:
             time_s, anew = self._played(STEP_S * header.seq if header.pts_s is None else header.pts_s)
             if self.began_s is None:
                 self.began_s = captured_s - time_s
             utc_s = time_s + (self.began_s if start_s is None else start_s)
-        if self.last_s is not None and 0 < time_s - self.last_s < REWIND_S:
-            self.step_s = time_s - self.last_s
         self.last_s = time_s
         return time_s, utc_s, anew
-
-    def _live(self, captured_s: float, pts_s: float | None) -> float:
-        time_s = captured_s
-        if pts_s is not None:
-            if self.live_offset_s is None or abs(pts_s + self.live_offset_s - captured_s) > OFF_S:
-                self.live_offset_s = captured_s - pts_s
-            self.live_offset_s += FOLLOW * (captured_s - pts_s - self.live_offset_s)
-            time_s = pts_s + self.live_offset_s
-        return time_s if self.last_s is None else max(time_s, self.last_s + STEP_S / 10)
 
     def _played(self, pts_s: float) -> tuple[float, bool]:
         time_s = pts_s + self.offset_s
         if self.last_s is None or time_s > self.last_s:
+            if self.last_s is not None and time_s - self.last_s < REWIND_S:
+                self.step_s = time_s - self.last_s
             return time_s, False
         anew = self.last_s - time_s >= REWIND_S
         if anew:

@@ -23,6 +23,7 @@ COLUMNS = 10
 CONFIRMED_HITS = 3
 LOST_S, TENTATIVE_LOST_S, GAP_S = 1.5, 0.35, 2.5
 STAGES = ((0.0, 0.3), (0.3, 0.2))  # how far a side moves out, as a share of its length, and the least overlap (IoU)
+STEP_MIN_S = 0.01  # between two frames: a shorter one would make a jump of a pixel a speed
 ALPHA, SIZE_ALPHA, BETA = 0.5, 0.2, 0.15
 
 
@@ -104,7 +105,7 @@ class Tracker:
         # the first few positions and sizes are all that is known
         rows[:, SIZE] += np.maximum(SIZE_ALPHA, 1 / (hits + 1)) * surprise[:, 2:]
         if elapsed_s > 0:
-            rows[:, VELOCITY] += np.maximum(BETA, 0.7 / hits) / elapsed_s * surprise[:, :2]
+            rows[:, VELOCITY] += np.maximum(BETA, 0.7 / hits) / max(elapsed_s, STEP_MIN_S) * surprise[:, :2]
         rows[:, HITS] += 1
         rows[:, LOST_AGE_S], rows[:, SEEN_S] = 0, self.time_s
         self.state[track] = rows

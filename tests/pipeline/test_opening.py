@@ -47,6 +47,17 @@ def states(events):
     return [event.state for event in events if isinstance(event, StateChanged)]
 
 
+def test_pictures_of_a_camera_with_b_frames_have_arrived_in_their_own_order(tmp_path):
+    """Their packets have not: a person would jump to and fro in time."""
+    path = make_clip(tmp_path / "clip.mp4", 40, options={"bf": "3", "preset": "medium", "g": "12"})
+    with av.open(str(path)) as container:
+        stored = [packet.pts for packet in container.demux(video=0) if packet.size]
+    assert stored != sorted(stored)
+    events, _ = until(lambda events: False, path, realtime=True, fps=400)
+    arrived = [p.captured_ns for p in pictures(events)]
+    assert len(arrived) == 40 and arrived == sorted(set(arrived))
+
+
 def test_frames_of_an_avi_file_come_in_the_order_of_their_times(tmp_path):
     """AVI numbers packets as they are stored: with B-frames that is another order."""
     path = make_clip(tmp_path / "clip.avi", 40, options={"bf": "3", "preset": "medium", "g": "12"})

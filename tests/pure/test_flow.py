@@ -304,31 +304,10 @@ def test_a_clock_that_is_set_back_begins_another_minute(fusion, set_back_s):
 
 
 def test_a_camera_has_the_time_of_this_machine():
+    """Whatever its own timestamps say."""
     clock = SourceClock()
-    assert clock.of(header(7, pts_s=99.0, live=True), START_S, None) == (
-        pytest.approx(0.7),
-        pytest.approx(START_S),
-        False,
-    )
-    later = clock.of(header(8, pts_s=99.1, live=True), START_S + 5, None)
-    assert later == (pytest.approx(0.8), pytest.approx(START_S + 5), False)
-
-
-def test_a_camera_whose_packets_come_in_another_order_than_its_pictures(fusion):
-    """I P B B: the time of a picture is its place in the stream, and no second is observed twice."""
-    order = [0, 3, 1, 2, 6, 4, 5]  # when the packet of each picture arrives
-    times = []
-    for seq in range(600):
-        arrived = (seq - seq % 3 + order[1 + seq % 3] - 1) / FPS + 5
-        one = header(seq, pts_s=seq / FPS, live=True)
-        one = msgspec.structs.replace(one, captured_ns=int(1e9 * arrived))
-        fusion.flow.frame(SeenFrame(one, b"", b"", b"", True, START_S + arrived, None))
-        times.append(fusion.flow.record.clock.last_s)
-    steps = np.diff(times)
-    assert steps.min() > 0.5 / FPS and steps.max() < 1.5 / FPS
-    fusion.flow.end_minute()
-    minutes = [r for r in fusion.flow.record.unlogged if isinstance(r, Minute)]
-    assert sum(m.observed_s for m in minutes) == pytest.approx(59.9, abs=0.5)
+    assert clock.of(header(7, pts_s=99.0, live=True), START_S, None) == (0.7, START_S, False)
+    assert clock.of(header(8, pts_s=4.0, live=True), START_S + 5, None) == (0.8, START_S + 5, False)
 
 
 @pytest.mark.parametrize(
