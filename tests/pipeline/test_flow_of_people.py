@@ -205,11 +205,11 @@ def rows(g, *arguments):
     return [json.loads(line) for line in done.stdout.splitlines()] if not done.returncode else None
 
 
-def test_a_second_fusion_may_not_write_into_the_same_data_dir(make, tmp_path):
+def test_a_second_fusion_may_not_write_into_the_same_data_dir(make, run_dir, tmp_path):
     g = make()
     g.start("fusion.0")
     g.wait_for(lambda: g.of("status"), "fusion")
-    other = {**g.environment, "PEOPLECOUNTER_RUN_DIR": str(tmp_path / "run")}
+    other = {**g.environment, "PEOPLECOUNTER_RUN_DIR": str(run_dir / "other")}
     done = subprocess.run(
         [sys.executable, "-m", "peoplecounter.services.fusion"], env=other, capture_output=True, text=True
     )
