@@ -3,10 +3,8 @@
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -153,33 +151,6 @@ def test_a_killed_run_takes_its_services_with_it_and_the_next_run_sweeps(running
     done = peoplecounter(run_dir, "run", clip, "--model", model, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["counted"] == FRAMES
-
-
-def test_a_history_that_cannot_go_on_does_not_stop_the_counting(run_dir, clip, model, tmp_path):
-    """Its database is of another version."""
-    data = tmp_path / "data"
-    data.mkdir(mode=0o700)
-    with sqlite3.connect(data / "history.db") as database:
-        database.execute("create table peoplecounter_version (number integer primary key)")
-        database.execute("insert into peoplecounter_version values (99)")
-    words = ("run", clip, "--model", model, "--json", "--loop", "--realtime")
-    argv, environment = command(run_dir, *words, PEOPLECOUNTER_DATA_DIR=str(data))
-    with subprocess.Popen(
-        argv, env=environment, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as g:
-        limit = threading.Timer(60, g.kill)
-        limit.start()
-        said = ""
-        while "history cannot go on: the group counts without it" not in said:
-            line = g.stderr.readline()
-            assert line, said
-            said += line
-        counted = [json.loads(g.stdout.readline())["seq"] for _ in range(20)]
-        g.send_signal(signal.SIGINT)
-        g.communicate()
-        limit.cancel()
-    assert g.returncode == 0 and counted == sorted(counted)
-    assert "has tables of version 99, not 1: use another database" in said
 
 
 def test_run_restarts_a_service_that_dies_and_says_so(running):

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from peoplecounter.common import events
 from peoplecounter.common.events import Crossing, ZoneChange
 from tests.support import squares
+from tests.support.cli import ROOT, command
 from tests.support.group import SERVICES, Group
 from tests.support.walk import CROSSINGS, LONG, WALKERS, make_three
 
@@ -217,3 +219,30 @@ def test_a_second_fusion_may_not_write_into_the_same_data_dir(make, run_dir, tmp
     assert (
         f"'the data_dir {tmp_path / 'data'}' is already owned by process {g.processes['fusion.0'].pid}" in done.stderr
     )
+
+
+def test_a_history_that_cannot_go_on_does_not_stop_the_counting(run_dir, clip, model, tmp_path):
+    """Its database is of another version."""
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    with sqlite3.connect(data / "history.db") as database:
+        database.execute("create table peoplecounter_version (number integer primary key)")
+        database.execute("insert into peoplecounter_version values (99)")
+    words = ("run", clip, "--model", model, "--json", "--loop", "--realtime")
+    argv, environment = command(run_dir, *words, PEOPLECOUNTER_DATA_DIR=str(data))
+    with subprocess.Popen(
+        argv, env=environment, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as g:
+        limit = threading.Timer(60, g.kill)
+        limit.start()
+        said = ""
+        while "history cannot go on: the group counts without it" not in said:
+            line = g.stderr.readline()
+            assert line, said
+            said += line
+        counted = [json.loads(g.stdout.readline())["seq"] for _ in range(20)]
+        g.send_signal(signal.SIGINT)
+        g.communicate()
+        limit.cancel()
+    assert g.returncode == 0 and counted == sorted(counted)
+    assert "has tables of version 99, not 1: use another database" in said
