@@ -260,6 +260,7 @@ class _Sent:
 
     captured_ns: int
     verdict: Verdict
+    pts: int | None = None
 
 
 class _Pass:
@@ -386,7 +387,7 @@ class _Pass:
         """Settles whether the picture of a packet will be shown; one that will not, or that `failed`, is damaged."""
         verdict = self._damage.judge(keyframe, pts, self._time_s, failed or bool(problem))
         verdict = "void" if failed else verdict
-        self._sent[number] = _Sent(now_ns, verdict)
+        self._sent[number] = _Sent(now_ns, verdict, pts)
         self._sent.pop(number - PENDING_MAX, None)
         if verdict == "void":
             if self._times:
@@ -397,8 +398,9 @@ class _Pass:
     def _show(self, frame: Frame, now_ns: int, decoded_ns: int) -> Iterator[Picture | Damaged]:
         time_s = heapq.heappop(self._times) if self._times else frame.time
         sent = self._sent.pop(frame.opaque or self._number, None) or _Sent(now_ns, "whole")
-        for other in self._sent.values():  # with B-frames, its packet may have come before those of earlier pictures
-            if other.verdict != "void" and other.captured_ns < sent.captured_ns:
+        for other in self._sent.values():  # with B-frames, packets of later pictures may have come before this one's
+            is_later = other.pts is not None and frame.pts is not None and other.pts > frame.pts  # others show nothing
+            if is_later and other.verdict != "void" and other.captured_ns < sent.captured_ns:
                 other.captured_ns, sent.captured_ns = sent.captured_ns, other.captured_ns
         if sent.verdict == "void":
             return
