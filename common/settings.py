@@ -528,11 +528,10 @@ def _message(error: Exception, known: dict[str, Any]) -> str:
         return f"The settings cannot be read: {error}."
     first = error.errors()[0]
     path = ".".join(str(step) for step in first["loc"])
+    generic = re.sub(r"(^|\.)(sources|lines|zones|areas|alerts)\.[^.]+\.", r"\1\2.NAME.", path)
     if first["type"] == "extra_forbidden":
-        generic = re.sub(r"(^|\.)(sources|lines|zones|areas|alerts)\.[^.]+\.", r"\1\2.NAME.", path)
         return f"The setting {path!r} does not exist: {_nearest(generic, known)}"
     problem = first["msg"].removeprefix("Value error, ")
-    generic = re.sub(r"(^|\.)(sources|lines|zones|areas|alerts)\.[^.]+\.", r"\1\2.NAME.", path)
     about = known.get(re.sub(r"(\.\d+)+$", "", generic))
     if about is not None and first["type"] in DESCRIBED and about.description:
         problem = f"{problem}. It is: {about.description}"

@@ -5,12 +5,9 @@ Each change is one file in a private directory, SOURCE.NAME.json: a line, a zone
 
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from peoplecounter.common.counting import LineSettings, Section, ZoneSettings, check_name
-from peoplecounter.common.errors import NO_INPUT, AppError
 from peoplecounter.common.settings import Settings, SourceSettings
-from peoplecounter.common.sources import write_in_group
+from peoplecounter.common.sources import read_change, write_in_group
 
 FOLDER = "lines"  # in the run directory, or in data_dir
 
@@ -35,7 +32,7 @@ def known_shapes(settings: Settings, name: str, source: SourceSettings) -> dict[
     """The current lines and zones of a source by name. Raises AppError for a file that is not a change."""
     shapes: dict[str, LineOrZone] = {**source.lines, **source.zones}
     for path in sorted(folder(settings).glob(f"{name}.*.json")):
-        change, shape_name = _read(path), path.stem.partition(".")[2]
+        change, shape_name = read_change(path, ShapeFile, "line or zone"), path.stem.partition(".")[2]
         shapes.pop(shape_name, None)
         if shape := change.line or change.zone:
             shapes[shape_name] = shape
@@ -49,12 +46,3 @@ def write_shape(settings: Settings, source: str, name: str, shape: LineOrZone | 
         line=shape if isinstance(shape, LineSettings) else None, zone=shape if isinstance(shape, ZoneSettings) else None
     )
     write_in_group(folder(settings), f"{source}.{name}.json", content.model_dump_json().encode())
-
-
-def _read(path: Path) -> ShapeFile:
-    try:
-        return ShapeFile.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise AppError(f"{path} cannot be read: {error.strerror}.", NO_INPUT) from None
-    except ValidationError:
-        raise AppError(f"{path} is not a line or zone: remove the file, or add it again.") from None

@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -20,6 +21,9 @@ from peoplecounter.common.settings import Settings, SourceSettings
 FOLDER = "sources"  # in the run directory
 # keys of parameters that some cameras take in the path
 SECRETS = r"(?i)/?[^/=]*(?:user|login|pass|pwd|psw|token|auth|key|secret|session|sid)[^/=]*="
+
+
+Change = TypeVar("Change", bound=Section)
 
 
 class SourceChange(Section):
@@ -58,7 +62,8 @@ def known_sources(settings: Settings) -> dict[str, SourceChange]:
     Raises AppError for a file that is not a change.
     """
     changes = {name: SourceChange(id="", source=source) for name, source in settings.sources.items()}
-    changes |= {path.stem: _read(path) for path in sorted(folder(settings).glob("*.json"))}
+    paths = sorted(folder(settings).glob("*.json"))
+    changes |= {path.stem: read_change(path, SourceChange, "source") for path in paths}
     return {name: change for name, change in changes.items() if change.source is not None}
 
 
@@ -107,10 +112,11 @@ def redacted(url: str) -> str:
     return scheme + separator + re.split(SECRETS, re.split("[?#;]", rest)[0].rpartition("@")[2])[0]
 
 
-def _read(path: Path) -> SourceChange:
+def read_change(path: Path, kind: type[Change], what: str) -> Change:
+    """The content of a file of changes; `what` it is, for errors. Raises AppError for a file that is not one."""
     try:
-        return SourceChange.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(path.read_bytes())
     except OSError as error:
         raise AppError(f"{path} cannot be read: {error.strerror}.", NO_INPUT) from None
     except ValidationError:
-        raise AppError(f"{path} is not a source: remove the file, or add the source again.") from None
+        raise AppError(f"{path} is not a {what}: remove the file, or add the {what} again.") from None

@@ -152,9 +152,7 @@ class GroupSupervisor:
 
     def _restart_optional(self, watcher, exit_code: int) -> None:
         """The others do not need it: when it cannot go on, they do."""
-        self._optional_times_s.append(time.monotonic())
-        often = len(self._optional_times_s) == RESTARTS_MAX and time.monotonic() - self._optional_times_s[0] < WITHIN_S
-        if exit_code in FINAL or often:
+        if exit_code in FINAL or _too_often(self._optional_times_s):
             watcher.numprocesses = 0
             self._say(f"{watcher.name} cannot go on: the group counts without it")
         elif exit_code == RESTART:
@@ -165,14 +163,12 @@ class GroupSupervisor:
     def _count_restart(self, name: str, exit_code: int) -> None:
         how = _how(exit_code)
         self.restarts[name] = self.restarts.get(name, 0) + 1
-        now_s, times_s = time.monotonic(), self._restart_times_s
-        if len(times_s) == RESTARTS_MAX and now_s - times_s[0] < WITHIN_S:
+        if _too_often(self._restart_times_s):
             self._say(f"{name} ended with {how}. More than {RESTARTS_MAX} restarts in {WITHIN_S:.0f} s: giving up.")
             self.exit_code = SOFTWARE
             self.stop()
         else:
             self._say(f"{name} ended with {how}: restarted")
-            times_s.append(now_s)
 
     def _sweep(self) -> None:
         """Removes the files of this group, or of a killed one before it. The lock proves that no process uses them."""
@@ -188,6 +184,14 @@ class GroupSupervisor:
         (self._run_dir / "group.lock").unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # it contains files of others
             self._run_dir.rmdir()
+
+
+def _too_often(times_s: deque[float]) -> bool:
+    """Notes a restart; True when there were RESTARTS_MAX others within WITHIN_S."""
+    now_s = time.monotonic()
+    often = len(times_s) == RESTARTS_MAX and now_s - times_s[0] < WITHIN_S
+    times_s.append(now_s)
+    return often
 
 
 def _how(exit_code: int) -> str:

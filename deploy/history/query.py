@@ -41,12 +41,11 @@ class Sum:
     dwell_s: float = 0.0
 
     def add(self, other: "Sum") -> None:
-        self.observed_s, self.complete_s = self.observed_s + other.observed_s, self.complete_s + other.complete_s
-        self.ins, self.outs, self.person_s = (
-            self.ins + other.ins,
-            self.outs + other.outs,
-            self.person_s + other.person_s,
-        )
+        self.observed_s += other.observed_s
+        self.complete_s += other.complete_s
+        self.ins += other.ins
+        self.outs += other.outs
+        self.person_s += other.person_s
         if other.totals:
             self.totals = max(self.totals, other.totals) if self.totals else other.totals
         if other.people_max is not None:
@@ -55,7 +54,7 @@ class Sum:
 
 @dataclass
 class Question:
-    """What is asked. Empty names: everything of that kind; `wanted` False: none of that kind."""
+    """What is asked. Without any names: everything."""
 
     begin_s: float
     end_s: float
