@@ -162,9 +162,11 @@ def test_a_greedy_live_source_does_not_push_another_one_out(group, clip):
     g.start("fusion.0", "preprocess.0", "decoder.greedy", "decoder.modest")
     g.start("infer_tiles.0", fault=("--slow", "12"))
     g.start("infer_global.0", fault=("--slow", "144"))  # so that whole frames wait in the tensors ring
-    g.wait_for(lambda: len(g.of("counts", "modest")) >= 8, "8 frames of the modest source", 60)
+    g.wait_for(lambda: len(g.of("counts", "modest")) >= 3, "the modest source, inference has started", 60)
+    at_start = g.totals("modest")["dropped"]  # on a busy machine engines load for longer than its ring holds frames
+    g.wait_for(lambda: len(g.of("counts", "modest")) >= 11, "8 more frames of the modest source", 60)
     assert g.totals("greedy")["dropped"].get("no_credit", 0) > 20
-    assert not g.totals("modest")["dropped"]
+    assert g.totals("modest")["dropped"] == at_start
     for name in ("greedy", "modest"):
         g.check_books(name)
 
