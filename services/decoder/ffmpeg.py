@@ -8,12 +8,13 @@ from av.video.reformatter import ColorRange, Colorspace
 from peoplecounter.common.ipc.messages import SurfaceLayout
 from peoplecounter.common.settings import SourceSettings
 from peoplecounter.services.decoder.damage import decoding_problem, listen
-from peoplecounter.services.decoder.upright import AS_STORED, Upright, upright
+from peoplecounter.services.decoder.upright import AS_STORED, Upright, exif_orientation, upright
 
 PITCH_PX = 64  # rows of a surface start at multiples of this, as on a GPU
 HD_ROWS = 720  # an unspecified colour matrix is BT.709 from this height on, BT.601 below
 MATRICES = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020", 10: "bt2020"}  # AVColorSpace
 FULL_RANGE = 2  # AVColorRange
+IMAGES = ("mjpeg", "png", "webp", "tiff")  # codecs whose pictures may have an EXIF orientation each
 PLANAR = {
     "yuv420p": False,
     "yuvj420p": True,
@@ -33,6 +34,8 @@ class FfmpegDecoder:
         self._context.copy_opaque = True
         self._deinterlacer: Deinterlacer | None = None  # None: no interlaced frame has come yet
         self._packet = av.Packet()  # that was decoded last
+        self._marks: tuple[int, bytes] | None = None  # of the last frame: rotation, EXIF orientation
+        self._upright = AS_STORED
 
     def decode(self, packet: av.Packet) -> tuple[list[av.VideoFrame], str]:
         frames, said = listen(lambda: self._context.decode(packet if packet.size else None))
@@ -47,7 +50,11 @@ class FfmpegDecoder:
         return frames, decoding_problem(said)
 
     def surface(self, frame: av.VideoFrame) -> "AvSurface":
-        return AvSurface(frame, upright(self._source, self._stream, frame, lambda: bytes(self._packet)))
+        marks = frame.rotation, exif_orientation(bytes(self._packet)) if self._context.name in IMAGES else b""
+        if marks != self._marks:  # in PyAV a frame that is asked for its side data is garbage in a circle, for long
+            self._marks = marks
+            self._upright = upright(self._source, self._stream, frame, lambda: bytes(self._packet))
+        return AvSurface(frame, self._upright)
 
     def restart(self) -> None:
         self._context.flush_buffers()

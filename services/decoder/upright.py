@@ -74,13 +74,19 @@ def _orientation(frame: av.VideoFrame, data: Callable[[], bytes]) -> tuple[int, 
     try:
         matrix = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]
     except ValueError:  # PyAV has no name for some kinds of side data, EXIF among them
-        found = EXIF_ORIENTATION.search(data()[:EXIF_BYTES])
-        return OF_EXIF[(found[1] or found[2])[0]] if found else (round(-frame.rotation / 90) % 4, False)
+        found = exif_orientation(data())
+        return OF_EXIF[found[0]] if found else (round(-frame.rotation / 90) % 4, False)
     if matrix is None:
         return 0, False
     a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
     largest = max(map(abs, (a, b, c, d))) or 1
     return OF_MATRIX.get(tuple(round(value / largest) for value in (a, b, c, d)), (0, False))
+
+
+def exif_orientation(data: bytes) -> bytes:
+    """The byte of an image's EXIF orientation, see OF_EXIF; empty where there is none."""
+    found = EXIF_ORIENTATION.search(data[:EXIF_BYTES])
+    return (found[1] or found[2]) if found else b""
 
 
 def _aspect(source: SourceSettings, stream: av.VideoStream) -> Fraction:
