@@ -62,6 +62,16 @@ class RingConnection:
         if memory is not None:
             memory.close(lambda: self._report_unmapped(epoch))
 
+    def decline(self) -> None:
+        """Gives back all offers that were not taken."""
+        while self.offers:
+            self.give_back(self.offers.popleft())
+
+    def give_back(self, offer: Offer) -> None:
+        """Releases a part without a lease: nothing has read it, or will."""
+        if self.memory is not None and offer.ref.epoch == self.epoch:
+            self.link.send(Release(offer.ref, offer.part.name, offer.part.index))
+
     def _report_unmapped(self, epoch: str) -> None:
         self.link.send(Unmapped(epoch))
 
@@ -122,11 +132,22 @@ class Lease:
 
 
 class RingConsumer:
-    """Consumes one part of every ring named `<ring>.*` in the run directory, including rings that appear later."""
+    """Consumes one part of every ring named `<ring>.*` in the run directory, including rings that appear later.
+
+    `wanted(instance)`: only of rings for which it is true; it is asked again with each search for rings.
+    """
 
     def __init__(
-        self, loop: Loop, run_dir: Path, ring: str, hello: Hello, timing: Timing, work: WorkQueue | None = None
+        self,
+        loop: Loop,
+        run_dir: Path,
+        ring: str,
+        hello: Hello,
+        timing: Timing,
+        work: WorkQueue | None = None,
+        wanted: Callable[[str], bool] = lambda instance: True,
     ):
+        self._wanted = wanted
         self._loop, self._run_dir, self._ring, self._hello, self._timing = loop, run_dir, ring, hello, timing
         self._work = work or memory_kind("shm").work_queue(loop)
         self._connections: dict[Path, RingConnection] = {}
@@ -200,11 +221,16 @@ class RingConsumer:
         if now_ns < self._scan_due_ns:
             return
         self._scan_due_ns = now_ns + SCAN_NS
-        sockets = set(self._run_dir.glob(f"{self._ring}.*.sock"))
+        sockets = {
+            path for path in self._run_dir.glob(f"{self._ring}.*.sock") if self._wanted(path.stem.partition(".")[2])
+        }
         for path in sockets - self._connections.keys():
             self._connections[path] = RingConnection(
                 self._loop, self._run_dir, path, self._hello, self._timing, self._work
             )
         for path in self._connections.keys() - sockets:
-            if self._connections[path].link.welcome is None:
+            connection = self._connections[path]
+            if path.exists():  # it is not wanted any more
+                connection.decline()
+            if connection.link.welcome is None or (path.exists() and not connection.leases):
                 self._connections.pop(path).link.close()

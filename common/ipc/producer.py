@@ -52,7 +52,8 @@ class RingProducer:
     Parts wait for a consumer with credit, oldest first; among those with credit, the least recently used one gets the
     part. `on_lost(header, reason, part)` is called for every part that will not be answered: its deadline passed, it
     was dropped for a newer frame, its holder ended, or went silent with a live frame. `admit(hello)` may refuse a
-    consumer.
+    consumer. `lent`: the name of a part for viewers. It is offered with a slot, to one that has credit at that moment,
+    and is never waited for; one slot at most is lent at a time.
     """
 
     def __init__(
@@ -66,8 +67,10 @@ class RingProducer:
         on_lost: Callable[[FrameHeader, str, Part], None],
         admit: Callable[[Hello], Refuse | None] = lambda hello: None,
         work: WorkQueue | None = None,
+        lent: str = "",
     ):
         self.loop, self.run_dir, self.name, self.slots = loop, run_dir, f"{ring}.{instance}", slots
+        self._lent = lent
         self.layout: Layout | None = None
         self._on_lost, self._admit = on_lost, admit
         self._work = work or memory_kind("shm").work_queue(loop)
@@ -114,7 +117,7 @@ class RingProducer:
 
     def holding(self) -> list[tuple[str, int]]:
         """(source, seq) of every frame that waits or is being read."""
-        return [(c.header.source, c.header.seq) for i, c in self._content.items() if not self._slots.is_free(i)]
+        return [(c.header.source, c.header.seq) for i, c in self._content.items() if self._slots.is_pending(i)]
 
     def open(self, layout: Layout) -> None:
         """Starts a new epoch whose slots have this layout. Offers of the old epoch are lost as stale.
@@ -174,6 +177,7 @@ class RingProducer:
         self._content[index] = _Content(header, by_key)
         self._slots.offer(index, list(by_key))
         self._dispatch()
+        self._lend(index, header)
 
     def written(self, index: int) -> None:
         """The slot's readers may start when the work queued so far has finished."""
@@ -259,6 +263,17 @@ class RingProducer:
                 self._slots.undo_lease(index, key)
                 peer.silent = True  # until it is heard again, or its process is known to have ended
                 self._on_silent(peer)
+
+    def _lend(self, index: int, header: FrameHeader) -> None:
+        peer = self._next_peer(self._lent) if self._lent and not self._slots.lends else None
+        if peer is None or self._slots.is_free(index):
+            return
+        part = Part(self._lent)
+        self._slots.lend(index, part.key, peer.identity)
+        peer.turn = next(self._turns)
+        ref = SlotRef(self._epoch, index, self._slots.generation(index))
+        if not self._link.send(peer, Offer(header, ref, part)):
+            self._slots.release(index, ref.generation, part.key, peer.identity)
 
     def _next_peer(self, part: str) -> Peer | None:
         able = [

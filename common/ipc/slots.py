@@ -6,6 +6,8 @@
 
 A part that is given up because its holder went silent is quarantined: it still blocks the slot, because the holder may
 still be reading, until the holder releases it or its process is known to have ended.
+
+A part may also be lent to a viewer. That, too, blocks the slot, and nothing else: nobody waits for it.
 """
 
 from collections.abc import Callable, Hashable, Iterator
@@ -24,13 +26,19 @@ class _Slot:
     touched: bool = False  # a part of it was leased in this generation
     waiting: list[PartKey] = field(default_factory=list)
     leased: dict[PartKey, Holder] = field(default_factory=dict)
+    lent: dict[PartKey, Holder] = field(default_factory=dict)
     quarantined: set[PartKey] = field(default_factory=set)
 
     @property
     def shown(self) -> str:
         if self.quarantined:
             return "quarantined"
-        return "leased" if self.leased else self.state
+        return "leased" if self.leased or self.lent else self.state
+
+    @property
+    def pending(self) -> bool:
+        """True while somebody has to read it, who may be silent."""
+        return self.state == OFFERED and bool(self.waiting or self.leased)
 
 
 class Slots:
@@ -50,12 +58,21 @@ class Slots:
 
     @property
     def drained(self) -> bool:
-        """True when every slot is free, except for parts of silent holders."""
+        """True when every slot is free, except for parts of silent holders and of viewers."""
         return all(
             slot.state == FREE
             or (slot.state == OFFERED and not slot.waiting and slot.leased.keys() <= slot.quarantined)
             for slot in self._slots
         )
+
+    def is_pending(self, index: int) -> bool:
+        """True while a part of the slot waits or is leased."""
+        return self._slots[index].pending
+
+    @property
+    def lends(self) -> bool:
+        """True while a part of any slot is lent."""
+        return any(slot.lent for slot in self._slots)
 
     def by_state(self) -> dict[str, int]:
         """How many slots are in each state. A slot with a leased or quarantined part counts as that."""
@@ -108,12 +125,19 @@ class Slots:
         if not 0 <= index < len(self._slots):
             return False
         slot = self._slots[index]
-        if slot.generation != generation or slot.leased.get(part) != holder:
+        held = slot.lent if slot.lent.get(part) == holder else slot.leased
+        if slot.generation != generation or held.get(part) != holder:
             return False
-        del slot.leased[part]
-        slot.quarantined.discard(part)
+        del held[part]
+        if held is slot.leased:
+            slot.quarantined.discard(part)
         self._free_if_unused(index)
         return True
+
+    def lend(self, index: int, part: PartKey, holder: Holder) -> None:
+        """Shows a part of an offered slot to a viewer. Ends by release() or forget(); it is never lost work."""
+        self._expect(index, OFFERED)
+        self._slots[index].lent[part] = holder
 
     def undo_lease(self, index: int, part: PartKey) -> None:
         """The lease never reached its holder: the part waits again."""
@@ -127,12 +151,16 @@ class Slots:
         self._free_if_unused(index)
 
     def oldest_untouched(self) -> int | None:
-        """The oldest offered slot of which no part was ever leased: the first to drop when a live source needs room."""
-        return next((i for i in self._offered if not self._slots[i].touched), None)
+        """The oldest offered slot of which no part was ever leased: the first to drop when a live source needs room.
+
+        Not one that is lent: dropping it would give no room.
+        """
+        return next((i for i in self._offered if not self._slots[i].touched and not self._slots[i].lent), None)
 
     def holding(self, holder: Holder) -> int:
         """How many parts the holder has leased."""
-        return sum(h == holder for slot in self._slots for h in slot.leased.values())
+        held = (h for slot in self._slots for h in (*slot.leased.values(), *slot.lent.values()))
+        return sum(h == holder for h in held)
 
     def quarantine(
         self, holder: Holder, gives_up: Callable[[int], bool] = lambda index: True
@@ -150,7 +178,7 @@ class Slots:
         """The holder's process has ended: ends its leases; returns those that were not quarantined before."""
         lost = self.quarantine(holder)
         for index, slot in enumerate(self._slots):
-            for part in [p for p, owner in slot.leased.items() if owner == holder]:
+            for part in [p for p, owner in (*slot.leased.items(), *slot.lent.items()) if owner == holder]:
                 self.release(index, slot.generation, part, holder)
         return lost
 
@@ -160,6 +188,6 @@ class Slots:
 
     def _free_if_unused(self, index: int) -> None:
         slot = self._slots[index]
-        if slot.state == OFFERED and not slot.waiting and not slot.leased:
+        if slot.state == OFFERED and not slot.pending and not slot.lent:
             slot.state = FREE
             self._offered.remove(index)

@@ -50,7 +50,7 @@ class World:
     def owner(self, loop=None, slots=3, instance="cam"):
         owner = RingProducer(
             loop or self.loop(), self.run_dir, "surfaces", instance, slots, TIMING,
-            on_lost=lambda header, reason, part: self.lost.append((header.seq, reason)),
+            on_lost=lambda header, reason, part: self.lost.append((header.seq, reason)), lent="picture",
         )  # fmt: skip
         owner.open(LAYOUT)
         return owner
@@ -60,9 +60,12 @@ class World:
         self.loops.append(Loop())
         return self.loops[-1]
 
-    def consumer(self, credits=2, schema=SCHEMA, name="preprocess.0", pid=None, loop=None):
-        hello = Hello(schema, name, pid or os.getpid(), "frame", credits)
-        return RingConsumer(loop or self.loop(), self.run_dir, "surfaces", hello, TIMING)
+    def consumer(self, credits=2, schema=SCHEMA, name="preprocess.0", pid=None, loop=None, part="frame", **options):
+        hello = Hello(schema, name, pid or os.getpid(), part, credits)
+        return RingConsumer(loop or self.loop(), self.run_dir, "surfaces", hello, TIMING, **options)
+
+    def viewer(self, **options):
+        return self.consumer(credits=1, name="dashboard.0", part="picture", **options)
 
     def turn(self, rounds=1, step_ns=SECOND // 100):
         for _ in range(rounds):
@@ -96,6 +99,83 @@ def show(owner, seq, fill, deadline_ns=0):
 
 def waiting(consumer):
     return sum(len(owner.offers) for owner in consumer._connections.values())
+
+
+def test_a_viewer_is_shown_frames_and_never_waited_for(world):
+    owner, consumer, viewer = world.owner(slots=4), world.consumer(credits=3), world.viewer()
+    show(owner, 0, 0)
+    world.until(lambda: len(owner.consumers) == 2 and waiting(consumer), "both connected")
+    consumer.lease(*consumer.take()).release()
+    world.turn(20)
+    assert not waiting(viewer)  # it had no credit when the frame was offered, and a picture does not wait
+    for seq in (1, 2, 3):
+        show(owner, seq, seq)
+    world.until(lambda: waiting(viewer) and waiting(consumer) == 3, "offers to both")
+    assert waiting(viewer) == 1  # one slot at most is lent
+    _, offer = seen = viewer.take()
+    assert offer.header.seq == 1
+    lease = viewer.lease(*seen)
+    while (taken := consumer.take()) is not None:
+        consumer.lease(*taken).release()
+    world.until(lambda: owner.slots_by_state()["free"] == 3, "all slots but the one that is looked at")
+    assert owner.drained and not owner.holding() and not owner.idle
+    assert (lease.slot == 1).all()
+    world.turn(300)  # a viewer that takes its time loses nothing for anybody
+    lease.release()
+    world.until(lambda: owner.idle, "the last slot")
+    show(owner, 4, 4)
+    world.until(lambda: waiting(viewer), "the next picture")
+    assert world.lost == []
+
+
+def test_a_viewer_that_freezes_or_ends_is_no_lost_work(world):
+    owner, consumer = world.owner(slots=3), world.consumer()
+    alive, frozen = world.loop(), world.loop()
+    keeps, freezes = world.viewer(loop=alive), world.viewer(loop=frozen)
+    world.until(lambda: len(owner.consumers) == 3, "all connected")
+    show(owner, 0, 0, deadline_ns=world.now_ns + 900 * SECOND)
+    world.until(lambda: waiting(keeps) + waiting(freezes) == 1, "the picture")
+    holder, other = (keeps, freezes) if waiting(keeps) else (freezes, keeps)
+    world.loops.remove(alive if holder is keeps else frozen)
+    consumer.lease(*consumer.take()).release()
+    world.turn(400)
+    assert owner.slots_by_state()["leased"] == 1 and not owner.backlog and not owner.holding()
+    show(owner, 1, 1, deadline_ns=world.now_ns + 900 * SECOND)
+    world.until(lambda: waiting(consumer), "counting goes on")
+    assert not waiting(other)
+    owner.retire()  # the source has another layout: nobody waits for the frozen viewer
+    assert [seq for seq, _ in world.lost] == [1]  # what the consumer held, and not what the viewer did
+    world.loops.append(alive if holder is keeps else frozen)
+
+
+def test_a_live_source_drops_its_oldest_frame_though_a_viewer_looks_at_it(world):
+    owner, viewer = world.owner(slots=3), world.viewer()
+    world.until(lambda: owner.consumers, "the viewer")
+    for seq in range(3):
+        show(owner, seq, seq, deadline_ns=world.now_ns + 900 * SECOND)
+    world.until(lambda: waiting(viewer), "the picture of frame 0")
+    index = owner.acquire(evict=lambda older: True)
+    assert index is not None and world.lost == [(1, "no_credit")]  # dropping frame 0 would give no room
+    owner.abandon(index)
+
+
+def test_a_viewer_connects_only_to_what_somebody_looks_at(world):
+    looked_at = set()
+    owner, viewer = world.owner(), world.viewer(wanted=looked_at.__contains__)
+    world.turn(100)
+    assert owner.consumers == [] and viewer.attached == []
+    looked_at.add("cam")
+    world.until(lambda: owner.consumers, "the hello")
+    show(owner, 0, 0)
+    world.until(lambda: waiting(viewer), "the picture")
+    lease = viewer.lease(*viewer.take())
+    looked_at.clear()
+    world.turn(100)
+    assert owner.consumers  # it still reads
+    lease.release()
+    show(owner, 1, 1)  # is offered, and will not be taken
+    world.until(lambda: not owner.consumers, "the bye")
+    assert viewer.attached == [] and world.lost == [] and owner.slots_by_state()["leased"] == 0
 
 
 def test_offer_lease_release(world):

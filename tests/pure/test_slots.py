@@ -7,6 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from peoplecounter.common.ipc.slots import Slots
 
 PARTS = [("global", 0), ("tiles", 0), ("tiles", 1)]
+PICTURE = ("picture", 0)  # is lent to viewers
 
 
 class SlotsMachine(RuleBasedStateMachine):
@@ -18,12 +19,13 @@ class SlotsMachine(RuleBasedStateMachine):
         self.writing = set()
         self.reads = {}  # (slot, part) -> (holder, generation)
         self.waits = set()  # (slot, part)
+        self.views = {}  # (slot, part) that is lent -> (holder, generation)
         self.touched = set()
 
     @rule()
     def acquire(self):
         slot = self.ring.acquire()
-        busy = self.writing | {s for s, _ in self.reads} | {s for s, _ in self.waits}
+        busy = self.writing | {s for s, _ in (*self.reads, *self.waits, *self.views)}
         assert slot not in busy
         assert (slot is None) == (len(busy) == len(self.ring))
         if slot is not None:
@@ -49,6 +51,28 @@ class SlotsMachine(RuleBasedStateMachine):
         self.waits.remove((slot, part))
         self.touched.add(slot)
         self.reads[slot, part] = holder, self.ring.generation(slot)
+
+    @precondition(lambda self: {s for s, _ in (*self.reads, *self.waits)})
+    @rule(data=st.data(), viewer=st.sampled_from("xy"))
+    def lend(self, data, viewer):
+        slot = data.draw(st.sampled_from(sorted({s for s, _ in (*self.reads, *self.waits)})))
+        if (slot, PICTURE) not in self.views:
+            self.ring.lend(slot, PICTURE, viewer)
+            self.views[slot, PICTURE] = viewer, self.ring.generation(slot)
+
+    @precondition(lambda self: self.views)
+    @rule(data=st.data())
+    def give_back(self, data):
+        slot, part = data.draw(st.sampled_from(sorted(self.views)))
+        viewer, generation = self.views.pop((slot, part))
+        assert self.ring.release(slot, generation, part, viewer)
+        assert not self.ring.release(slot, generation, part, viewer)
+
+    @rule(viewer=st.sampled_from("xy"))
+    def viewer_freezes_and_dies(self, viewer):
+        assert self.ring.quarantine(viewer) == []  # never lost work
+        assert self.ring.forget(viewer) == []
+        self.views = {key: value for key, value in self.views.items() if value[0] != viewer}
 
     @rule(data=st.data(), holder=st.sampled_from("abc"), slot=st.integers(-1, 5), generation=st.integers(0, 9))
     def forged_release(self, data, holder, slot, generation):
@@ -92,7 +116,12 @@ class SlotsMachine(RuleBasedStateMachine):
         assert set(self.ring.waiting()) == self.waits
         for holder in "abc":
             assert self.ring.holding(holder) == sum(h == holder for h, _ in self.reads.values())
+        for slot in range(len(self.ring)):
+            assert self.ring.is_pending(slot) == any(slot == s for s, _ in (*self.reads, *self.waits))
+        assert self.ring.lends == bool(self.views)
+        assert self.ring.idle == (not self.writing and not self.reads and not self.waits and not self.views)
         oldest = self.ring.oldest_untouched()
+        assert oldest is None or not any(slot == oldest for slot, _ in self.views)
         assert oldest is None or (oldest not in self.touched and any(slot == oldest for slot, _ in self.waits))
 
 
