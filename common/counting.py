@@ -63,6 +63,8 @@ class ZoneSettings(ShapeSettings):
     @field_validator("points")
     @classmethod
     def _has_an_area(cls, points: tuple[Point, ...]) -> tuple[Point, ...]:
+        if shapes.crosses_itself(points):
+            raise ValueError("two sides of the zone cross each other: give its corners in order")
         if shapes.area(points) < 1e-6:
             raise ValueError("the zone has no area: give three or more corners that do not lie on one line")
         return points

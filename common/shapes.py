@@ -65,6 +65,18 @@ def inside(p: np.ndarray, corners: Points) -> np.ndarray:
     return (spans & (x < crossing_x)).sum(axis=1) % 2 == 1
 
 
+def crosses_itself(corners: Points) -> bool:
+    """True for a polygon of which two sides that are not neighbours meet."""
+    a = np.asarray(corners, float)
+    b = np.roll(a, -1, axis=0)
+    for i in range(len(a)):
+        for j in range(i + 2, len(a) - (i == 0)):
+            around = _right(b[i] - a[i], a[j] - a[i]) != _right(b[i] - a[i], b[j] - a[i])
+            if around and _right(b[j] - a[j], a[i] - a[j]) != _right(b[j] - a[j], b[i] - a[j]):
+                return True
+    return False
+
+
 def area(corners: Points) -> float:
     """Of a polygon that does not cut itself."""
     x, y = np.asarray(corners, float).T

@@ -79,6 +79,15 @@ class Alerts:
             self._journal.write(self._record)
         return changes
 
+    def raised(self, now_s: float) -> dict[str, dict]:
+        """What is raised now: alert -> what it watches, its limit, and the value."""
+        found = {}
+        for name, alert in self._alerts.items():
+            if alert.raised:
+                about = alert.settings.model_dump(include={"area", "zone", "line", "above", "below"}, exclude_none=True)
+                found[name] = {**about, "value": self._of(alert.settings, now_s)}
+        return found
+
     def close(self) -> None:
         if self._webhooks:
             self._webhooks.close()

@@ -285,7 +285,7 @@ class Flow:
         rate = (len(frames) - 1) / (frames[-1] - frames[0])
         if rate >= FPS_MIN:
             return ""
-        return f"only {rate:.1f} frames/s are counted: lines and zones need {FPS_MIN:.0f}"
+        return f"only {int(10 * rate) / 10} frames/s are counted: lines and zones need {FPS_MIN:.0f}"
 
     def line_totals(self, name: str) -> LineTotals:
         return self.sums.lines.get(name) or LineTotals()

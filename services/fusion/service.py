@@ -60,6 +60,7 @@ class Fusion:
             for name, area in settings.areas.items()
         }
         self.alerts = rt.closing(Alerts(settings, self.alert_value))
+        self.raised: dict[str, dict] = {}  # alerts, as published last
         rt.control.on(Correct, self.on_correct)
         self.members = Members()
         self.group = GroupState(self.sources, self.members, self.areas, rt.loop.now_ns)
@@ -303,6 +304,7 @@ class Fusion:
     def publish_statuses(self) -> None:
         """Publishes every source's state once a second, for late subscribers and for sources without frames."""
         now_ns = self.rt.loop.now_ns()
+        self.sources.follow_shapes(now_ns)
         if now_ns < self.status_due_ns:
             return
         self.status_due_ns = now_ns + STATUS_NS
@@ -319,6 +321,9 @@ class Fusion:
         before, self.group.budgets = self.group.budgets, self.window.states(now_ns)
         if self.group.budgets or before:  # once more when there are none any more
             self.publisher.send("budgets", "group", self.group.budgets)
+        raised, self.raised = self.raised, self.alerts.raised(now_ns / 1e9)
+        if self.raised or raised:
+            self.publisher.send("raised", "group", self.raised)
 
     def publish_process(self, name: str, now_ns: int) -> None:
         self.publisher.send("service", name, self.members.processes[name].public(now_ns))

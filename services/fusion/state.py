@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from peoplecounter.common import events
+from peoplecounter.common import events, shape_changes
 from peoplecounter.common.errors import AppError
 from peoplecounter.common.events import EventLog, LineTotals, Sums
 from peoplecounter.common.files import sha256
@@ -23,6 +23,7 @@ from peoplecounter.services.fusion.ledger import Ledger, Totals
 from peoplecounter.services.fusion.members import Members
 
 REFRESH_NS = 100_000_000  # a result of an unknown source makes fusion read the sources again, at most this often
+SHAPES_NS = 200_000_000  # how often fusion looks whether lines or zones have changed
 STALE_NS = 3_000_000_000  # a source whose decoder says nothing for this long is stale
 VOLATILE_LOG_BYTES = 16 << 20  # of a source's event log in the run directory, which is memory
 
@@ -101,6 +102,7 @@ class SourceStates:
         self.states: dict[str, SourceState] = {}
         self.known: dict[str, SourceChange] = known_sources(settings)
         self._refreshed_ns = now_ns
+        self._shapes_ns, self._shapes_due_ns = self._shapes_written_ns(), now_ns
 
     def get(self, name: str, now_ns: int) -> SourceState:
         """The state of a source, with the ledger of an earlier run of fusion if there was one."""
@@ -145,6 +147,24 @@ class SourceStates:
                 if source.state == "ended":
                     source.state, source.detail = "waiting", ""
             self._set_shapes(name)
+
+    def follow_shapes(self, now_ns: int) -> None:
+        """Reads the lines and zones again soon after one of them has changed."""
+        if now_ns < self._shapes_due_ns:
+            return
+        self._shapes_due_ns = now_ns + SHAPES_NS
+        written_ns = self._shapes_written_ns()
+        if written_ns != self._shapes_ns:
+            self._shapes_ns = written_ns
+            for name in self.states:
+                self._set_shapes(name)
+
+    def _shapes_written_ns(self) -> int:
+        """When a file of lines or zones was written last."""
+        try:
+            return shape_changes.folder(self._settings).stat().st_mtime_ns
+        except OSError:
+            return 0
 
     def _set_shapes(self, name: str) -> None:
         """Reads the lines and zones of a source. A file of them that is damaged changes nothing."""

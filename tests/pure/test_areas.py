@@ -195,9 +195,13 @@ def test_a_webhook_gets_each_change_and_is_tried_again(run_dir, monkeypatch):
     for second in range(3):
         alerts.crossed("door.a", 102 + second)
     assert [name for name, _ in alerts.update(105.0)] == ["rush"]
+    raised = alerts.raised(105.0)
+    assert raised["full"] == {"area": "shop", "above": 5, "value": 6} and raised.keys() == {"full", "rush"}
     alerts.close()
     again = Alerts(settings, lambda kind, name: people)  # it was told already: only the quiet minute is new
+    assert again.raised(106.0).keys() == {"full", "rush"}
     assert [(name, c["state"], c["number"]) for name, c in again.update(200.0)] == [("rush", "cleared", 2)]
+    assert again.raised(200.0).keys() == {"full"}
     again.close()
     server.shutdown()
     assert [(body["alert"], body["state"]) for body in server.got] == [("full", "raised")] * 2

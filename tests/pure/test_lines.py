@@ -176,3 +176,20 @@ def test_a_visit_ends_with_the_track_when_it_was_last_seen():
 def test_inside_of_a_polygon_that_is_not_convex(p, within):
     corners = ((0.1, 1.0), (0.5, 0.1), (0.9, 1.0), (0.5, 0.8))
     assert shapes.inside(np.array([p]), corners)[0] == within
+
+
+@pytest.mark.parametrize(
+    "corners, crosses",
+    [
+        ([(0, 0), (1, 0), (1, 1), (0, 1)], False),
+        ([(0, 0), (1, 1), (1, 0), (0, 1)], True),
+        ([(0, 0), (1, 1), (1, 0.1), (0, 1)], True),
+        ([(0, 0), (1, 0), (0.5, 0.5), (1, 1), (0, 1)], False),  # not convex
+        ([(0, 0), (1, 0), (0, 1)], False),
+        ([(0, 0), (4, 0), (4, 3), (1, 3), (1, -1), (2, -1), (2, 2), (0, 2)], True),
+    ],
+)
+@pytest.mark.parametrize("turn", range(4))
+def test_the_sides_of_a_zone_do_not_cross(corners, crosses, turn):
+    assert shapes.crosses_itself(corners[turn:] + corners[:turn]) == crosses
+    assert shapes.crosses_itself(corners[::-1]) == crosses
