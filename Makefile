@@ -29,7 +29,7 @@ soak: .venv/dev
 
 .venv/demo: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[history]'
 	@touch $@
 
 .venv/dev: pyproject.toml

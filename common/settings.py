@@ -40,6 +40,7 @@ ENDPOINT = r"tcp://[^/\s]+:\d+\Z"
 LOOPBACK = r"tcp://(127\.\d+\.\d+\.\d+|\[::1\]|localhost):(\d+|\*)\Z"
 PATHS = {  # settings with a path
     "run_dir", "data_dir", "sources_dir", "lines_dir", "heartbeat", "url", "model", "key", "subscribers", "file",
+    "token_file", "tls_certificate", "tls_key",
 }  # fmt: skip
 DATA = "data"  # in the run directory, where data_dir is not set
 DESCRIBED = ("string_pattern_mismatch", "too_short", "less_than_equal", "greater_than_equal")  # errors that say little
@@ -294,6 +295,70 @@ class TelemetrySettings(Section):
         return value
 
 
+class DashboardSettings(Section):
+    listen: str = "auto"
+    """HOST:PORT of the pages and the API; auto: with `run` a free port of 127.0.0.1, otherwise none; empty: none"""
+    video: Literal["auto", "off", "background", "pixelated", "on"] = "auto"
+    """Pictures on the pages, see deploy/SECURITY.md; auto: on, but off where listen or hosts are beyond loopback"""
+    token_file: str = ""
+    """File of those who may log in, see 'peoplecounter dashboard token'; required beyond loopback"""
+    tls_certificate: str = ""
+    """PEM file with the certificate, and those between it and its root; required beyond loopback, with tls_key"""
+    tls_key: str = ""
+    """PEM file with the key of the certificate"""
+    behind_proxy: bool = False
+    """A proxy in front of the dashboard speaks TLS: it may listen without, and its users come by https"""
+    hosts: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]+(:\d{1,5})?$")], ...] = ()
+    """Names by which browsers reach it, beside loopback and the address of listen, e.g. counter.example.com"""
+
+    @field_validator("listen")
+    @classmethod
+    def _an_address(cls, value: str) -> str:
+        found = re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):(\d{1,5})", value)
+        if value not in ("", "auto") and (found is None or int(found[2]) > 65_535):
+            raise ValueError("expected HOST:PORT, e.g. 127.0.0.1:8650")
+        return value
+
+    @model_validator(mode="after")
+    def _private(self) -> "DashboardSettings":
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise ValueError("set both tls_certificate and tls_key, or neither")
+        if self.beyond_loopback and not self.token_file:
+            raise ValueError("the dashboard can be reached from other machines: set token_file")
+        if self.address and not self.listens_on_loopback and not (self.tls_key or self.behind_proxy):
+            raise ValueError(f"{self.listen} is beyond loopback: set tls_certificate and tls_key, or behind_proxy")
+        return self
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """(host, port) to listen on; None: there is no dashboard."""
+        if self.listen in ("", "auto"):
+            return None
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+    @property
+    def speaks_tls(self) -> bool:
+        """True when browsers come by https."""
+        return bool(self.tls_key) or self.behind_proxy
+
+    @property
+    def listens_on_loopback(self) -> bool:
+        return self.address is not None and bool(re.fullmatch(r"127\.\d+\.\d+\.\d+|::1|localhost", self.address[0]))
+
+    @property
+    def beyond_loopback(self) -> bool:
+        """True when other machines can reach it, by themselves or by a proxy."""
+        return self.address is not None and (not self.listens_on_loopback or self.behind_proxy or bool(self.hosts))
+
+    @property
+    def pictures(self) -> str:
+        """What is shown of the pictures: "off", "background", "pixelated" or "on"."""
+        if self.address is None:
+            return "off"
+        return ("off" if self.beyond_loopback else "on") if self.video == "auto" else self.video
+
+
 Budget = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -377,6 +442,7 @@ class Settings(BaseSettings):
     engine: EngineSettings = EngineSettings()
     fusion: FusionSettings = FusionSettings()
     history: HistorySettings = HistorySettings()
+    dashboard: DashboardSettings = DashboardSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     budgets: BudgetSettings = BudgetSettings()
 

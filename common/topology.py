@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 SURFACES, TENSORS = "surfaces", "tensors"  # rings: NV12 pixels of a source; the network's input images
-FRAME, GLOBAL, TILES = "frame", "global", "tiles"  # parts: of a surface; of a tensor slot
+FRAME, PICTURE = "frame", "picture"  # parts of a surface: for inference; for viewers, who are never waited for
+GLOBAL, TILES = "global", "tiles"  # parts of a tensor slot
 RESULTS = "results.fusion"  # the link on which every process reports to fusion
 
 
 @dataclass(frozen=True)
 class ServiceRow:
-    """One service: `python -m peoplecounter.services.NAME [INSTANCE]`."""
+    """One service: `python -m MODULE [INSTANCE]`."""
 
     name: str
     reads: str | None  # the ring it consumes
@@ -22,7 +23,15 @@ class ServiceRow:
     each: Literal["source", "worker", "group"]  # one process per source; settings.workers of them; one per group
     does: str
     optional: bool = False  # a group may be without it
+    elsewhere: str = ""  # its module, if that is not in services
 
+    @property
+    def module(self) -> str:
+        """What `python -m` runs."""
+        return self.elsewhere or f"peoplecounter.services.{self.name}"
+
+
+DASHBOARD = "peoplecounter.deploy.dashboard"  # uses what commands use, so it is not in services
 
 SERVICES = (
     ServiceRow("decoder", None, None, SURFACES, "source", "source -> NV12 surface in a slot"),
@@ -30,6 +39,8 @@ SERVICES = (
     ServiceRow("infer_global", TENSORS, GLOBAL, None, "worker", "the whole frame -> detections"),
     ServiceRow("infer_tiles", TENSORS, TILES, None, "worker", "one group of its tiles, at every level -> detections"),
     ServiceRow("fusion", None, None, None, "group", "join, merge, count, track, publish"),
-    ServiceRow("history", None, None, None, "group", "event logs -> database", optional=True),
+    ServiceRow("history", None, None, None, "group", "event logs -> database", True),
+    ServiceRow("dashboard", SURFACES, PICTURE, None, "group", "pictures, pages, API", True, DASHBOARD),
 )
+LENT = {row.reads: row.part for row in SERVICES if row.reads and row.optional}  # ring -> its part for viewers
 BY_NAME = {row.name: row for row in SERVICES}

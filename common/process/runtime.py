@@ -41,7 +41,7 @@ from peoplecounter.common.process.liveness import Liveness, notify, write_heartb
 from peoplecounter.common.process.telemetry import Tracer
 from peoplecounter.common.process.usage import usage
 from peoplecounter.common.settings import Settings, load_settings, requested_log_format
-from peoplecounter.common.topology import BY_NAME
+from peoplecounter.common.topology import BY_NAME, LENT
 
 SUPERVISOR_PID = "SUPERVISOR_PID_OF_PEOPLECOUNTER"  # environment variable, set by `run`: services end with that process
 CLAIM_S = 0.25  # how often a decoder without a source looks for one
@@ -103,17 +103,22 @@ class Runtime:
         self.producer = self.closing(
             RingProducer(
                 self.loop, self.settings.run_dir, self.row.owns, self.instance, slots, self.timing,
-                on_lost, admit, self.work,
+                on_lost, admit, self.work, LENT.get(self.row.owns) or "",
             )
         )  # fmt: skip
         return self.producer
 
-    def open_inputs(self, credits: int, wants: Input | None = None) -> RingConsumer:
-        """The rings that this service reads, see topology.py. `wants`: the only input that it can read."""
+    def open_inputs(
+        self,
+        credits: int,
+        wants: Input | None = None,
+        wanted: Callable[[str], bool] = lambda instance: True,
+    ) -> RingConsumer:
+        """The rings that this service reads, see topology.py and RingConsumer. `wants`: the only input it can read."""
         assert self.row.reads and self.row.part, f"{self.row.name} reads no ring"
         hello = self.hello(self.row.part, credits, wants)
         self.consumer = self.closing(
-            RingConsumer(self.loop, self.settings.run_dir, self.row.reads, hello, self.timing, self.work)
+            RingConsumer(self.loop, self.settings.run_dir, self.row.reads, hello, self.timing, self.work, wanted)
         )
         return self.consumer
 

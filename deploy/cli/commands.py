@@ -16,7 +16,7 @@ from peoplecounter.common.keys import CHARACTERS, key_pair
 from peoplecounter.common.logs import Level
 from peoplecounter.common.settings import PREFIX, SourceSettings, section_settings
 from peoplecounter.common.sources import absolute_url
-from peoplecounter.deploy.cli import engine_commands, history_commands
+from peoplecounter.deploy.cli import dashboard_commands, engine_commands, history_commands
 from peoplecounter.deploy.cli.display import (
     DISPLAYED,
     ProcessStates,
@@ -26,7 +26,7 @@ from peoplecounter.deploy.cli.display import (
     summary_lines,
 )
 from peoplecounter.deploy.group import client, scaling, source_changes
-from peoplecounter.deploy.group.foreground import configure, overrides, run_group
+from peoplecounter.deploy.group.foreground import configure, overrides, run_group, with_dashboard
 from peoplecounter.deploy.group.subscribe import POLL_S, messages
 from peoplecounter.deploy.report import crossings, evaluate, track_scores
 
@@ -40,6 +40,7 @@ source_app = typer.Typer(no_args_is_help=True, help="Add, remove and list the so
 app.add_typer(source_app, name="source")
 app.add_typer(history_commands.line_app, name="line")
 app.add_typer(history_commands.zone_app, name="zone")
+app.add_typer(dashboard_commands.app, name="dashboard")
 app.command()(history_commands.history)
 app.command()(history_commands.correct)
 
@@ -101,7 +102,7 @@ def run(
 ) -> None:
     """Start a group and show its counts until all sources have ended, or until Ctrl-C."""
     changes = overrides(source or [], model, workers or [], backend, realtime, loop, run_dir, start_time)
-    settings, environment = configure(config, changes)
+    settings, environment = with_dashboard(*configure(config, changes))
     if boxes and not out:
         raise AppError("--boxes writes into the file of --out: give one.")
     summary, code = run_group(settings, environment, as_json, out, boxes=boxes, events=events)

@@ -10,15 +10,15 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import typer
 
 from peoplecounter.common import shape_changes
-from peoplecounter.common.counting import LineSettings, ZoneSettings, check_name
-from peoplecounter.common.errors import NO_INPUT, SOFTWARE, AppError
-from peoplecounter.common.ipc.messages import NOTE_MAX, PEOPLE_MAX, Correct, Corrected
+from peoplecounter.common.counting import LineSettings, ZoneSettings
+from peoplecounter.common.errors import NO_INPUT, AppError
+from peoplecounter.common.ipc.messages import PEOPLE_MAX
 from peoplecounter.common.settings import section_settings
 from peoplecounter.common.sources import known_sources
-from peoplecounter.deploy.group import client
+from peoplecounter.deploy.group import client, counting_changes
 
 line_app = typer.Typer(no_args_is_help=True, help="Add, remove and list the lines and zones of a running group.")
-zone_app = typer.Typer(no_args_is_help=True, help="The same for zones.")
+zone_app = typer.Typer(no_args_is_help=True, help="Add, remove and list zones: the same as lines.")
 
 RunDir = Annotated[Path | None, typer.Option(help="Run directory of the group.")]
 Config = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
@@ -80,7 +80,7 @@ def list_shapes(config: Config = None, run_dir: RunDir = None, as_json: AsJson =
     for name, change in known_sources(settings).items():
         assert change.source is not None
         for shape_name, shape in shape_changes.known_shapes(settings, name, change.source).items():
-            kind = _kind(shape)
+            kind = counting_changes.kind_of(shape)
             row = {"kind": kind, "source": name, "name": shape_name, **shape.model_dump(mode="json")}
             print(json.dumps(row) if as_json else f"{kind}  {name}.{shape_name}  {_text(shape)}")
 
@@ -93,17 +93,8 @@ def correct(
     run_dir: RunDir = None,
 ) -> None:
     """Say how many people are in an area. The correction is recorded."""
-    check_name(area, "area")
-    if len(note) > NOTE_MAX:
-        raise AppError(f"The note has {len(note)} characters: at most {NOTE_MAX} are stored.")
-    group = client.find_group(config, run_dir)
-    client.processes(group.run_dir)
-    answer = client.ask(group, ["fusion.0"], Correct(area, people, note)).get("fusion.0")
-    if not isinstance(answer, Corrected):
-        raise AppError("fusion does not answer: see 'peoplecounter ps'.", SOFTWARE)
-    if answer.refusal:
-        raise AppError(answer.refusal)
-    print(f"{area}: {answer.before} -> {answer.after} people")
+    before, after = counting_changes.correct(client.find_group(config, run_dir), area, people, note)
+    print(f"{area}: {before} -> {after} people")
 
 
 def history(
@@ -161,23 +152,7 @@ def _write(
 ) -> None:
     group = client.find_group(config, run_dir)
     client.processes(group.run_dir)
-    settings = group.settings
-    known = known_sources(settings)
-    if source not in known:
-        raise AppError(f"The source {source!r} does not exist: see 'peoplecounter source list'.", NO_INPUT)
-    found = known[source].source
-    assert found is not None
-    before = shape_changes.known_shapes(settings, source, found).get(name)
-    if shape is None and before is None:
-        raise AppError(f"{source} has no line or zone {name!r}: see 'peoplecounter line list'.", NO_INPUT)
-    if shape and before and type(shape) is not type(before):
-        raise AppError(f"{source}.{name} is a {_kind(before)} already: remove it first, or choose another name.")
-    shape_changes.write_shape(settings, source, name, shape)
-    print(f"{source}.{name} was {'removed' if shape is None else 'changed' if before else 'added'}")
-
-
-def _kind(shape: LineSettings | ZoneSettings) -> str:
-    return "line" if isinstance(shape, LineSettings) else "zone"
+    print(f"{source}.{name} was {counting_changes.change_shape(group, source, name, shape)}")
 
 
 def _points(text: str) -> list[tuple[float, float]]:

@@ -34,7 +34,7 @@ def watchers(settings: Settings, environment: dict[str, str]) -> list[dict]:
     return [
         {
             "name": row.name,
-            "cmd": shlex.join([sys.executable, "-m", f"peoplecounter.services.{row.name}"]),
+            "cmd": shlex.join([sys.executable, "-m", row.module]),
             "numprocesses": process_count(row, settings),
             "env": environment,
             "copy_env": True,
@@ -49,7 +49,9 @@ def process_count(row: ServiceRow, settings: Settings) -> int:
     """How many processes of a service a group starts with."""
     if row.each == "source":
         return len(list(sources_to_decode(settings)))
-    if row.optional and not settings.history_url:
+    if (row.name == "history" and not settings.history_url) or (
+        row.name == "dashboard" and not settings.dashboard.address
+    ):
         return 0
     return cores.process_count(settings, row.name) if row.each == "worker" else 1
 
@@ -154,7 +156,7 @@ class GroupSupervisor:
         """The others do not need it: when it cannot go on, they do."""
         if exit_code in FINAL or _too_often(self._optional_times_s):
             watcher.numprocesses = 0
-            self._say(f"{watcher.name} cannot go on: the group counts without it")
+            self._say(f"{watcher.name} has stopped: counting goes on without it")
         elif exit_code == RESTART:
             self._say(f"{watcher.name} restarts as requested")
         else:

@@ -25,6 +25,7 @@ from peoplecounter.common.logs import Level
 from peoplecounter.common.process.control import PREFIX
 from peoplecounter.common.settings import CONFIG_VARIABLE, Settings, load_settings
 from peoplecounter.common.settings import PREFIX as ENVIRONMENT
+from peoplecounter.common.topology import SERVICES
 
 ANSWER_S = 3.0  # a process that has not answered by then is frozen or busy loading
 READY_S = 60.0  # until a process that was started is ready
@@ -230,9 +231,10 @@ def _chosen(run_dir: Path, service: str) -> list[str]:
 def _is_service(pid: int) -> bool:
     """True for a service process: a pid in a file may have been reused by another program."""
     try:
-        return b"peoplecounter.services." in Path(f"/proc/{pid}/cmdline").read_bytes()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
+    return any(row.module.encode() in command for row in SERVICES)
 
 
 def _rss_mb(pid: int) -> int:

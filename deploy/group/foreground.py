@@ -2,12 +2,16 @@
 
 import json
 import os
+import socket
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
 from peoplecounter.common.backend import is_endpoint
 from peoplecounter.common.engine.loading import check_model
 from peoplecounter.common.errors import NO_INPUT, SOFTWARE, AppError
+from peoplecounter.common.ipc.link import Timing
 from peoplecounter.common.process.control import sources_to_decode
 from peoplecounter.common.settings import (
     CONFIG_VARIABLE,
@@ -19,10 +23,13 @@ from peoplecounter.common.settings import (
 )
 from peoplecounter.common.sources import absolute_url, is_missing, known_sources
 from peoplecounter.deploy.cli.display import DISPLAYED, JsonLines, display
+from peoplecounter.deploy.group import client
 from peoplecounter.deploy.group.circus import GroupSupervisor, source_name
 from peoplecounter.deploy.group.subscribe import Follower, Tally
 
 EVENTS = ("crossings", "zones")
+LOOK_S = 0.3
+PORTS = range(8650, 8660)  # of dashboards, so that one has the same address each time
 
 
 def overrides(
@@ -81,6 +88,27 @@ def configure(config: Path | None, changes: dict[str, str]) -> tuple[Settings, d
     return settings, dict(os.environ)
 
 
+def with_dashboard(settings: Settings, environment: dict[str, str]) -> tuple[Settings, dict[str, str]]:
+    """The same, with a free port of 127.0.0.1 where dashboard.listen is "auto": it stays when the process restarts."""
+    if settings.dashboard.listen != "auto":
+        return settings, environment
+    environment = {**environment, PREFIX + "DASHBOARD__LISTEN": f"127.0.0.1:{_free_port()}"}
+    os.environ.update(environment)
+    return load_settings(), environment
+
+
+def _free_port() -> int:
+    for port in (*PORTS, 0):
+        with socket.socket() as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                tried.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return tried.getsockname()[1]
+    raise AppError('No port of 127.0.0.1 is free for the dashboard: set dashboard.listen = "".')
+
+
 def check_source(name: str, source: SourceSettings) -> None:
     """Raises AppError for a file that does not exist; a USB camera may be plugged in later."""
     if is_missing(source):
@@ -119,6 +147,9 @@ def run_group(
     group = GroupSupervisor(settings, environment, screen.say, stop_if_ended)
     also = f" and {settings.fusion.publish}" if settings.fusion.publish else ""
     screen.say(f"counts on {settings.publish}{also}")
+    done = threading.Event()
+    if settings.dashboard.address:
+        threading.Thread(target=_tell_url, args=(settings, screen.say, done), daemon=True).start()
 
     def on_message(kind: str, name: str, content: dict) -> None:
         if kind in EVENTS:
@@ -151,6 +182,7 @@ def run_group(
     try:
         group.run()
     finally:
+        done.set()
         follower.close()
         screen.close()
     if isinstance(follower.error, BrokenPipeError):  # `run … | head`: the reader has ended
@@ -165,6 +197,18 @@ def run_group(
     problem, code = tally.lost(live) or (None, 0)
     summary["problem"] = problem
     return summary, group.exit_code or code
+
+
+def _tell_url(settings: Settings, say: Callable[[str], None], done: threading.Event) -> None:
+    """Says where the dashboard is as soon as it answers: a port may belong to another group's."""
+    group = client.RunningGroup(
+        settings, settings.run_dir, Timing.of_ms(settings.link.beat_ms, settings.link.silent_ms)
+    )
+    while not done.wait(LOOK_S):
+        pid = client.owners(settings.run_dir).get("dashboard.0")
+        answer = client.describe(group, "dashboard.0", pid) if pid else None
+        if answer and answer.ready:
+            return say(f"pictures on {answer.about}")
 
 
 def _open(out: Path) -> TextIO:

@@ -19,7 +19,7 @@ def write(rows: list[dict], form: str, out: Path | None) -> None:
         raise AppError(f"Unknown format {form!r}: use one of {', '.join(FORMATS)}.")
     if form == "parquet":
         return _write_parquet(rows, out)
-    text = {"table": _table, "csv": _csv, "json": _json}[form](rows)
+    text = {"table": _table, "csv": csv_text, "json": _json}[form](rows)
     if out is None:
         sys.stdout.write(text)
         return None
@@ -59,7 +59,8 @@ def _text(value: object) -> str:
     return f"{value:.10g}" if isinstance(value, float) and value < 1e6 else str(value)
 
 
-def _csv(rows: list[dict]) -> str:
+def csv_text(rows: list[dict]) -> str:
+    """The rows as CSV; what is unknown is empty."""
     text = io.StringIO()
     if rows:
         writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")

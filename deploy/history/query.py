@@ -7,6 +7,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, Engine, Table, and_, func, select
@@ -110,16 +111,25 @@ def rows(engine: Engine, question: Question) -> list[dict]:
     return answer
 
 
-def raw(engine: Engine, table: str, question: Question) -> list[dict]:
-    """The rows of a table, oldest first, its times also as local time."""
+def totals_before(engine: Engine, begin_s: float) -> dict[str, tuple[int, int]]:
+    """SOURCE.LINE -> all of its crossings, in and out, before a moment."""
+    with engine.connect() as connection:
+        return _Totals(connection, int(begin_s)).of
+
+
+def raw(engine: Engine, table: str, question: Question, limit: int = 0) -> list[dict]:
+    """The rows of a table, oldest first, its times also as local time. `limit`: only so many, the newest ones."""
     columns: Table = tables.metadata.tables[table]
     time_s = columns.c.get("time_s", columns.c.get("left_s"))
     query = select(columns)
     if time_s is not None:
-        query = query.where(and_(time_s >= question.begin_s, time_s < question.end_s)).order_by(time_s)
+        query = query.where(and_(time_s >= question.begin_s, time_s < question.end_s)).order_by(time_s.desc())
     with engine.connect() as connection:
-        found = [dict(row) for row in connection.execute(query).mappings()]
-    found = [row for row in found if any(map(question.wants, _series_of(row)))]
+        rows = (dict(row) for row in connection.execution_options(yield_per=1000).execute(query).mappings())
+        wanted = (row for row in rows if any(map(question.wants, _series_of(row))))
+        found = list(islice(wanted, limit or None))
+    if time_s is not None:
+        found.reverse()
     if time_s is None:
         return found
     return [{"time": local(row[time_s.name], question.zone, "seconds"), **row} for row in found]

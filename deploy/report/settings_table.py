@@ -49,9 +49,9 @@ def _default(field) -> str:
     if field.default_factory:
         return "per user"
     default = str(field.default).lower() if isinstance(field.default, bool) else field.default
-    if field.annotation and "tuple" in str(field.annotation):
+    if field.annotation and "tuple" in str(field.annotation) and default is None:
         return "`auto`"
-    return f"`{default}`" if default not in ("", None) else "–"
+    return f"`{default}`" if default not in ("", None, ()) else "–"
 
 
 PAGE = """# Settings

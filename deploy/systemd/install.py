@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 UNITS = Path("etc/systemd/system")
 HIDDEN = [Path(p) for p in ("/home", "/root", "/run/user", "/tmp", "/var/tmp")]  # hidden by the units' hardening
 STATE = Path("/var/lib")  # of StateDirectory
-WRITERS = ("fusion", "history")  # of data_dir
+WRITERS = ("fusion", "history", "dashboard")  # of data_dir
 MEMORY = {"cpu": "4G", "cuda": "24G"}  # MemoryMax of one process, its ring included
 DEVICES = {
     "cpu": "PrivateDevices=yes\nMemoryDenyWriteExecute=yes",  # not for cuda: the driver and the compiler write code
@@ -103,7 +103,7 @@ def units(settings: Settings, config: Path, name: str, user: str) -> dict[str, s
             "service",
             fill
             | {
-                "service": service.name,
+                "module": service.module,
                 "does": service.does.replace("->", "to"),
                 "writes": f"ReadWritePaths={settings.data_dir}" if _writes_elsewhere(service, settings, name) else "",
                 "devices": _devices(kind, service, settings),
@@ -161,7 +161,7 @@ def template(unit: str) -> str:
 
 def needs_network(service: ServiceRow, settings: Settings) -> bool:
     """False for a service that communicates only with the other services."""
-    if service.name == "decoder" or settings.telemetry.exporter == "otlp":
+    if service.name in ("decoder", "dashboard") or settings.telemetry.exporter == "otlp":
         return True
     if service.name == "fusion":
         webhooks = any(alert.webhook for alert in settings.alerts.values())
@@ -180,6 +180,9 @@ def check(settings: Settings, config: Path) -> None:
         "fusion.key": settings.fusion.key,
         "fusion.subscribers": settings.fusion.subscribers,
         "data_dir": settings.data_dir,
+        "dashboard.token_file": settings.dashboard.token_file,
+        "dashboard.tls_certificate": settings.dashboard.tls_certificate,
+        "dashboard.tls_key": settings.dashboard.tls_key,
     }
     data = settings.data_dir
     if data and (set(data) & set(" %\"'\\") or (not Path(data).is_dir() and not Path(data).is_relative_to(STATE))):

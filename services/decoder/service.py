@@ -47,8 +47,9 @@ class Decoder:
         settings, change = rt.settings, _source_change(rt)
         assert change.source is not None
         self.rt, self.source = rt, change.source
+        looked_at = settings.dashboard.pictures != "off"  # one more slot, so that a viewer costs the others nothing
         self.surfaces = rt.open_ring(
-            settings.decoder.slots, on_lost=lambda header, reason, part: rt.drop(header, reason)
+            settings.decoder.slots + looked_at, on_lost=lambda header, reason, part: rt.drop(header, reason)
         )
         self.journal = rt.closing(Journal(settings.run_dir / f"decoder.{rt.instance}.journal", ResumePoint))
         self.resume = self.journal.read() or ResumePoint()

@@ -82,8 +82,9 @@ def path_problems(tree, rooms):
 
 
 def test_topology_is_what_lies_in_services():
-    folders = {p.parent.name for p in (ROOT / "services").glob("*/__main__.py")}
-    assert folders == {row.name for row in SERVICES}
+    modules = {module(p) for p in (ROOT / "services").glob("*/__main__.py")}
+    assert modules == {f"services.{row.name}.__main__" for row in SERVICES if not row.elsewhere}
+    assert {row.name for row in SERVICES if row.elsewhere} == {"dashboard"}  # it uses what commands use
     assert {row.name for row in SERVICES if row.each == "worker"} == set(WorkerSettings.model_fields)
     assert {row.reads for row in SERVICES if row.reads} == {row.owns for row in SERVICES if row.owns}
 
@@ -136,7 +137,7 @@ def test_services_name_rings_and_parts_only_by_topology():
 
 @pytest.mark.parametrize("row", SERVICES, ids=lambda row: row.name)
 def test_a_service_starts_without_any_gpu_package(row):
-    name = f"peoplecounter.services.{row.name}.__main__"
+    name = f"{row.module}.__main__"
     code = f"import sys, {name}; print(*{{m.split('.')[0] for m in sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not GPU & set(done.stdout.split())

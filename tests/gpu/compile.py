@@ -10,6 +10,7 @@ from triton.compiler import ASTSource, compile
 from peoplecounter.common.engine import dense
 from peoplecounter.common.ipc.messages import Input, SurfaceLayout
 from peoplecounter.common.views import table
+from peoplecounter.deploy.dashboard import shrink_triton
 from peoplecounter.services.preprocess import kernels_triton
 
 
@@ -40,6 +41,11 @@ def main(capability: int) -> None:
         print("nv12_to_images", size, dtype, "st.global.v4.b32" in ptx)
     build(dense.nms_kernel, ["*fp32", "*fp32", "*i32", "fp32"], {"ANCHORS": 1024}, capability, 4)
     print("nms_kernel")
+    for kind, shift in (("*u8", 0), ("*u16", 8)):
+        shape = {"SHIFT": shift, "FACTOR": shrink_triton.FACTOR_MAX, "CHANNELS": 2}
+        shape |= {"BLOCK_Y": shrink_triton.BLOCK_Y, "BLOCK_X": shrink_triton.BLOCK_X}
+        build(shrink_triton.average_plane, [kind, "*u8", *["i32"] * 6], shape, capability, 4)
+    print("average_plane")
 
 
 if __name__ == "__main__":

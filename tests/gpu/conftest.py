@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from peoplecounter.common import backend
+from tests.support.group import Group
 
 GPU = all(fine for what, fine, _ in backend.cuda_checks() if what == "NVIDIA GPU")
 if not GPU:
@@ -46,3 +47,22 @@ def reader(run_dir):
     one = Reader(run_dir)
     yield one
     one.close()
+
+
+@pytest.fixture
+def gpu_group(run_dir, plan):
+    groups = []
+
+    def make(sources, **settings):
+        groups.append(Group(run_dir, plan, sources, backend="cuda", **settings))
+        return groups[-1]
+
+    yield make
+    for group in groups:
+        try:
+            group.close()
+        finally:
+            for process in group.processes.values():
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()

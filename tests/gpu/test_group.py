@@ -10,30 +10,11 @@ import pytest
 
 from tests.pipeline.test_metrics import ON_A_GPU, scrape
 from tests.support.cli import gpu_used_mb
-from tests.support.group import SERVICES, Group
+from tests.support.group import SERVICES
 from tests.support.rtsp import free_port
 
 pytestmark = pytest.mark.gpu
 RESTARTS = int(os.environ.get("RESTARTS", 20))
-
-
-@pytest.fixture
-def gpu_group(run_dir, plan):
-    groups = []
-
-    def make(sources, **settings):
-        groups.append(Group(run_dir, plan, sources, backend="cuda", **settings))
-        return groups[-1]
-
-    yield make
-    for group in groups:
-        try:
-            group.close()
-        finally:
-            for process in group.processes.values():
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
 
 
 def test_all_frames_are_counted_as_on_the_cpu(gpu_group, street):

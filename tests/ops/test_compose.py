@@ -10,6 +10,7 @@ import pytest
 from peoplecounter.common import topology
 from tests.ops.conftest import ENOUGH, FPS, IMAGE, check_started_again
 from tests.support.cli import argv, missing_as_root
+from tests.support.dashboard import JPEG
 from tests.support.docker import NEEDED, Docker
 from tests.support.published import Published
 
@@ -24,6 +25,8 @@ loop = true
 fps = {FPS}
 [engine]
 threads = 1
+[dashboard]
+listen = "127.0.0.1:8650"
 """
 SERVICES = [service.name for service in topology.SERVICES if not service.optional]
 
@@ -42,7 +45,7 @@ class Compose:
         docker.environment |= {
             "IMAGE": IMAGE, "CONFIG": str(config), "MEDIA": str(media), "COMPOSE_PROJECT_NAME": PROJECT,
         }  # fmt: skip
-        self.compose("up", "-d", "--no-build")
+        self.compose("--profile", "dashboard", "up", "-d", "--no-build")
         volume = docker.folder / "data/volumes" / f"{PROJECT}_run/_data"
         self.run_dir = docker.root / str(volume / "group")[1:]
         self.seen = Published(f"ipc://{self.run_dir}/counts.sock")
@@ -79,7 +82,12 @@ def test_the_demo_is_counted_by_five_containers_that_may_do_nothing_else(compose
     compose.seen.wait_counts(2 * ENOUGH, 60)
     plaza.check_counts(compose.seen, "plaza")
     rows = json.loads(compose.peoplecounter("ps", "--json"))
-    assert {row["service"].split(".")[0] for row in rows} == set(SERVICES)
+    assert {row["service"].split(".")[0] for row in rows} == {*SERVICES, "dashboard"}
+    asked = (
+        "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8650/api/v1/sources/plaza/picture').read()[:3])"
+    )
+    shown = compose.docker.do("docker", "exec", f"{PROJECT}_dashboard_1", "python3", "-c", asked)
+    assert shown.strip() == str(JPEG)
     assert {row["supervisor"] for row in rows} == {"compose"}
     print(compose.docker.do("docker", "images", IMAGE))
     for pid in compose.pids().values():

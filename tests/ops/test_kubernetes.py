@@ -42,10 +42,11 @@ def overlay(folder: Path, name: str, *components: str) -> Path:
 
 
 @needs_kubectl
-@pytest.mark.parametrize("components", [(), ("mqtt", "autoscale", "history")])
+@pytest.mark.parametrize("components", [(), ("mqtt", "autoscale", "history", "dashboard")])
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
 def test_kubernetes_would_take_every_manifest(name, components, tmp_path):
-    resources = built(overlay(tmp_path, name, *components))
+    of_gpu = {"dashboard": "dashboard-gpu"} if name == "gpu" else {}
+    resources = built(overlay(tmp_path, name, *(of_gpu.get(part, part) for part in components)))
     (tmp_path / "all.yaml").write_text(yaml.safe_dump_all(resources))
     command = [shutil.which("kubernetes-validate", path=str(Path(sys.executable).parent)), "--strict"]
     done = subprocess.run([*command, tmp_path / "all.yaml"], capture_output=True, text=True)
@@ -65,7 +66,7 @@ def check_container(container: dict, overlay: str) -> None:
     assert closed["readOnlyRootFilesystem"] and closed["capabilities"] == {"drop": ["ALL"]}, container["name"]
     assert not closed["allowPrivilegeEscalation"] and "memory" in container["resources"]["limits"]
     variables = {one["name"]: one.get("value") for one in container["env"]}
-    if container.get("args", [""])[0].startswith("peoplecounter.services."):
+    if container.get("args", [""])[0] in {row.module for row in topology.SERVICES}:
         for probe in ("startupProbe", "livenessProbe"):
             command = container[probe]["exec"]["command"]
             assert command == ["healthy", variables["PEOPLECOUNTER_HEARTBEAT"], "5"], container["name"]

@@ -1,6 +1,7 @@
 """A real systemd runs the units of `peoplecounter install systemd`: killed, frozen, scaled, at their limits."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from tests.ops.conftest import ENOUGH, FPS, check_started_again
 from tests.support.cli import missing_as_root
+from tests.support.dashboard import JPEG, Dashboard, free_port
 from tests.support.published import Published
 from tests.support.systemd import NEEDED, Systemd
 
@@ -23,13 +25,17 @@ fps = {fps}
 threads = 1
 [workers]
 infer_tiles = 2
+[dashboard]
+listen = "127.0.0.1:{port}"
 """
+PORT = free_port()
 UNITS = {
     "decoder.plaza": "peoplecounter-decoder@plaza",
     "preprocess.0": "peoplecounter-preprocess@0",
     "infer_global.0": "peoplecounter-infer-global@0",
     "infer_tiles.1": "peoplecounter-infer-tiles@1",
     "fusion.0": "peoplecounter-fusion",
+    "dashboard.0": "peoplecounter-dashboard",
 }
 
 
@@ -40,7 +46,7 @@ class Machine(Systemd):
         super().__init__(log)
         self.cli = installation.bin / "peoplecounter"
         config = self.root / "etc/peoplecounter.toml"
-        config.write_text(CONFIG.format(clip=installation.clip, fps=FPS))
+        config.write_text(CONFIG.format(clip=installation.clip, fps=FPS, port=PORT))
         config.chmod(0o600)
         self.do(self.cli, "install", "systemd", "--config", "/etc/peoplecounter.toml")
         self.do("systemctl", "enable", "--now", "peoplecounter.target")
@@ -78,6 +84,12 @@ def test_the_demo_is_counted_with_root_alone_knowing_the_settings(machine, insta
     (user,) = {machine.do("stat", "-c", "%U", f"/proc/{pid}").strip() for pid in machine.pids().values()}
     assert user == "peoplecounter"
     assert machine.do("stat", "-c", "%a %U", "/run/peoplecounter").strip() == "700 peoplecounter"
+    assert machine.peoplecounter("dashboard").strip() == f"http://127.0.0.1:{PORT}/"
+    dashboard = Dashboard(PORT)  # the machine has our network
+    assert dashboard.ask("/api/v1/sources/plaza/picture")[2].startswith(JPEG)
+    line = {"points": [[0.5, 0], [0.5, 1]], "inside": [0.9, 0.5]}
+    dashboard.json("/api/v1/sources/plaza/lines/middle", "PUT", line)
+    machine.seen.wait_for(lambda: "middle" in machine.seen.of("status", "plaza")[-1].get("lines", {}), "its line")
 
 
 @pytest.mark.parametrize("number", ["KILL", "STOP"])
@@ -157,15 +169,16 @@ def test_uninstall_leaves_no_unit_no_process_and_no_run_directory(machine):
     units = machine.root / "etc/systemd/system"
     assert not [path for path in units.rglob("*") if path.name.startswith("peoplecounter") and not path.is_dir()]
     assert "peoplecounter.target does not exist" in machine.peoplecounter("uninstall", "systemd", check=False)
-    assert machine.do("pgrep", "-f", "peoplecounter.services.", check=False) == ""
+    assert machine.do("pgrep", "-f", r"peoplecounter\.(services|deploy)\.", check=False) == ""
 
 
 def test_the_units_are_valid_and_closed_to_the_outside(installation, tmp_path):
     """systemd's own judgement: no unknown key, exposure at most 1.5 of 10 (without the network: 0.8)."""
     config = tmp_path / "peoplecounter.toml"
-    config.write_text(CONFIG.format(clip=installation.clip, fps=FPS))
+    config.write_text(CONFIG.format(clip=installation.clip, fps=FPS, port=PORT))
     command = [installation.bin / "peoplecounter", "install", "systemd", "--config", config, "--root", tmp_path]
-    subprocess.run(command, check=True, capture_output=True, cwd="/")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PEOPLECOUNTER_")}
+    subprocess.run(command, check=True, capture_output=True, cwd="/", env=environment)
     units = sorted((tmp_path / "etc/systemd/system").glob("*.service"))
     assert len(units) == len(UNITS)
     for unit in units:

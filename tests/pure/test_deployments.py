@@ -26,9 +26,7 @@ def test_compose_has_the_services(file):
     assert services.keys() - {"mps"} == NAMES
     assert ("mps" in services) == (file == "compose.gpu.yaml")
     if file == "compose.yaml":
-        assert {name: one["command"] for name, one in services.items()} == {
-            n: [f"peoplecounter.services.{n}"] for n in NAMES
-        }
+        assert {name: one["command"] for name, one in services.items()} == {row.name: [row.module] for row in SERVICES}
         online = {name for name, one in services.items() if one["network_mode"] != "none"}
         assert online == {s.name for s in SERVICES if install.needs_network(s, Settings(data_dir="/data"))}
         assert {name for name, one in services.items() if "profiles" in one} == NAMES - ALWAYS
@@ -37,17 +35,17 @@ def test_compose_has_the_services(file):
 @pytest.mark.parametrize(
     "settings, online",
     [
-        ({}, {"decoder"}),
-        ({"fusion": {"publish": "tcp://127.0.0.1:5570"}}, {"decoder", "fusion"}),
-        ({"telemetry": {"prometheus": "127.0.0.1:9464"}}, {"decoder", "fusion"}),
-        ({"telemetry": {"metrics_endpoint": "http://collector:4318/v1/metrics"}}, {"decoder", "fusion"}),
+        ({}, {"decoder", "dashboard"}),
+        ({"fusion": {"publish": "tcp://127.0.0.1:5570"}}, {"decoder", "dashboard", "fusion"}),
+        ({"telemetry": {"prometheus": "127.0.0.1:9464"}}, {"decoder", "dashboard", "fusion"}),
+        ({"telemetry": {"metrics_endpoint": "http://collector:4318/v1/metrics"}}, {"decoder", "dashboard", "fusion"}),
         ({"telemetry": {"exporter": "otlp"}}, NAMES),
-        ({"history": {"database": "postgresql+psycopg://host/x"}}, {"decoder", "history"}),
+        ({"history": {"database": "postgresql+psycopg://host/x"}}, {"decoder", "dashboard", "history"}),
         (
             {"areas": {"a": {"lines": ["x.y"]}}, "alerts": {"b": {"area": "a", "above": 1, "webhook": "http://host/"}}},
-            {"decoder", "fusion"},
+            {"decoder", "dashboard", "fusion"},
         ),
-        ({"engine": {"model": "tcp://127.0.0.1:5580"}}, {"decoder", "infer_global", "infer_tiles"}),
+        ({"engine": {"model": "tcp://127.0.0.1:5580"}}, {"decoder", "dashboard", "infer_global", "infer_tiles"}),
     ],
 )
 def test_units_give_a_network_to_those_who_need_it(settings, online):
@@ -83,13 +81,16 @@ def test_systemd_has_the_services(kind, monkeypatch):
     assert started == workers | {"pc-decoder@door", "pc-fusion"}
 
 
-def test_a_history_has_a_unit_and_a_data_dir_elsewhere_may_be_written():
-    settings = Settings(sources={"door": {"url": "rtsp://camera/1"}}, data_dir="/srv/counts")
+def test_optional_services_have_units_and_a_data_dir_elsewhere_may_be_written():
+    listen = {"listen": "127.0.0.1:8650"}
+    settings = Settings(sources={"door": {"url": "rtsp://camera/1"}}, data_dir="/srv/counts", dashboard=listen)
     units = install.units(settings, Path("/etc/peoplecounter.toml"), "pc", "pc")
     assert "pc-history.service" in units and "pc-history.service" in install.instances(settings, "pc")
     assert "PEOPLECOUNTER_DATA_DIR=/srv/counts " in units["pc-fusion.service"]
     writers = {name for name, text in units.items() if "ReadWritePaths=/srv/counts\n" in text}
-    assert writers == {"pc-fusion.service", "pc-history.service"}
+    assert writers == {"pc-fusion.service", "pc-history.service", "pc-dashboard.service"}
+    assert " -m peoplecounter.deploy.dashboard\n" in units["pc-dashboard.service"]
+    assert "pc-dashboard.service" in install.instances(settings, "pc")
     usual = install.units(settings.model_copy(update={"data_dir": "/var/lib/pc"}), Path("/etc/x.toml"), "pc", "pc")
     assert not [name for name, text in usual.items() if "ReadWritePaths" in text]
 

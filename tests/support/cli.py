@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-DEFAULTS = {"PEOPLECOUNTER_ENGINE__RUNTIME": "onnxruntime"}  # what everybody has; OpenVINO has tests of its own
+DEFAULTS = {
+    "PEOPLECOUNTER_ENGINE__RUNTIME": "onnxruntime",  # what everybody has; OpenVINO has tests of its own
+    "PEOPLECOUNTER_DASHBOARD__LISTEN": "",  # so has the dashboard
+}
 
 
 def argv(*arguments):

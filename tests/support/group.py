@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from peoplecounter.common.topology import BY_NAME
 from tests.support.cli import DEFAULTS, ROOT, argv
 from tests.support.published import Published
 
@@ -39,7 +40,7 @@ class Group(Published):
         """
         for name in names or SERVICES:
             service, _, instance = name.partition(".")
-            module = [f"peoplecounter.services.{service}"]
+            module = [BY_NAME[service].module]
             if fault:
                 module = ["tests.support.faulty", service, *fault, "--"]
             elif without:

@@ -45,7 +45,8 @@ class Systemd:
     def do(self, *command: object, check: bool = True, timeout: float = 90) -> str:
         """What a command printed in there; with `check`, an error is one here."""
         inside = ("nsenter", "-t", self.pid1, "-m", "-p", "-C", "-i", "-u", "--")
-        done = checked(*inside, *command, check=check, timeout=timeout, cwd="/")
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PEOPLECOUNTER_")}
+        done = checked(*inside, *command, check=check, timeout=timeout, cwd="/", env=environment)
         return done.stdout + done.stderr
 
     def show(self, unit: str, *properties: str) -> list[str]:
