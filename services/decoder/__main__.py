@@ -24,7 +24,7 @@ def run(rt: Runtime) -> None:
                 decoder.on_opened(event)
             else:
                 decoder.change_state(event)
-            if not rt.running:
+            if not rt.running or decoder.ended:
                 break
     while rt.running and not decoder.settled:
         rt.tick()

@@ -105,7 +105,7 @@ class Decoder:
         self.early.cancel("decode_error")  # the picture has another size, or comes later
         self.make_room(layout)
         index = self.acquire_slot()  # before the frame has a seq: a decoder that ends here decodes it again
-        if not rt.running:
+        if not rt.running or self.ended:  # meanwhile: no frame comes behind the end that fusion was told
             if index is not None:
                 self.surfaces.abandon(index)
             return
@@ -128,17 +128,19 @@ class Decoder:
         """Opens a ring for surfaces of this layout; a change waits until the old surfaces have been read."""
         if layout == self.surfaces.layout:
             return
-        while self.surfaces.layout and self.rt.running and not self.surfaces.drained:
+        while self.surfaces.layout and self.rt.running and not self.ended and not self.surfaces.drained:
             self.rt.tick()
+        if self.ended:
+            return
         range_ = "full" if layout.full_range else "limited"
         self.rt.log.info("%dx%d, %s, %s range", layout.width, layout.height, layout.matrix, range_)
         self.surfaces.open(layout)
 
     def acquire_slot(self) -> int | None:
-        """A slot; None when a live source finds none, or when the service ends."""
+        """A slot; None when a live source finds none, or when the service or the source ends."""
         live = self.live
         index = self.surfaces.acquire(evict=lambda older: live)
-        while index is None and not live and self.rt.running:
+        while index is None and not live and self.rt.running and not self.ended:
             self.rt.tick()
             index = self.surfaces.acquire()
         return index
