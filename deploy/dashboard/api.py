@@ -1,31 +1,34 @@
 """The API: what is known, pictures, history, and changes. Every error is {"error": "a sentence"}."""
 
 import asyncio
-import contextlib
-import struct
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
-from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import msgspec
-from fastapi import BackgroundTasks, FastAPI, HTTPException, Query, Request, Response, WebSocket, WebSocketDisconnect
+from fastapi import BackgroundTasks, FastAPI, HTTPException, Query, Request, Response, WebSocket
 from fastapi import Path as InPath
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
-from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from peoplecounter.common import __version__
 from peoplecounter.common.counting import NAME, LineSettings, ZoneSettings
 from peoplecounter.common.errors import NO_INPUT, SOFTWARE, AppError
-from peoplecounter.common.ipc.messages import NOTE_MAX, PEOPLE_MAX, Restart
+from peoplecounter.common.ipc.messages import Restart
 from peoplecounter.common.settings import WorkerSettings
 from peoplecounter.common.sources import known_sources
+from peoplecounter.deploy.dashboard.answers import ERRORS, answer_errors
+from peoplecounter.deploy.dashboard.bodies import (
+    Correction,
+    Draft,
+    Format,
+    HistoryIntervals,
+    HistoryRows,
+    Login,
+    Number,
+)
 from peoplecounter.deploy.dashboard.guard import address_of, cookie_of, name_of_cookie
 from peoplecounter.deploy.dashboard.happenings import Happenings
 from peoplecounter.deploy.dashboard.known import Known
@@ -34,15 +37,15 @@ from peoplecounter.deploy.dashboard.live import (
     WIDTH_MAX,
     WIDTH_MIN,
     Client,
-    ClientMessage,
     LiveFrames,
     ShownFrame,
     Wish,
 )
 from peoplecounter.deploy.dashboard.outlines import ViewOutlines
 from peoplecounter.deploy.dashboard.past import Past
-from peoplecounter.deploy.dashboard.tokens import SESSION_S, TOKEN_MAX, Doorkeeper, TooManyTries
+from peoplecounter.deploy.dashboard.tokens import SESSION_S, Doorkeeper, TooManyTries
 from peoplecounter.deploy.dashboard.trail import COLUMNS, ROWS, Trail
+from peoplecounter.deploy.dashboard.watching import serve_watcher
 from peoplecounter.deploy.group import client as group_client
 from peoplecounter.deploy.group import counting_changes, scaling
 from peoplecounter.deploy.group.client import RunningGroup
@@ -52,81 +55,12 @@ OWN_NAME = "dashboard.0"
 PAGES = Path(__file__).with_name("pages")
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 PICTURE_S = 5.0  # until a picture must have come
-PICTURES_MAX = 8  # that may be on their way in a smaller size; a source may have no larger ones
-MESSAGES_MAX = 2000  # from a WebSocket client in a second
 PROCESSES_S = 1.0  # the processes are asked at most this often
 METRICS_S = 5.0
 TRY_S = 4.0  # a draft waits so long for another one
-ALLOWED_S = 1.0  # who looks or listens is asked this often whether he still may
-ERRORS = (400, 401, 403, 404, 405, 409, 413, 422, 429, 503)  # statuses
 AS_CSV: dict[int | str, dict[str, Any]] = {200: {"content": {"text/csv": {}, "application/json": {}}}}
-STATUS_OF = {NO_INPUT: 404, SOFTWARE: 503}  # of an AppError
 
 NameInPath = Annotated[str, InPath(pattern=NAME)]
-Format = Literal["json", "csv"]
-HistoryName = Annotated[str, Field(max_length=128)]
-
-
-PROBLEMS = {  # kinds of pydantic's errors, behind the name of a value
-    "missing": "is missing", "extra_forbidden": "is not known here", "json_invalid": "is not JSON",
-    "less_than_equal": "must be at most {le}", "greater_than_equal": "must be at least {ge}",
-    "less_than": "must be less than {lt}", "greater_than": "must be more than {gt}",
-    "too_short": "has too few values: {min_length} or more", "too_long": "has too many values: {max_length} at most",
-    "string_too_long": "is too long: {max_length} characters at most", "literal_error": "must be {expected}",
-    "string_pattern_mismatch": "must be letters, digits, - and _", "finite_number": "must be a number",
-}  # fmt: skip
-ANSWERS = {404: "There is nothing at this address.", 405: "This address does not take such requests."}
-
-
-class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Login(Body):
-    token: str = Field(max_length=TOKEN_MAX)
-
-
-class Draft(Body):
-    """A line or a zone to try."""
-
-    line: LineSettings | None = None
-    zone: ZoneSettings | None = None
-
-
-class Correction(Body):
-    people: int = Field(ge=0, le=PEOPLE_MAX)
-    note: str = Field("", max_length=NOTE_MAX)
-
-
-class Number(Body):
-    number: int = Field(ge=1, le=64)
-
-
-class Asked(BaseModel):
-    """What of the history is asked. Without any names: everything."""
-
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
-
-    begin: str = Field("today", alias="from", max_length=40)
-    """2026-11-26, 2026-11-26T08:00, today, yesterday or now"""
-    end: str = Field("now", alias="to", max_length=40)
-    source: list[HistoryName] = Field([], max_length=64)
-    line: list[HistoryName] = Field([], max_length=64)
-    zone: list[HistoryName] = Field([], max_length=64)
-    area: list[HistoryName] = Field([], max_length=64)
-    tz: str = Field("", max_length=64)
-    form: Format = Field("json", alias="format")
-
-    def names(self) -> dict[str, list[str]]:
-        return {"sources": self.source, "lines": self.line, "zones": self.zone, "areas": self.area}
-
-
-class HistoryIntervals(Asked):
-    by: str = Field("hour", max_length=10)
-
-
-class HistoryRows(Asked):
-    limit: int = Field(1000, ge=1, le=10_000)
 
 
 def make_api(
@@ -145,7 +79,7 @@ def make_api(
         description="Counts, pictures, lines and history of one group. Every error is an object with `error`.",
         responses={status: {"description": "An error in words"} for status in ERRORS},
     )  # fmt: skip
-    _answer_errors(app)
+    answer_errors(app)
     _serve_pages(app)
     secure, cookie_name = settings.dashboard.speaks_tls, name_of_cookie(settings.dashboard, port)
     processes, outlines, trying = _Processes(group), ViewOutlines(settings), threading.Lock()
@@ -219,7 +153,7 @@ def make_api(
         response_class=Response,
     )
     async def picture(source: NameInPath, width: Annotated[int, Query(ge=WIDTH_MIN, le=WIDTH_MAX)] = 960) -> Response:
-        source_of(source)
+        found = source_of(source)
         if settings.dashboard.pictures == "off":
             raise HTTPException(403, "Pictures are off: dashboard.video in the settings.")
         client = Client()
@@ -229,14 +163,15 @@ def make_api(
             live.only_newer(client, source)
             live.watch(client, [Wish(source, width, FPS_MAX)])
             async with asyncio.timeout(PICTURE_S):
-                shown = await _wide_enough(live, client, source)
+                least = min(width, found["width"] or width) if settings.dashboard.pictures == "on" else 0
+                shown = await _wide_enough(live, client, source, least)
                 jpeg = await live.jpeg(source, shown, width)
         except TimeoutError:
             raise HTTPException(503, f"{source} has shown no picture for {PICTURE_S:.0f} s.") from None
         finally:
             live.leave(client)
         if not jpeg:
-            raise HTTPException(503, "The background is still being learnt: it takes a minute of looking.")
+            raise HTTPException(503, "The background is not known yet: that takes about two minutes of live view.")
         return Response(jpeg, media_type="image/jpeg", headers={"X-Seq": str(shown.seq)})
 
     @app.get("/api/v1/sources/{source}/heat", summary="Where people stood in the last hour, as seconds in each cell")
@@ -247,10 +182,10 @@ def make_api(
 
     @app.get("/api/v1/sources/{source}/views", summary="The views that its frames are cut into")
     def views(source: NameInPath) -> dict:
-        found, change = source_of(source), known_sources(settings).get(source)
-        if found["width"] is None or change is None or change.source is None:
+        found, size, change = source_of(source), trail_of(source).size, known_sources(settings).get(source)
+        if found["width"] is None or not size[0] or change is None or change.source is None:
             raise AppError(f"{source} has shown no frame yet.", SOFTWARE)
-        return {"views": outlines.of(change.source.views, found["width"], found["height"])}
+        return {"views": outlines.of(change.source.views, size, (found["width"], found["height"]))}
 
     @app.post("/api/v1/sources/{source}/try", summary="What a line or zone would have counted in the last minutes")
     def try_draft(source: NameInPath, body: Draft) -> dict:
@@ -404,70 +339,18 @@ def make_api(
 
     @app.websocket("/api/v1/live")
     async def watch(socket: WebSocket) -> None:
-        client = Client()
-        if not live.enter(client):
-            return await socket.close(1013, "Too many are looking: try again later.")
-        await socket.accept()
-        sending = asyncio.create_task(_send(socket, live, client))
-        watching = asyncio.create_task(_end_when_forbidden(socket))
-        try:
-            await _receive(socket, live, client)
-        except (msgspec.MsgspecError, ValueError) as error:
-            await socket.close(1008, str(error)[:120])
-        finally:
-            live.leave(client)
-            for task in (sending, watching):
-                task.cancel()
-            await asyncio.gather(sending, watching, return_exceptions=True)
+        await serve_watcher(socket, live)
 
     return app
 
 
-async def _wide_enough(live: LiveFrames, client: Client, source: str) -> ShownFrame:
+async def _wide_enough(live: LiveFrames, client: Client, source: str, least: int) -> ShownFrame:
     """The next frame; not those that were scaled for somebody with a smaller page."""
-    for _ in range(PICTURES_MAX):
-        _, shown, width = await live.next_frame(client)
-        live.acknowledge(client, source, shown.seq)
-        if shown.picture is None or shown.picture.width >= width:
-            break
-    return shown
-
-
-async def _receive(socket: WebSocket, live: LiveFrames, client: Client) -> None:
-    decoder, second, messages = msgspec.json.Decoder(ClientMessage), 0, 0
     while True:
-        received = await socket.receive()
-        if received["type"] == "websocket.disconnect":
-            return
-        if received.get("text") is None:
-            raise ValueError("messages are text")
-        message = decoder.decode(received["text"])
-        now_s = int(time.monotonic())
-        messages, second = (messages + 1 if now_s == second else 1), now_s
-        if messages > MESSAGES_MAX:
-            raise ValueError(f"more than {MESSAGES_MAX} messages in a second")
-        if message.watch is not None:
-            live.watch(client, message.watch)
-        if message.ack is not None:
-            live.acknowledge(client, message.ack, message.seq)
-
-
-async def _end_when_forbidden(socket: WebSocket) -> None:
-    """Whose session has ended, or who was taken out of the file of tokens, sees no more."""
-    while socket.state.is_allowed():
-        await asyncio.sleep(ALLOWED_S)
-    with contextlib.suppress(RuntimeError):
-        await socket.close(1008, "Log in first.")
-
-
-async def _send(socket: WebSocket, live: LiveFrames, client: Client) -> None:
-    try:
-        while True:
-            source, shown, width = await live.next_frame(client)
-            jpeg = await live.jpeg(source, shown, width)
-            await socket.send_bytes(struct.pack(">I", len(shown.about)) + shown.about + jpeg)
-    except (WebSocketDisconnect, RuntimeError):  # it has gone
-        pass
+        _, shown, _ = await live.next_frame(client)
+        live.acknowledge(client, source, shown.seq)
+        if shown.picture is None or shown.picture.width >= least:
+            return shown
 
 
 class _Processes:
@@ -497,36 +380,3 @@ def _serve_pages(app: FastAPI) -> None:
     app.get("/", include_in_schema=False)(partial(page, "index.html"))
     for name in files:
         app.get(f"/static/{name}", include_in_schema=False)(partial(page, name))
-
-
-def _answer_errors(app: FastAPI) -> None:
-    def answer(status: int, text: str) -> JSONResponse:
-        return JSONResponse({"error": text}, status)
-
-    @app.exception_handler(AppError)
-    async def app_error(request: Request, error: AppError) -> JSONResponse:
-        return answer(STATUS_OF.get(error.code, 422), str(error))
-
-    @app.exception_handler(StarletteHTTPException)
-    async def http_error(request: Request, error: StarletteHTTPException) -> JSONResponse:
-        plain = error.detail in (HTTPStatus(error.status_code).phrase, None)
-        text = ANSWERS.get(error.status_code, str(error.detail)) if plain else str(error.detail)
-        return JSONResponse({"error": text}, error.status_code, error.headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return answer(422, _sentence(error.errors()))
-
-
-def _sentence(errors: Iterable[dict[str, Any]]) -> str:
-    """The first of pydantic's errors in words."""
-    first = next(iter(errors))
-    where = ".".join(str(step) for step in first["loc"] if step not in ("body", "query", "path"))
-    context, kind = first.get("ctx", {}), first["type"]
-    if kind == "value_error":
-        return str(context["error"])[:1].upper() + str(context["error"])[1:] + "."
-    if not where:
-        return "The request needs a body: a JSON object."
-    if kind in PROBLEMS:
-        return f"{where} {PROBLEMS[kind].format(**context)}."
-    return f"{where} is not valid: {first['msg'][:1].lower()}{first['msg'][1:]}."

@@ -17,23 +17,25 @@ class ViewOutlines:
         self._settings, self._lock = settings, threading.Lock()
         self._image: tuple[tuple[int, int], bool] | None = None  # (width, height), whether the whole lies at the corner
 
-    def of(self, views: ViewSettings, width: int, height: int) -> list[dict]:
-        """[{"level": scale, "x1", "y1", "x2", "y2": px}] for frames of width x height. Raises AppError."""
+    def of(self, views: ViewSettings, size: tuple[int, int], stored: tuple[int, int]) -> list[dict]:
+        """[{"level": scale, "x1", "y1", "x2", "y2"}] for upright frames of `size`, in px of frames as they are stored.
+
+        Raises AppError.
+        """
         with self._lock:
             self._image = self._image or self._read()
-        (image_width, image_height), corner = self._image
+        image, corner = self._image
         outlines = []
-        for view in views.within(self._settings.views).table(width, height, (image_width, image_height), corner):
-            scale = view.width / width
-            left, top = max(0.0, view.x / scale), max(0.0, view.y / scale)
-            right, bottom = (view.x + image_width) / scale, (view.y + image_height) / scale
+        for view in views.within(self._settings.views).table(*size, image, corner):
+            rows, columns, _, _ = view.window(image)
+            right, down = stored[0] / view.width, stored[1] / view.height
             outlines.append(
                 {
-                    "level": round(scale, 4),
-                    "x1": round(left, 1),
-                    "y1": round(top, 1),
-                    "x2": round(min(width, right), 1),
-                    "y2": round(min(height, bottom), 1),
+                    "level": round(view.width / size[0], 4),
+                    "x1": round(columns.start * right, 1),
+                    "y1": round(rows.start * down, 1),
+                    "x2": round(columns.stop * right, 1),
+                    "y2": round(rows.stop * down, 1),
                 }
             )
         return outlines

@@ -65,8 +65,12 @@ def csv_text(rows: list[dict]) -> str:
     if rows:
         writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: _in_csv(value) for key, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+def _in_csv(value: object) -> object:
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 def _json(rows: list[dict]) -> str:

@@ -203,10 +203,12 @@ def test_what_a_silent_fusion_said_is_not_the_state_of_now():
 
 def test_views_lie_in_their_frame():
     outlines = ViewOutlines(Settings(sources={}))
-    views = outlines.of(Settings(sources={}).views, 1920, 1080)
+    views = outlines.of(Settings(sources={}).views, (1920, 1080), (1920, 1080))
     assert views[0] == {"level": pytest.approx(1 / 3, abs=1e-3), "x1": 0, "y1": 0, "x2": 1920, "y2": 1080}
     assert len(views) == 11 and {view["level"] for view in views} == {0.3333, 0.5, 1.0}
     assert all(0 <= v["x1"] < v["x2"] <= 1920 and 0 <= v["y1"] < v["y2"] <= 1080 for v in views)
+    stored = outlines.of(Settings(sources={}).views, (1920, 1080), (960, 1080))  # pixels twice as wide as high
+    assert [(v["x1"], v["y1"]) for v in stored] == [(v["x1"] / 2, v["y1"]) for v in views]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ export class ApiError extends Error {
   }
 }
 
-/** What GET /session answered last: role, timezone, video, history… */
-export const session = { role: null, login: false, timezone: "UTC", video: "on", history: false, version: "" };
+/** What GET /session answered last: role, timezone, video, history…; and whether a session has ended by itself. */
+export const session = { role: null, login: false, timezone: "UTC", video: "on", history: false, version: "", ended: false };
 
 /** "unreachable" when the server does not answer, "login" when it wants a login. */
 export const apiEvents = new EventTarget();

@@ -134,7 +134,7 @@ async function listCrossings(list, name, signal) {
   const line = (crossing) => h("li", { class: crossing.direction },
     h("time", { datetime: crossing.time }, time(crossing.time)),
     h("span", { class: "direction" }, crossing.direction === "in" ? "→ in" : "← out"),
-    h("span", {}, crossing.line), h("span", { class: "hint", title: "The number of the person's track" }, crossing.track ? shortId(crossing.track) : ""));
+    h("span", {}, crossing.line), h("span", { class: "hint", title: "The number of the person's track" }, crossing.track ? `track ${shortId(crossing.track)}` : ""));
   const none = h("li", { class: "hint none" }, "None since this page was opened.");
   list.append(none);
   listen("crossing", (crossing) => {

@@ -1,5 +1,5 @@
 // The login form, where tokens are required.
-import { post } from "./api.js";
+import { post, session } from "./api.js";
 import { h, setText } from "./dom.js";
 
 export function show(main, signal, name, query, start) {
@@ -8,6 +8,7 @@ export function show(main, signal, name, query, start) {
   const button = h("button", { class: "primary" }, "Log in");
   const form = h("form", { class: "login", onsubmit: send },
     h("h1", {}, "Log in"),
+    session.ended && h("p", { class: "hint" }, "Your session has ended."),
     h("label", { for: "token" }, "Access token"), token, error, button,
     h("p", { class: "hint" }, "Ask whoever runs this dashboard for a token."));
   async function send(event) {

@@ -59,11 +59,13 @@ async function start() {
     return setTimeout(start, 3000);
   }
   if (session.role) connect();
+  showConnection();
   go();
 }
 
 async function logout() {
   await post("logout").catch(() => {});
+  session.ended = false;
   disconnect();
   start();
 }
@@ -92,6 +94,8 @@ apiEvents.addEventListener("login", async () => {
   await loadSession().catch(() => {});
   if (session.role) return; // another request was refused, not this login
   disconnect();
+  showConnection();
+  session.ended = true;
   go();
 });
 showTheme();

@@ -123,7 +123,7 @@ function makeTile(source) {
       setAttribute(element, "data-old", old || null);
       setText(state, now.state === "stale" ? "stale" : now.state);
       setText(veil, old ? text : "");
-      setText(unit, old ? "last count" : now.count === 1 ? "person" : "people");
+      setText(unit, now.count === null ? "not counted yet" : old ? "last count" : now.count === 1 ? "person" : "people");
       state.title = now.detail || text;
       setText(warning, sentence(now.warning || now.detail));
       warning.hidden = !(now.warning || now.detail);
