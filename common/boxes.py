@@ -18,9 +18,14 @@ def overlapping_pairs(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
     They are the index of the first box, the index of the second (larger), the IoU, and the intersection over the
     smaller box (IoS). Few of all pairs overlap, so only their shares are computed.
     """
-    x1, y1, x2, y2 = boxes.T[:4]
-    meet = (x1[:, None] < x2) & (x2[:, None] > x1) & (y1[:, None] < y2) & (y2[:, None] > y1)
-    first, second = np.nonzero(np.triu(meet, 1))
+    x1, y1, x2, y2 = np.ascontiguousarray(boxes[:, :4].T)
+    meet = x1[:, None] < x2
+    meet &= x2[:, None] > x1
+    meet &= y1[:, None] < y2
+    meet &= y2[:, None] > y1
+    first, second = np.divmod(np.flatnonzero(meet), max(1, len(boxes)))
+    once = first < second
+    first, second = first[once], second[once]
     width = np.minimum(x2[first], x2[second]) - np.maximum(x1[first], x1[second])
     height = np.minimum(y2[first], y2[second]) - np.maximum(y1[first], y1[second])
     inter, area = np.maximum(width, 0) * np.maximum(height, 0), (x2 - x1) * (y2 - y1)

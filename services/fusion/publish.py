@@ -1,10 +1,10 @@
 """What subscribers read: JSON on a PUB socket, one topic per kind and source. See README.md for the messages."""
 
-import json
 import logging
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
@@ -12,6 +12,7 @@ from peoplecounter.common.errors import AppError
 from peoplecounter.common.keys import key_pair, public_keys
 from peoplecounter.common.settings import FusionSettings, Settings
 
+_encode = msgspec.json.Encoder().encode
 SUBSCRIPTION_BYTES_MAX = 1024  # of a topic that a client subscribes to
 
 
@@ -30,7 +31,7 @@ class Publisher:
 
     def send(self, kind: str, name: str, content: dict) -> None:
         """Publishes one message on the topic `<kind>.<name>`."""
-        self._socket.send_multipart([f"{kind}.{name}".encode(), json.dumps(content, separators=(",", ":")).encode()])
+        self._socket.send_multipart([f"{kind}.{name}".encode(), _encode(content)])
 
     def close(self) -> None:
         self._socket.close()
