@@ -1,8 +1,9 @@
 """What viewers cost the counting: packet to count and drops of a camera, without anybody and with each kind of viewer.
 
 `python -m tests.bench.viewers --turns 5 --out FILE.json`: the demo's plaza as a camera of 8 frames/s, so that the
-machine is not busy. In turns: nobody looks; the dashboard is frozen while it holds a slot; ten browsers read 1 kB/s;
-one never acknowledges; and two browsers that really look, which costs the work of scaling and encoding.
+machine is not busy; with `--gpu`, the 4K clip as a camera of 30 frames/s on a GPU (see tests/bench/gpu.py). In turns:
+nobody looks; the dashboard is frozen while it holds a slot; ten browsers read 1 kB/s; one never acknowledges; and two
+browsers that really look, which costs the work of scaling and encoding.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from tests.bench.cpu import machine
 from tests.support.dashboard import Dashboard, acknowledge, free_port, parts
 from tests.support.group import SERVICES, Group
 
-FPS, SECONDS = 8, 12
+FPS, SECONDS, WARM_UP_FRAMES = 8, 12, 40
 LOOKING = {"source": "cam", "width": 960, "fps": 30}
 
 
@@ -122,25 +123,53 @@ def measured(group: Group, seconds: float) -> dict:
     return {"p50_ms": p50, "p99_ms": p99, "frames": len(times_ms), "dropped": dropped}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of each kind in each turn")
-    parser.add_argument("--out", type=Path, default=Path(".bench") / "viewers.json")
-    args = parser.parse_args()
+@contextlib.contextmanager
+def plaza(listen: str) -> Iterator[Group]:
+    """The demo's own camera, counted on the CPU."""
     folder = Path(tempfile.mkdtemp(dir="/dev/shm"))
     clip = folder / "plaza.mp4"
     render_clip(clip, folder / "truth.csv", 1920, 1080, 96, seed=1)
     source = {"url": str(clip), "loop": True, "realtime": True, "fps": FPS}
-    port = free_port()
-    group = Group(folder / "group", Path(), {"cam": source}, dashboard__listen=f"127.0.0.1:{port}", engine__model="")
     (folder / "group").mkdir(mode=0o700)
-    runs: dict[str, list[dict]] = {name: [] for name in VIEWERS}
+    group = Group(folder / "group", Path(), {"cam": source}, dashboard__listen=listen, engine__model="")
+    group.start(*SERVICES, "dashboard.0")
     try:
-        group.start(*SERVICES, "dashboard.0")
+        yield group
+    finally:
+        group.close()
+
+
+@contextlib.contextmanager
+def street(listen: str) -> Iterator[Group]:
+    """The 4K clip, counted on the GPU."""
+    from tests.bench import gpu
+
+    source = {"url": str(gpu.CLIP), "loop": True, "realtime": True, "fps": 30}
+    with gpu.group({"cam": source}, infer_tiles=2, dashboard__listen=listen) as group:
+        group.start("dashboard.0")
+        yield group
+
+
+def gpu_machine() -> dict:
+    from tests.bench import gpu
+
+    return gpu.machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gpu", action="store_true", help="a 4K camera on the GPU instead of the demo's on the CPU")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of each kind in each turn")
+    parser.add_argument("--out", type=Path, default=Path(".bench") / "viewers.json")
+    args = parser.parse_args()
+    about, camera = (gpu_machine(), street) if args.gpu else (machine() | {"fps": FPS}, plaza)
+    port = free_port()
+    runs: dict[str, list[dict]] = {name: [] for name in VIEWERS}
+    with camera(f"127.0.0.1:{port}") as group:
         dashboard = Dashboard(port)
-        dashboard.wait()
-        group.wait_counts(5 * FPS, 120)
+        dashboard.wait(60)
+        group.wait_counts(WARM_UP_FRAMES, 120)
         for turn in range(args.turns):
             for name in list(VIEWERS)[turn % len(VIEWERS) :] + list(VIEWERS)[: turn % len(VIEWERS)]:
                 with VIEWERS[name](dashboard, group):
@@ -148,13 +177,11 @@ def main() -> None:
                     runs[name].append(measured(group, args.seconds))
                 time.sleep(1)
                 print(name, runs[name][-1], flush=True)
-    finally:
-        group.close()
     medians = {
         name: {key: statistics.median(run[key] for run in done) for key in ("p50_ms", "p99_ms", "dropped")}
         for name, done in runs.items()
     }
-    result = {**machine(), "command": " ".join(["python -m tests.bench.viewers", *sys.argv[1:]]), "fps": FPS}
+    result = {**about, "command": " ".join(["python -m tests.bench.viewers", *sys.argv[1:]])}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps({**result, "medians": medians, "runs": runs}, indent=1) + "\n")
     print(json.dumps(medians, indent=1))
