@@ -18,7 +18,7 @@ RUNTIMES = {  # the packages of each; the first one installed is used
 }
 CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 MPS_CONTROL = "nvidia-cuda-mps-control"
-PACKAGES = {"cuda-python": "cuda.bindings", "PyNvVideoCodec": "PyNvVideoCodec", "torch": "torch"}
+PACKAGES = {"cuda-python": "cuda.bindings", "PyNvVideoCodec": "PyNvVideoCodec"}
 
 
 def resolve(settings: Settings) -> str:
@@ -73,6 +73,11 @@ def _cuda_checks() -> Iterator[tuple[str, bool, str]]:
     for package, module in PACKAGES.items():
         installed = importable(module)
         yield package, installed, "installed" if installed else "not installed: it is in the extra 'gpu'"
+    compiler = "triton" if importable("triton") else "torch" if importable("torch") else None
+    detail = "not installed: it is in the extras 'gpu' and 'gpu-lean'"
+    if compiler == "torch":
+        detail = "not installed: torch's operations are used, which are many times slower"
+    yield "Triton", compiler is not None, "installed" if compiler == "triton" else detail
     runtime = tensorrt_module(*RUNTIMES)
     yield "TensorRT", runtime is not None, runtime or "no runtime installed: the full one is in the extra 'gpu'"
 

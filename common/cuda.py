@@ -91,6 +91,14 @@ def fill(handle, data: bytes):
     return handle
 
 
+def upload(array: np.ndarray) -> int:
+    """The address of a copy in GPU memory, freed by cudaFree or with the process."""
+    array = np.ascontiguousarray(array)
+    address = int(check(cudart.cudaMalloc(max(1, array.nbytes))))
+    check(cudart.cudaMemcpy(address, array.ctypes.data, array.nbytes, cudart.cudaMemcpyKind.cudaMemcpyHostToDevice))
+    return address
+
+
 def pinned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """Page-locked host memory as an array, for asynchronous copies; freed by cudaFreeHost or with the process."""
     nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize

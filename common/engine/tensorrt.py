@@ -93,8 +93,13 @@ class TensorRTEngine:
         self._results = self._outputs.named(self.head.outputs)
         self._dense = None
         if self.head.dense:
-            from peoplecounter.common.engine.dense import GpuDenseHead  # torch and Triton, for heads that need NMS
-
+            try:
+                from peoplecounter.common.engine.dense import GpuDenseHead
+            except ModuleNotFoundError as error:
+                raise AppError(
+                    f"The model {path} gives overlapping boxes, which take torch and Triton to remove on a GPU ({error}): "
+                    "install the extra 'gpu', or export the model with its NMS."
+                ) from None
             self._dense = GpuDenseHead(self._results, self.head, self._score, self._work.stream)
             self._results = [OutputBuffer("rows", self._dense.address, self._dense.shape, "float32")]
 

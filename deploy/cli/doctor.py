@@ -40,9 +40,7 @@ def checks() -> list[tuple[str, str, bool, str]]:
     ]
     rows += [("cuda", what, fine, detail) for what, fine, detail in backend.cuda_checks()]
     if all(fine for _, fine, _ in backend.cuda_checks()):
-        triton = backend.importable("triton")
         rows += [
-            ("cuda", "Triton", True, "installed" if triton else "not installed: torch is many times slower"),
             ("cuda", "plans can be built", True, _builder()),
             ("cuda", "NVDEC decodes", *_nvdec()),
             ("cuda", "MPS", True, _mps()),

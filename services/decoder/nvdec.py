@@ -14,12 +14,14 @@ import PyNvVideoCodec as nvc
 from av.bitstream import BitStreamFilterContext
 
 from peoplecounter.common import cuda
+from peoplecounter.common.cubins import Launch
 from peoplecounter.common.cuda import check, cudart
 from peoplecounter.common.errors import BAD_DATA, SourceError
 from peoplecounter.common.ipc.messages import SurfaceLayout
 from peoplecounter.common.settings import SourceSettings
 from peoplecounter.services.decoder.ffmpeg import colour_of, pitch_of
 from peoplecounter.services.decoder.playback import PENDING_MAX, DecodeError
+from peoplecounter.services.decoder.turn import TURN_PLANE, plane, turn_launch
 from peoplecounter.services.decoder.upright import Upright, upright
 
 CODECS = {  # FFmpeg's name -> (NVDEC's name, bitstream filters whose output NVDEC's parser reads)
@@ -101,12 +103,7 @@ class NvdecDecoder:
             with contextlib.suppress(av.error.FFmpegError):
                 frames = self._video.codec_context.decode(packet)
                 frames += self._video.codec_context.decode(None)
-        found = upright(self._source, self._video, next(iter(frames), None), bytes)
-        if found:  # imported here, in the reader's thread: it takes seconds
-            from peoplecounter.services.decoder import turn_triton
-
-            self.turning = turn_triton
-        return found
+        return upright(self._source, self._video, next(iter(frames), None), bytes)
 
     def _decode(self, packet: av.Packet, stamp: int) -> list["NvdecFrame"]:
         lead, self._lead = self._lead, b""
@@ -177,8 +174,8 @@ class NvdecFrame:
         layout, stream = self.layout, self._codec._stream
         row_bytes = layout.width * layout.sample_bytes
         pitch, half_rows = self._codec.pitch(self._frame, layout), (layout.height + 1) // 2
-        for plane, rows, offset in ((0, layout.height, 0), (1, half_rows, layout.pitch * layout.height)):
-            source = self._frame.GetPtrToPlane(plane)
+        for index, rows, offset in ((0, layout.height, 0), (1, half_rows, layout.pitch * layout.height)):
+            source = self._frame.GetPtrToPlane(index)
             check(
                 cudart.cudaMemcpy2DAsync(
                     slot.address + offset, layout.pitch, source, pitch, row_bytes, rows, ON_DEVICE, stream
@@ -186,17 +183,17 @@ class NvdecFrame:
             )
 
     def _turn(self, slot) -> None:
-        turning, stored, layout = self._codec.turning, self._codec.stored(self._frame), self.layout
-        pitch, sample = self._codec.pitch(self._frame, stored), layout.sample_bytes
-        with turning.torch.cuda.stream(turning.torch.cuda.ExternalStream(self._codec._stream)):
-            for index, channels in enumerate((1, 2)):
-                sizes = [((s.width + index) // channels, (s.height + index) // channels) for s in (stored, layout)]
-                offset = index * layout.pitch * layout.height
-                turning.turn(
-                    turning.plane(self._frame.GetPtrToPlane(index), *sizes[0], channels, pitch, sample),
-                    self._codec.upright,
-                    turning.plane(slot.address + offset, *sizes[1], channels, layout.pitch, sample),
-                )
+        codec, stored, layout = self._codec, self._codec.stored(self._frame), self.layout
+        pitch, sample = codec.pitch(self._frame, stored), layout.sample_bytes
+        for index, channels in enumerate((1, 2)):
+            sizes = [((s.width + index) // channels, (s.height + index) // channels) for s in (stored, layout)]
+            offset = index * layout.pitch * layout.height
+            grid, arguments, constants = turn_launch(
+                plane(self._frame.GetPtrToPlane(index), *sizes[0], channels, pitch, sample),
+                codec.upright,
+                plane(slot.address + offset, *sizes[1], channels, layout.pitch, sample),
+            )
+            Launch(TURN_PLANE, grid, arguments, constants)(codec._stream)
 
 
 def refuse_unless_supported(codec: str, pixel_format: str | None, width: int, height: int) -> None:

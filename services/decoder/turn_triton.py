@@ -1,15 +1,7 @@
-"""Turns, mirrors and resamples a surface on the GPU: the stored picture of NVDEC -> the upright surface in a slot."""
+"""The kernel that turns, mirrors and resamples a plane of a picture. turn.py launches it."""
 
-from dataclasses import dataclass
-
-import torch
 import triton
 import triton.language as tl
-
-from peoplecounter.common.ipc.memory import Block
-from peoplecounter.services.decoder.upright import Upright
-
-BLOCK_Y, BLOCK_X = 8, 128
 
 
 @triton.jit
@@ -37,49 +29,3 @@ def turn_plane(
         bottom += tl.load(from_ptr + x1 * step_x + y1 * step_y, inside, 0) * right
         value = top * (1 - down) + bottom * down + 0.5
         tl.store(out_ptr + y * out_pitch + x * CHANNELS + channel, value.to(out_ptr.dtype.element_ty), inside)
-
-
-@dataclass(frozen=True)
-class Plane:
-    """[height, width, channels] samples in GPU memory, rows `pitch` samples apart."""
-
-    pixels: torch.Tensor
-    width: int
-    height: int
-    channels: int
-    pitch: int
-
-
-def plane(address: int, width: int, height: int, channels: int, pitch_bytes: int, sample_bytes: int) -> Plane:
-    """A plane at an address of GPU memory."""
-    pixels = torch.as_tensor(Block(address, pitch_bytes * height), device="cuda")
-    pitch = pitch_bytes // sample_bytes
-    return Plane(pixels.view(torch.uint16 if sample_bytes == 2 else torch.uint8), width, height, channels, pitch)
-
-
-def turn(stored: Plane, upright: Upright, out: Plane) -> None:
-    """Queues the work on torch's current stream."""
-    base, step_x, step_y = _steps(stored, upright)
-    width, height = upright.turned(stored.width, stored.height)
-    grid = (triton.cdiv(out.height, BLOCK_Y), triton.cdiv(out.width, BLOCK_X))
-    turn_plane[grid](
-        stored.pixels, out.pixels, base, step_x, step_y, width, height,
-        out.width, out.height, out.pitch, width / out.width, height / out.height,
-        CHANNELS=stored.channels, BLOCK_Y=BLOCK_Y, BLOCK_X=BLOCK_X,
-    )  # fmt: skip
-
-
-def _steps(stored: Plane, upright: Upright) -> tuple[int, int, int]:
-    """(stored sample of turned pixel (0, 0), and from there to its right and its lower neighbour)."""
-    right, down = stored.channels, stored.pitch
-    last_x, last_y = (stored.width - 1) * right, (stored.height - 1) * down
-    base, step_x, step_y = (
-        (0, right, down),
-        (last_y, -down, right),
-        (last_x + last_y, -right, -down),
-        (last_x, down, -right),
-    )[upright.quarter_turns]
-    if upright.mirrored:
-        turned_width, _ = upright.turned(stored.width, stored.height)
-        base, step_x = base + (turned_width - 1) * step_x, -step_x
-    return base, step_x, step_y

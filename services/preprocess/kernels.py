@@ -1,10 +1,10 @@
 """The kernels: preprocess' values (reference.py) computed fast, on the CPU with NumPy or on the GPU with Triton.
 
-`load_kernel` picks: NumpyKernel for shared memory, TritonKernel for GPU memory (with torch operations where Triton is
-missing).
+`load_kernel` picks: NumpyKernel for shared memory, TritonKernel for GPU memory, or TorchKernel where Triton is missing.
 """
 
 import logging
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
@@ -12,12 +12,16 @@ from typing import Protocol
 
 import numpy as np
 
+from peoplecounter.common import backend
+from peoplecounter.common.cubins import Launch, Pointer
 from peoplecounter.common.ipc.memory import Block, Slot, WorkQueue
 from peoplecounter.common.ipc.messages import Input, SurfaceLayout, TensorLayout
 from peoplecounter.common.views import View, by_level
+from peoplecounter.services.preprocess.launches import KINDS, NV12_TO_IMAGES, WARPS, images_launch
 from peoplecounter.services.preprocess.reference import PADDING, colour_matrix, planes
 from peoplecounter.services.preprocess.resample import axis, resample
 
+LAUNCHES_MAX = 64  # layouts whose tables lie on the GPU at once
 ROWS = 64  # of the frame that are computed at once, an even number
 
 
@@ -35,7 +39,9 @@ class Kernel(Protocol):
 
 def load_kernel(work: WorkQueue) -> Kernel:
     """The kernel for slots of this kind of memory."""
-    return NumpyKernel() if work.kind == "shm" else TritonKernel(work)
+    if work.kind == "shm":
+        return NumpyKernel()
+    return TritonKernel(work) if backend.importable("triton") else TorchKernel(work)
 
 
 class NumpyKernel:
@@ -56,25 +62,59 @@ class NumpyKernel:
 
 
 class TritonKernel:
-    """Queues Triton's kernel, or torch operations where Triton is missing, on the stream of `work`."""
+    """Queues Triton's kernel on the stream of `work`; torch is not needed."""
+
+    def __init__(self, work: WorkQueue):
+        self._work = work
+        self._compiler = ThreadPoolExecutor(1, "compiler")
+        self._launches: OrderedDict[tuple, tuple[Launch, list[int]]] = OrderedDict()  # oldest first
+
+    def prepare(self, layout: SurfaceLayout, tensor: TensorLayout, views: tuple[View, ...]) -> Future:
+        """Compiles in a thread: it may take seconds, in which the process must go on ticking."""
+        return self._compiler.submit(self._launch, layout, tensor.input, views)
+
+    def run(
+        self, surface: Block, layout: SurfaceLayout, tensor: TensorLayout, views: tuple[View, ...], slot: Block
+    ) -> None:
+        self._launch(layout, tensor.input, views)(self._work.stream, surface.address, slot.address)
+
+    def _launch(self, layout: SurfaceLayout, read: Input, views: tuple[View, ...]) -> Launch:
+        key = layout, read, views
+        if key not in self._launches:
+            if len(self._launches) >= LAUNCHES_MAX:
+                _, (_, tables) = self._launches.popitem(last=False)
+                self._work.finish()  # it may still be running
+                _free(tables)
+            self._launches[key] = self._new_launch(layout, read, views)
+        return self._launches[key][0]
+
+    def _new_launch(self, layout: SurfaceLayout, read: Input, views: tuple[View, ...]) -> tuple[Launch, list[int]]:
+        from peoplecounter.common import cuda
+
+        cuda.start()  # this may be the compiler's thread
+        needed = images_launch(layout, read, views)
+        tables = [cuda.upload(table) for table in needed.tables]
+        pointers = [Pointer(0, "u8"), Pointer(0, KINDS[read.dtype])]  # both are known when it is launched
+        pointers += [Pointer(at, KINDS[table.dtype.name]) for at, table in zip(tables, needed.tables)]
+        return Launch(NV12_TO_IMAGES, needed.grid, [*pointers, *needed.numbers], needed.constants, WARPS), tables
+
+
+class TorchKernel:
+    """Queues torch operations on the stream of `work`, where Triton is missing: they are many times slower."""
 
     def __init__(self, work: WorkQueue):
         import torch
 
-        try:
-            from peoplecounter.services.preprocess.kernels_triton import launch
-        except ModuleNotFoundError:
-            logging.getLogger("preprocess").warning(
-                "Triton is not installed: torch operations are used, which are many times slower"
-            )
-            from peoplecounter.services.preprocess.kernels_torch import launch
+        from peoplecounter.services.preprocess.kernels_torch import launch
+
+        logging.getLogger("preprocess").warning(
+            "Triton is not installed: torch operations are used, which are many times slower"
+        )
         self._torch, self._launch, self._stream = torch, launch, torch.cuda.ExternalStream(work.stream)
-        self._compiler = ThreadPoolExecutor(1, "compiler")
         self._view = lru_cache(maxsize=64)(self._new_view)
 
-    def prepare(self, layout: SurfaceLayout, tensor: TensorLayout, views: tuple[View, ...]) -> Future:
-        """Compiles in a thread, on memory of its own: it takes seconds, in which the process must go on ticking."""
-        return self._compiler.submit(self._compile, layout, tensor, views)
+    def prepare(self, layout: SurfaceLayout, tensor: TensorLayout, views: tuple[View, ...]) -> None:
+        return None
 
     def run(
         self, surface: Block, layout: SurfaceLayout, tensor: TensorLayout, views: tuple[View, ...], slot: Block
@@ -83,19 +123,16 @@ class TritonKernel:
             pixels = self._view(surface, "uint8", (surface.nbytes,))
             self._launch(pixels, layout, tensor.input, views, self._view(slot, tensor.dtype, tensor.shape))
 
-    def _compile(self, layout: SurfaceLayout, tensor: TensorLayout, views: tuple[View, ...]) -> None:
-        torch = self._torch
-        with torch.cuda.stream(torch.cuda.Stream()):
-            surface = torch.zeros(layout.nbytes, dtype=torch.uint8, device="cuda")
-            out = torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype), device="cuda")
-            self._launch(surface, layout, tensor.input, views, out)
-            torch.cuda.current_stream().synchronize()
-        del surface, out
-        torch.cuda.empty_cache()
-
     def _new_view(self, block: Block, dtype: str, shape: tuple[int, ...]):
         torch = self._torch
         return torch.as_tensor(block, device="cuda").view(getattr(torch, dtype)).reshape(shape)
+
+
+def _free(addresses: list[int]) -> None:
+    from peoplecounter.common.cuda import check, cudart
+
+    for address in addresses:
+        check(cudart.cudaFree(address))
 
 
 def fused(

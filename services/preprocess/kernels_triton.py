@@ -2,24 +2,13 @@
 
 A program writes a block of one image. The output is written once; the surface is read about once from memory, then from
 cache. At the frame's own scale a pixel is one of its pixels, at a half or a quarter the mean of a block of them. At any
-other scale (these programs take longest and start first) it is the sum of the same taps as in the reference.
+other scale (these programs take longest and start first) it is the sum of the same taps as in the reference. The
+arguments are made in launches.py.
 """
 
-from functools import lru_cache
-from math import gcd
-
-import numpy as np
-import torch
 import triton
 import triton.language as tl
 
-from peoplecounter.common.ipc.messages import Input, SurfaceLayout
-from peoplecounter.common.views import View
-from peoplecounter.services.preprocess.reference import PADDING, colour_matrix, neighbours
-
-PAIRS, BLOCK_X, TAP_BLOCK, WARPS = 4, 128, 64, 2
-SHRUNK_BY = (1, 2, 4)
-ORDER = (0, 4, 2, 1)  # the programs that take longest start first
 # columns of the table of views: the image, its corner, its level in px; by how much the level is shrunk, if by taps 0;
 # where the level's taps begin, and how many there are a pixel
 IMAGE, X, Y, LEVEL_WIDTH, LEVEL_HEIGHT, SHRUNK, ROW, COLUMN, TAPS_Y, TAPS_X, HALF_Y, HALF_X, COLUMNS = map(
@@ -244,69 +233,3 @@ def _store(
     tl.store(pixel_ptr, red.to(kind), writes)
     tl.store(pixel_ptr + step, green.to(kind), writes)
     tl.store(pixel_ptr + 2 * step, blue.to(kind), writes)
-
-
-def launch(
-    surface: torch.Tensor, layout: SurfaceLayout, read: Input, views: tuple[View, ...], out: torch.Tensor
-) -> None:
-    """Queues one launch: surface uint8 [layout.nbytes or more] -> the first images of out, of read.image_shape."""
-    by_taps, tables, numbers, constants = _plan(layout, read, views, surface.device)
-    tap_blocks = -(-read.width * read.height // TAP_BLOCK)
-    blocks = -(-read.width // BLOCK_X) * -(-read.height // (2 * PAIRS))
-    nv12_to_images[(by_taps * tap_blocks + (len(views) - by_taps) * blocks,)](
-        surface, out, *tables, *numbers, **constants,
-        PAIRS=PAIRS, BLOCK_X=BLOCK_X, TAP_BLOCK=TAP_BLOCK, num_warps=WARPS,
-    )  # fmt: skip
-
-
-def _shrunk(view: View, layout: SurfaceLayout) -> int:
-    """1, 2 or 4: by how much a view's level is shrunk; 0 for levels, and places in them, that only taps can do."""
-    for by in SHRUNK_BY:
-        if (by * view.width, by * view.height) == (layout.width, layout.height) and min(view.x, view.y) >= 0:
-            return by
-    return 0
-
-
-@lru_cache(maxsize=64)
-def _plan(layout: SurfaceLayout, read: Input, views: tuple[View, ...], device: torch.device) -> tuple:
-    """(views by taps, tables on the device, scalar arguments, constants) of the launches for these."""
-    shrunk = [_shrunk(view, layout) for view in views]
-    order = sorted(range(len(views)), key=lambda i: ORDER.index(shrunk[i]))
-    by_taps, others = [i for i in order if not shrunk[i]], [views[i] for i in order if shrunk[i]]
-    levels = list(dict.fromkeys(views[i].level for i in by_taps)) or [(1, 1)]  # a table is never empty
-    # of rows and columns of luma, then of chroma: each level's (first sample, weights)
-    axes = [
-        [neighbours(source, level[side], halved) for level in levels]
-        for halved in (False, True)
-        for side, source in ((1, layout.height), (0, layout.width))
-    ]
-    taps = [[weights.shape[1] for _, weights in axis] for axis in axes]
-    tables = []
-    for axis, counts in zip(axes, taps):
-        padded = [np.pad(weights, ((0, 0), (0, max(counts) - weights.shape[1]))) for _, weights in axis]
-        tables.append(torch.tensor(np.concatenate([first for first, _ in axis]), dtype=torch.int32, device=device))
-        tables.append(torch.tensor(np.concatenate(padded), device=device))
-    begins = [np.cumsum([0, *(level[side] for level in levels)]) for side in (1, 0)]
-    rows = []
-    for i in order:
-        view, row = views[i], [0] * 6
-        if not shrunk[i]:
-            level = levels.index(view.level)
-            row = [*(begin[level] for begin in begins), *(counts[level] for counts in taps)]
-        rows.append([i, view.x, view.y, *view.level, shrunk[i], *row])
-    m, c = colour_matrix(layout.matrix, layout.full_range)
-    numbers = [
-        layout.width, layout.height, layout.pitch, len(by_taps),
-        *(float(value) for value in (m[0, 0], m[0, 2], m[1, 1], m[1, 2], m[2, 1], *c)), PADDING,
-        *read.scale, *read.offset,
-    ]  # fmt: skip
-    names = ("MAX_Y", "MAX_X", "HALF_MAX_Y", "HALF_MAX_X")
-    constants = {
-        **{name: max(counts) for name, counts in zip(names, taps)},
-        "WIDTH": read.width, "HEIGHT": read.height,
-        "VALUES": not read.values_are_pixels, "LAST": read.channels_last, "BGR": read.bgr,
-        "SAMPLE": layout.sample_bytes, "ALIGN": gcd(16, *(view.x for view in others)),
-        "EVEN": not any(views[i].x % 2 or views[i].y % 2 for i in order if shrunk[i] == 1),
-    }  # fmt: skip
-    table = torch.tensor(np.array(rows), dtype=torch.int32, device=device)
-    return len(by_taps), [table, *tables], numbers, constants

@@ -74,7 +74,8 @@ def kernel(sweep: bool = False) -> dict:
     """Several surfaces and tensors in turn, so that no cache holds them; the copy moves as many bytes as the kernel."""
     import torch
 
-    from peoplecounter.services.preprocess import kernels_torch, kernels_triton
+    from peoplecounter.services.preprocess import kernels_torch
+    from tests.support.kernels import images_call
 
     random = np.random.default_rng(0)
     surfaces = [torch.from_numpy(random.integers(0, 256, LAYOUT.nbytes, np.uint8)).cuda() for _ in range(4)]
@@ -85,15 +86,16 @@ def kernel(sweep: bool = False) -> dict:
         moved = LAYOUT.nbytes + outs[0].nbytes
         halves = [torch.zeros(moved // 2, dtype=torch.uint8, device="cuda") for _ in range(8)]
 
-        def fused(i: int, read=read, outs=outs, views=ALL) -> None:
-            kernels_triton.launch(surfaces[i % 4], LAYOUT, read, views, outs[i % 4])
+        def calls(views, read=read, outs=outs) -> Callable[[int], None]:
+            each = [images_call(surfaces[i], LAYOUT, read, views, outs[i]) for i in range(4)]
+            return lambda i: each[i % 4]()
 
         def copy(i: int, halves=halves) -> None:
             halves[2 * (i % 4)].copy_(halves[2 * (i % 4) + 1])
 
         if sweep:
-            result[f"{dtype} sweep"] = _sweep(kernels_triton, fused)
-        graph_fused, graph_copy, graph_finest = _graph(fused), _graph(copy), _graph(partial(fused, views=FINEST))
+            result[f"{dtype} sweep"] = _sweep(lambda calls=calls: calls(ALL))
+        graph_fused, graph_copy, graph_finest = _graph(calls(ALL)), _graph(copy), _graph(calls(FINEST))
         row = {
             "views": len(ALL),
             "megabytes": round(moved / 1e6, 1),
@@ -118,8 +120,9 @@ def _turned(surfaces: list) -> dict:
     """What the decoder does to pictures that are stored sideways, or with pixels twice as wide as high."""
     import torch
 
-    from peoplecounter.services.decoder import turn_triton
+    from peoplecounter.services.decoder.turn import TURN_PLANE, Plane, turn_launch
     from peoplecounter.services.decoder.upright import Upright
+    from tests.support.kernels import run
 
     rows, size = {}, (LAYOUT.width, LAYOUT.height)
     for name, upright in (("a quarter turn", Upright(1)), ("pixels of 2:1", Upright(aspect=Fraction(2)))):
@@ -133,8 +136,8 @@ def _turned(surfaces: list) -> dict:
                 planes = []
                 for pixels, (w, h) in ((surfaces[i % 4], size), (outs[i % 4], (width, height))):
                     from_ = w * h * part
-                    planes.append(turn_triton.Plane(pixels[from_:], w // channels, h // channels, channels, w))
-                turn_triton.turn(planes[0], upright, planes[1])
+                    planes.append(Plane(pixels[from_:], w // channels, h // channels, channels, w))
+                run(TURN_PLANE, *turn_launch(planes[0], upright, planes[1]))
 
         def copy(i: int, halves=halves) -> None:
             halves[2 * (i % 4)].copy_(halves[2 * (i % 4) + 1])
@@ -167,12 +170,14 @@ def _replay(graph, _: int) -> None:
     graph.replay()
 
 
-def _sweep(module, fused) -> dict[str, float]:
+def _sweep(calls) -> dict[str, float]:
     """Other block shapes and warps, to tune the kernel for another GPU."""
+    from peoplecounter.services.preprocess import launches as module
+
     kept, found = (module.PAIRS, module.BLOCK_X, module.TAP_BLOCK, module.WARPS), {}
     for shape in SHAPES:
         module.PAIRS, module.BLOCK_X, module.TAP_BLOCK, module.WARPS = shape
-        graph = _graph(fused)
+        graph = _graph(calls())
         found["x".join(map(str, shape))] = round(gpu_ms(partial(_replay, graph), 20, 5)["p50"] / GRAPHED, 4)
     module.PAIRS, module.BLOCK_X, module.TAP_BLOCK, module.WARPS = kept
     return dict(sorted(found.items(), key=lambda item: item[1]))

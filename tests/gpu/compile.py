@@ -1,51 +1,46 @@
 """Compiles the kernels for a GPU that need not be there: `python -m tests.gpu.compile 90`. The interpreter of the other
-tests accepts what the compiler does not."""
+tests accepts what the compiler does not. Torch cannot be imported meanwhile, except for the dense heads."""
 
 import sys
 
-import torch
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
+sys.modules["torch"] = None  # type: ignore[assignment]
+from peoplecounter.common.cubins import Kernel, Pointer, triton_kernel, variant  # noqa: E402
+from peoplecounter.common.ipc.messages import Input, SurfaceLayout  # noqa: E402
+from peoplecounter.common.views import table  # noqa: E402
+from peoplecounter.deploy.dashboard.shrink import AVERAGE_PLANE, average_launches  # noqa: E402
+from peoplecounter.services.decoder.turn import TURN_PLANE, plane, turn_launch  # noqa: E402
+from peoplecounter.services.decoder.upright import Upright  # noqa: E402
+from peoplecounter.services.preprocess.launches import KINDS, NV12_TO_IMAGES, WARPS, images_launch  # noqa: E402
 
-from peoplecounter.common.engine import dense
-from peoplecounter.common.ipc.messages import Input, SurfaceLayout
-from peoplecounter.common.views import table
-from peoplecounter.deploy.dashboard import shrink_triton
-from peoplecounter.services.preprocess import kernels_triton
+NMS = Kernel("peoplecounter.common.engine.dense", "nms_kernel")
 
 
-def build(kernel, kinds: list[str], constants: dict, capability: int, warps: int) -> str:
-    """PTX of a kernel whose first arguments are of these kinds, the others constants."""
-    names = kernel.arg_names
-    signature = {name: "constexpr" if name in constants else kinds[i] for i, name in enumerate(names)}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(kinds) if kind[0] == "*"}
-    known = {(names.index(name),): value for name, value in constants.items()}
-    source = ASTSource(kernel, signature, constexprs=known, attrs=aligned)
-    return compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps}).asm["ptx"]
+def build(kernel: Kernel, arguments: list, constants: dict, capability: int, warps: int = 4) -> str:
+    """PTX."""
+    return triton_kernel(variant(kernel, arguments, constants, warps, capability)).asm["ptx"]
 
 
 def main(capability: int) -> None:
     for size, sample_bytes, dtype in (((3840, 2160), 1, "float16"), ((1367, 769), 2, "float32")):
         layout = SurfaceLayout(*size, 2 * (size[0] + 1), "bt709", False, sample_bytes)
         read = Input(640, 640, dtype)
-        _, tables, numbers, constants = kernels_triton._plan(layout, read, table(*size, read.size), torch.device("cpu"))
-        kinds = ["*u8", "*fp16" if dtype == "float16" else "*fp32"]
-        kinds += ["*fp32" if values.is_floating_point() else "*i32" for values in tables]
-        kinds += ["fp32" if isinstance(number, float) else "i32" for number in numbers]
-        shape = {
-            "PAIRS": kernels_triton.PAIRS,
-            "BLOCK_X": kernels_triton.BLOCK_X,
-            "TAP_BLOCK": kernels_triton.TAP_BLOCK,
-        }
-        ptx = build(kernels_triton.nv12_to_images, kinds, constants | shape, capability, kernels_triton.WARPS)
+        needed = images_launch(layout, read, table(*size, read.size))
+        pointers = [Pointer(0, kind) for kind in ("u8", KINDS[dtype], *(KINDS[t.dtype.name] for t in needed.tables))]
+        ptx = build(NV12_TO_IMAGES, [*pointers, *needed.numbers], needed.constants, capability, WARPS)
         print("nv12_to_images", size, dtype, "st.global.v4.b32" in ptx)
-    build(dense.nms_kernel, ["*fp32", "*fp32", "*i32", "fp32"], {"ANCHORS": 1024}, capability, 4)
-    print("nms_kernel")
-    for kind, shift in (("*u8", 0), ("*u16", 8)):
-        shape = {"SHIFT": shift, "FACTOR": shrink_triton.FACTOR_MAX, "CHANNELS": 2}
-        shape |= {"BLOCK_Y": shrink_triton.BLOCK_Y, "BLOCK_X": shrink_triton.BLOCK_X}
-        build(shrink_triton.average_plane, [kind, "*u8", *["i32"] * 6], shape, capability, 4)
+    planes = [plane(0, 1920, 1080, 2, 4096, 1), plane(0, 1080, 1920, 2, 4096, 1)]
+    _, arguments, constants = turn_launch(planes[0], Upright(1), planes[1])
+    build(TURN_PLANE, arguments, constants, capability)
+    print("turn_plane")
+    for sample_bytes in (1, 2):
+        _, launches = average_launches(SurfaceLayout(3840, 2160, 8192, "bt709", False, sample_bytes), 4)
+        for _, _, _, numbers, constants in launches:
+            pointers = [Pointer(0, ("u8", "u16")[sample_bytes - 1]), Pointer(0, "u8")]
+            build(AVERAGE_PLANE, [*pointers, *numbers], constants, capability)
     print("average_plane")
+    del sys.modules["torch"]
+    build(NMS, [Pointer(0, "fp32"), Pointer(0, "fp32"), Pointer(0, "i32"), 0.7], {"ANCHORS": 1024}, capability)
+    print("nms_kernel")
 
 
 if __name__ == "__main__":

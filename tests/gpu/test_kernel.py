@@ -10,14 +10,14 @@ import pytest
 from peoplecounter.common.ipc.messages import Input, SurfaceLayout
 from peoplecounter.common.views import View, table
 from peoplecounter.services.preprocess.reference import reference
-from tests.gpu.conftest import GPU
 from tests.support.inputs import INPUTS
 
 torch = pytest.importorskip("torch", reason="torch is installed for Python 3.11 only, see the extra 'dev'")
 pytest.importorskip("triton")
-from peoplecounter.services.preprocess import kernels_torch, kernels_triton  # noqa: E402
+from peoplecounter.services.preprocess import kernels_torch  # noqa: E402
+from tests.support import kernels  # noqa: E402
 
-DEVICE = "cuda" if GPU else "cpu"
+DEVICE = kernels.DEVICE
 SIZE = 64
 SHAPES = [  # width, height, extra pitch
     (64, 64, 0), (1, 1, 0), (150, 110, 0), (151, 111, 9), (33, 99, 31), (200, 30, 64), (320, 160, 0)
@@ -53,7 +53,7 @@ def assert_equal(out, expected):
         assert (np.abs(out.astype(float) - expected) <= ulp + 1e-6).all()  # sums of float32 are good to 1e-6
 
 
-@pytest.mark.parametrize("launch", [kernels_triton.launch, kernels_torch.launch], ids=["triton", "torch"])
+@pytest.mark.parametrize("launch", [kernels.images, kernels_torch.launch], ids=["triton", "torch"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("width, height, extra", SHAPES)
 def test_random_frames_of_odd_sizes_and_pitches(launch, dtype, width, height, extra):
@@ -66,7 +66,7 @@ def test_random_frames_of_odd_sizes_and_pitches(launch, dtype, width, height, ex
         assert_equal(run(launch, layout, pixels, read, views), reference(pixels, layout, read, views))
 
 
-@pytest.mark.parametrize("launch", [kernels_triton.launch, kernels_torch.launch], ids=["triton", "torch"])
+@pytest.mark.parametrize("launch", [kernels.images, kernels_torch.launch], ids=["triton", "torch"])
 @pytest.mark.parametrize("read", INPUTS.values(), ids=INPUTS)
 def test_every_input_gets_the_references_values(launch, read):
     """Rectangular, channels last, bytes, another order, range or place of the letterbox."""
@@ -83,7 +83,7 @@ def test_a_kernel_that_is_half_a_pixel_off_would_be_seen():
     views = views_of(layout, read)
     shifted = np.roll(pixels.reshape(-1, layout.pitch), 1, axis=1).reshape(-1)
     with pytest.raises(AssertionError):
-        assert_equal(run(kernels_triton.launch, layout, shifted, read, views), reference(pixels, layout, read, views))
+        assert_equal(run(kernels.images, layout, shifted, read, views), reference(pixels, layout, read, views))
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -94,8 +94,8 @@ def test_the_kernels_compile_for_gpus_that_are_not_here(capability):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines() == [
-        "nv12_to_images (3840, 2160) float16 True", "nv12_to_images (1367, 769) float32 True", "nms_kernel",
-        "average_plane",
+        "nv12_to_images (3840, 2160) float16 True", "nv12_to_images (1367, 769) float32 True", "turn_plane",
+        "average_plane", "nms_kernel",
     ]  # fmt: skip
 
 
@@ -106,4 +106,4 @@ def test_whole_frames(dtype, width, height):
     layout, pixels = surface(width, height, 128, "bt709", False, 1)
     read = Input(640, 640, dtype)
     views = table(width, height, read.size)
-    assert_equal(run(kernels_triton.launch, layout, pixels, read, views), reference(pixels, layout, read, views))
+    assert_equal(run(kernels.images, layout, pixels, read, views), reference(pixels, layout, read, views))

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from peoplecounter.common.ipc.messages import SurfaceLayout
-from tests.gpu.conftest import GPU
 from tests.support.dashboard import Dashboard, acknowledge, free_port, parts, pixels
 from tests.support.group import SERVICES
 
 torch = pytest.importorskip("torch", reason="torch is installed for Python 3.11 only, see the extra 'dev'")
 pytest.importorskip("triton")
-from peoplecounter.deploy.dashboard.shrink_triton import average  # noqa: E402
+from peoplecounter.deploy.dashboard.shrink import AVERAGE_PLANE, average_launches  # noqa: E402
+from tests.support.kernels import DEVICE, run  # noqa: E402
 
 
 @pytest.mark.parametrize("sample_bytes", [1, 2])
@@ -20,7 +20,12 @@ def test_a_small_surface_has_the_means_of_its_pixels(width, height, factor, samp
     pitch = 128 * sample_bytes
     layout = SurfaceLayout(width, height, pitch, "bt709", False, sample_bytes)
     surface = np.random.default_rng(1).integers(0, 256, layout.nbytes).astype(np.uint8)
-    found, small = average(torch.from_numpy(surface).to("cuda" if GPU else "cpu"), layout, factor)
+    small, planes = average_launches(layout, factor)
+    stored = torch.from_numpy(surface).to(DEVICE)
+    found = torch.empty(small.nbytes, dtype=torch.uint8, device=DEVICE)
+    for grid, begins, into, numbers, constants in planes:
+        plane = stored[begins:].view(torch.uint16) if sample_bytes == 2 else stored[begins:]
+        run(AVERAGE_PLANE, grid, [plane, found[into:], *numbers], constants)
     assert (small.width, small.height, small.sample_bytes) == (width // factor, height // factor, 1)
     rows = surface[sample_bytes - 1 :: sample_bytes].reshape(-1, 128).astype(int)  # the upper 8 bits
     shown = found.cpu().numpy().reshape(-1, small.pitch)

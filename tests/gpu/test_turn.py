@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 
 from peoplecounter.services.decoder.upright import OF_EXIF, Upright
-from tests.gpu.conftest import GPU
 
 torch = pytest.importorskip("torch", reason="torch is installed for Python 3.11 only, see the extra 'dev'")
 pytest.importorskip("triton")
-from peoplecounter.services.decoder.turn_triton import Plane, turn  # noqa: E402
-
-DEVICE = "cuda" if GPU else "cpu"
+from peoplecounter.services.decoder.turn import TURN_PLANE, Plane, turn_launch  # noqa: E402
+from tests.support.kernels import DEVICE, run  # noqa: E402
 
 
 def turned(stored: np.ndarray, upright: Upright, width: int, height: int, pitch: int) -> np.ndarray:
@@ -22,7 +20,7 @@ def turned(stored: np.ndarray, upright: Upright, width: int, height: int, pitch:
     padded[:, : columns * channels] = stored.reshape(rows, -1)
     out = torch.zeros((height, pitch), dtype=torch.from_numpy(stored).dtype, device=DEVICE)
     source = Plane(torch.from_numpy(padded).to(DEVICE), columns, rows, channels, padded.shape[1])
-    turn(source, upright, Plane(out, width, height, channels, pitch))
+    run(TURN_PLANE, *turn_launch(source, upright, Plane(out, width, height, channels, pitch)))
     return out.cpu().numpy()[:, : width * channels].reshape(height, width, channels)
 
 
