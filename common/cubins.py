@@ -34,7 +34,7 @@ ONE = "one"  # a number that is 1 is a constant: a step of 1 lets Triton read ne
 SCRATCH = 2  # pointers behind the arguments, which Triton's kernels expect: global and profile scratch
 
 
-class Kernel(NamedTuple):
+class TritonFunction(NamedTuple):
     """A function decorated by triton.jit: its pointers and numbers first, then its constants."""
 
     module: str
@@ -56,7 +56,7 @@ Constants = Mapping[str, int]
 class Variant:
     """Everything that a cubin depends on, but the text of its module."""
 
-    kernel: Kernel
+    kernel: TritonFunction
     kinds: tuple[str, ...]  # of the arguments: "*u8", "i32", …; ONE for a number that is 1
     aligned: tuple[int, ...]  # which of them are multiples of ALIGNED
     constants: tuple[tuple[str, int], ...]
@@ -82,7 +82,7 @@ class Cubin(msgspec.Struct, frozen=True):
 
 
 def variant(
-    kernel: Kernel, arguments: Sequence[Argument], constants: Constants, warps: int, capability: int
+    kernel: TritonFunction, arguments: Sequence[Argument], constants: Constants, warps: int, capability: int
 ) -> Variant:
     """The one that these arguments need."""
     kinds = tuple(map(_kind, arguments))
@@ -162,7 +162,7 @@ def _kept(path: Path) -> Cubin | None:
 class Launch:
     """A kernel in the GPU's memory with its arguments, ready to be queued again and again."""
 
-    def __init__(self, kernel: Kernel, grid: Sequence[int], arguments: Sequence[Argument], constants: Constants,
+    def __init__(self, kernel: TritonFunction, grid: Sequence[int], arguments: Sequence[Argument], constants: Constants,
                  warps: int = 4):  # fmt: skip
         """Compiles, if this variant is new. `grid`: programs in x, and in y, z if there are more."""
         from peoplecounter.common.cuda import device

@@ -188,7 +188,7 @@ class PreprocessSettings(Section):
     slots: int = Field(0, ge=0, le=64)
     """Slots of the tensors ring, one frame each; 0: two more than the number of sources, at least 3"""
     group: int = Field(0, ge=0, le=256)
-    """Maximum views that an infer_tiles worker gets at once; 0: on a GPU 16, on a CPU few"""
+    """Maximum views that an infer_tiles worker gets at once; 0: on a GPU as many as its plan takes, on a CPU few"""
 
     @field_validator("slots")
     @classmethod

@@ -97,8 +97,8 @@ class TensorRTEngine:
                 from peoplecounter.common.engine.dense import GpuDenseHead
             except ModuleNotFoundError as error:
                 raise AppError(
-                    f"The model {path} gives overlapping boxes, which take torch and Triton to remove on a GPU ({error}): "
-                    "install the extra 'gpu', or export the model with its NMS."
+                    f"The model {path} gives overlapping boxes, and to remove them on a GPU takes torch and Triton "
+                    f"({error}): install the extra 'gpu', or export the model with its NMS."
                 ) from None
             self._dense = GpuDenseHead(self._results, self.head, self._score, self._work.stream)
             self._results = [OutputBuffer("rows", self._dense.address, self._dense.shape, "float32")]

@@ -12,7 +12,7 @@ from peoplecounter.common.errors import SOFTWARE, AppError, ModelOutputError
 from peoplecounter.common.inference.mapping import persons_to_frame
 from peoplecounter.common.inference.swap import Swap
 from peoplecounter.common.ipc.consumer import Lease, RingConnection, RingConsumer
-from peoplecounter.common.ipc.messages import Detections, Offer, Part, TensorLayout
+from peoplecounter.common.ipc.messages import IMAGES_MAX, Detections, Offer, Part, TensorLayout
 from peoplecounter.common.process.runtime import Runtime
 
 MAX_ERRORS_IN_A_ROW = 3  # then the process ends, to be restarted
@@ -23,7 +23,8 @@ def run(rt: Runtime) -> None:
     swap = rt.closing(Swap(rt, cores.threads(rt.settings, rt.row.name)))
     engine = swap.load()
     early = 2 if rt.work.kind == "cuda" else 1  # on a GPU some offers are of frames that are still being decoded
-    tensors = rt.open_inputs(rt.settings.link.credits * early, engine.input)
+    largest = engine.batch(IMAGES_MAX) if rt.work.kind == "cuda" else 0
+    tensors = rt.open_inputs(rt.settings.link.credits * early, engine.input, largest)
     inference = rt.closing(Inference(rt, engine, tensors))
     swap.start(inference)
     rt.ready()

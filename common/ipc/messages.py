@@ -33,7 +33,7 @@ from peoplecounter.common.logs import Level
 from peoplecounter.common.topology import GLOBAL, TILES
 from peoplecounter.common.views import View
 
-SCHEMA = 7
+SCHEMA = 8
 ROW_VALUES = 8  # of one detection
 MAX_BOXES = 1000  # of one image
 MAX_BYTES = 1 << 20  # of one message; libzmq refuses more, see link.py
@@ -45,7 +45,8 @@ PEOPLE_MAX = 10_000_000  # in an area
 Hash = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]  # SHA-256
 Count = Annotated[int, Meta(ge=0)]
 Seq = Annotated[int, Meta(ge=0, lt=2**53)]  # an integer in any JSON reader
-Small = Annotated[int, Meta(ge=0, le=65_535)]  # sides in px, images, tiles, parts
+IMAGES_MAX = 65_535
+Small = Annotated[int, Meta(ge=0, le=IMAGES_MAX)]  # sides in px, images, tiles, parts
 SourceName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
 
 
@@ -199,6 +200,7 @@ class Hello(Struct, frozen=True, tag="hello"):
     part: Name = ""  # which parts to offer
     credits: Annotated[int, Meta(ge=0, le=1000)] = 0
     wants: Input | None = None
+    images_max: Small = 0  # of a part that suits this peer; 0: any number
     namespaces: tuple[Count, Count] = msgspec.field(default_factory=namespaces)
 
 

@@ -112,19 +112,23 @@ class Runtime:
         self,
         credits: int,
         wants: Input | None = None,
+        images_max: int = 0,
         wanted: Callable[[str], bool] = lambda instance: True,
     ) -> RingConsumer:
-        """The rings that this service reads, see topology.py and RingConsumer. `wants`: the only input it can read."""
+        """The rings that this service reads, see topology.py and RingConsumer.
+
+        `wants`: the only input it can read; `images_max`: how many images of it suit at once, 0: any number.
+        """
         assert self.row.reads and self.row.part, f"{self.row.name} reads no ring"
-        hello = self.hello(self.row.part, credits, wants)
+        hello = self.hello(self.row.part, credits, wants, images_max)
         self.consumer = self.closing(
             RingConsumer(self.loop, self.settings.run_dir, self.row.reads, hello, self.timing, self.work, wanted)
         )
         return self.consumer
 
-    def hello(self, part: str = "", credits: int = 0, wants: Input | None = None) -> Hello:
+    def hello(self, part: str = "", credits: int = 0, wants: Input | None = None, images_max: int = 0) -> Hello:
         """How this process introduces itself on a link."""
-        return Hello(SCHEMA, self.name, os.getpid(), part, credits, wants)
+        return Hello(SCHEMA, self.name, os.getpid(), part, credits, wants, images_max)
 
     def closing(self, resource: Resource) -> Resource:
         """Registers a resource to be closed when the service ends, last first; returns it."""

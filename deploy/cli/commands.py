@@ -354,8 +354,24 @@ def report(
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    as_json: AsJson = False,
+    warm: Annotated[bool, typer.Option(help="Compile the GPU's kernel for cameras of common sizes instead.")] = False,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="With --warm: for this GPU, e.g. sm90, instead of the one here; repeatable."),
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="With --warm: the folder; otherwise this user's cache.")] = None,
+) -> None:
     """Show what this machine can run, and what is missing."""
+    if warm:
+        from peoplecounter.common.settings import load_settings
+        from peoplecounter.deploy.cli.warm import warm as compile_ahead
+
+        print(compile_ahead(load_settings(), target or [], to))
+        return
+    if target or to:
+        raise AppError("--target and --to go with --warm.")
     from peoplecounter.deploy.cli.doctor import report
 
     raise typer.Exit(report(as_json))

@@ -8,13 +8,13 @@ from typing import Protocol
 import av
 import numpy as np
 
-from peoplecounter.common.cubins import Kernel, Launch, Pointer
+from peoplecounter.common.cubins import Launch, Pointer, TritonFunction
 from peoplecounter.common.ipc.memory import Slot, WorkQueue
 from peoplecounter.common.ipc.messages import SurfaceLayout
 from peoplecounter.deploy.report.pictures import small
 
 OnShrunk = Callable[[av.VideoFrame], None]
-AVERAGE_PLANE = Kernel("peoplecounter.deploy.dashboard.shrink_triton", "average_plane")
+AVERAGE_PLANE = TritonFunction("peoplecounter.deploy.dashboard.shrink_triton", "average_plane")
 BLOCK_Y, BLOCK_X = 4, 64
 FACTOR_MAX = 8  # the kernel's loops are unrolled; the host does the rest
 

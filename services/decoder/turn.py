@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from peoplecounter.common.cubins import Kernel, Pointer
+from peoplecounter.common.cubins import Pointer, TritonFunction
 from peoplecounter.services.decoder.upright import Upright
 
-TURN_PLANE = Kernel("peoplecounter.services.decoder.turn_triton", "turn_plane")
+TURN_PLANE = TritonFunction("peoplecounter.services.decoder.turn_triton", "turn_plane")
 BLOCK_Y, BLOCK_X = 8, 128
 
 

@@ -5,12 +5,12 @@ from math import gcd
 
 import numpy as np
 
-from peoplecounter.common.cubins import Kernel
+from peoplecounter.common.cubins import TritonFunction
 from peoplecounter.common.ipc.messages import Input, SurfaceLayout
 from peoplecounter.common.views import View
 from peoplecounter.services.preprocess.reference import PADDING, colour_matrix, neighbours
 
-NV12_TO_IMAGES = Kernel("peoplecounter.services.preprocess.kernels_triton", "nv12_to_images")
+NV12_TO_IMAGES = TritonFunction("peoplecounter.services.preprocess.kernels_triton", "nv12_to_images")
 PAIRS, BLOCK_X, TAP_BLOCK, WARPS = 4, 128, 64, 2
 SHRUNK_BY = (1, 2, 4)
 ORDER = (0, 4, 2, 1)  # the programs that take longest start first

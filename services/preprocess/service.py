@@ -26,7 +26,7 @@ from peoplecounter.common.views import View, groups
 from peoplecounter.services.preprocess.kernels import load_kernel
 
 SLOTS_MAX = 64
-GPU_GROUP = 16  # views of a part on a GPU, which works on them at once
+GPU_GROUP = 16  # views of a part on a GPU whose engines do not say how many suit them
 CPU_PARTS = 8  # of a frame for each worker on a CPU: so no core waits long for another, and the next frame is new
 
 
@@ -171,8 +171,12 @@ class Preprocess:
     def parts(self, views: tuple[View, ...]) -> list[Part]:
         """The whole frame as one part, its other views in groups of about equal size."""
         rt, settings = self.rt, self.rt.settings
-        count, workers = len(views) - 1, max(1, sum(hello.part == TILES for hello in self.tensors.consumers))
-        suitable = GPU_GROUP if rt.work.kind == "cuda" else max(1, ceil(count / CPU_PARTS / workers))
+        count, engines = len(views) - 1, [hello for hello in self.tensors.consumers if hello.part == TILES]
+        workers = max(1, len(engines))
+        if rt.work.kind == "cuda":  # one large batch takes less time than several
+            suitable = min((hello.images_max for hello in engines if hello.images_max), default=GPU_GROUP)
+        else:
+            suitable = max(1, ceil(count / CPU_PARTS / workers))
         tiles = groups(count, settings.preprocess.group or suitable, workers)
         of = 1 + len(tiles)
         return [Part(GLOBAL, 0, of, 0, views[:1])] + [

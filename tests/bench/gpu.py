@@ -1,9 +1,10 @@
 """Benchmarks on a GPU host: `python -m tests.bench.gpu SECTION …` prints tables and writes one JSON.
 
     kernel    the fused kernel beside a device copy of the same bytes and the old chain of torch operations
-    floor     decode alone, kernel alone, engine alone: what no pipeline can beat
+    floor     decode alone, kernel alone, engine alone, with the views of each set: what no pipeline can beat
     paced     the group at 30 frames/s from a looped 4K file: every stage and hop, with and without MPS, 1 and 2 workers
     views     the same with all levels, with those of people of 100 px and more, and with the finest alone, in turns
+    codecs    the same as paced, best variant, for each clip in FOOTAGE: H.264, HEVC, and those of tests/bench/clips.py
     flat      the group as fast as it can, one source, lossless
     decoders  NVDEC alone: as many processes as there are numbers, each decoding as fast as it can
     sources   how many 4K sources at 30 frames/s at once, none dropped
@@ -43,7 +44,7 @@ PLAN = Path(os.environ.get("PLAN", "/tmp/gpu/plans/yolo26n_coco.trt86vc.sm90.fp1
 CLIP = Path(os.environ.get("FOOTAGE", ".gpu/footage")).absolute() / "towncentre_4k_mosaic_h264.mp4"
 LAYOUT = SurfaceLayout(3840, 2160, 3840, "bt709", False)
 ALL, FINEST = table(3840, 2160, (640, 640)), table(3840, 2160, (640, 640), levels=(1.0,))  # 43 and 33 views
-PARTS = [(0, 1), *((1 + first, count) for first, count in groups(len(ALL) - 1, 16, 2))]  # as preprocess offers them
+LARGEST = 32  # batch of the plan
 VIEWS = {  # settings of a group
     "43 views": {},
     "33 views, the finest level alone": {"views__levels": "[1.0]"},
@@ -206,79 +207,81 @@ INNER = 5  # of each step between two events: what the host does in between is t
 
 
 def floor(frames: int = 300) -> dict:
-    """Each stage alone in this process; the engine also as the two workers' batches, one after the other."""
+    """Each stage alone in this process: decoding each clip live, then for each set of views the kernel and the engine,
+    all parts of a frame at once, as two infer_tiles get them. `sum_ms` is with H.264, `sum_hevc_ms` with HEVC."""
     import torch
 
     from peoplecounter.common.cuda import check, cudart
     from peoplecounter.common.engine.tensorrt import TensorRTEngine
     from peoplecounter.common.ipc.memory import Block
-    from peoplecounter.services.decoder.nvdec import NvdecDecoder
-    from peoplecounter.services.decoder.playback import START, Picture, play
     from peoplecounter.services.preprocess import kernels
 
-    loop = Loop()
-    work = memory_kind("cuda").work_queue(loop)
+    work = memory_kind("cuda").work_queue(Loop())
     slot = Block(int(check(cudart.cudaMalloc(LAYOUT.nbytes))), LAYOUT.nbytes)
-    codec = partial(NvdecDecoder, cuda_stream=work.stream)
-    decode = []
-    for live in (True, False):
-        source, times = SourceSettings(url=str(CLIP), loop=True, realtime=live), []
-        events = play(source, DecoderSettings(), START, lambda seconds: False, codec)
-        began = None
-        for event in events:
-            if not isinstance(event, Picture):
-                continue
-            event.surface.write(slot)
-            times.append((event.decoded_ns - event.decode_ns) / 1e6)
-            began = began or (time.perf_counter() if len(times) == 20 else None)
-            if len(times) >= frames:
-                break
-        work.finish()
-        events.close()
-        decode.append({**spread(times[20:]), "frames_per_s": round((frames - 20) / (time.perf_counter() - began), 1)})
+    decode = {
+        clip.stem.rpartition("_")[2]: _decoded(clip, work, slot, frames) for clip in clips() if "8k" not in clip.stem
+    }
     engine = TensorRTEngine(EngineSettings(model=str(PLAN)), work)
     engine.warm_up()
-    tensor = TensorLayout(len(ALL), engine.input)
-    out = Block(int(check(cudart.cudaMalloc(tensor.nbytes))), tensor.nbytes)
-    run = kernels.load_kernel(work).run
-    stream = torch.cuda.ExternalStream(work.stream)
-    measured: dict[str, list[float]] = {}
-    steps = {
-        "kernel": lambda: run(slot, LAYOUT, tensor, ALL, out),
-        "views 10": lambda: engine.start(out, tensor, 1, 10),
-        "global 1": lambda: engine.start(out, tensor, 0, 1),
-        "43 images": lambda: [engine.start(out, tensor, *part) for part in PARTS],
-    }
-    for name, step in steps.items():
-        measured[name] = []
+    run, stream = kernels.load_kernel(work).run, torch.cuda.ExternalStream(work.stream)
+    result: dict = {"decode_live_ms": decode}
+    for name, views in (("43", ALL), ("33", FINEST), ("11", table(3840, 2160, (640, 640), smallest_person_px=100))):
+        tensor = TensorLayout(len(views), engine.input)
+        out = Block(int(check(cudart.cudaMalloc(tensor.nbytes))), tensor.nbytes)
+        times = []
         for _ in range(60):
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             check(cudart.cudaMemsetAsync(out.address, 0, out.nbytes, work.stream))  # so that the host is ahead
             begin.record(stream)
             for _ in range(INNER):
-                step()
+                run(slot, LAYOUT, tensor, views, out)
             end.record(stream)
             work.finish()
-            measured[name].append(begin.elapsed_time(end) / INNER)
-    result = {name: spread(times[20:]) for name, times in measured.items()}
-    result["43 images at once"] = spread(at_once(out, tensor))
-    live, offline = decode
-    total = live["p50"] + result["kernel"]["p50"] + result["43 images at once"]["p50"]
-    return {
-        "decode_live_ms": live,
-        "decode_file_ms": offline,
-        **{f"{name.replace(' ', '_')}_ms": ms for name, ms in result.items()},
-        "sum_ms": round(total, 3),
-    }
+            times.append(begin.elapsed_time(end) / INNER)
+        kernel_ms = spread(times[20:])
+        parts = [(0, 1), *((1 + first, count) for first, count in groups(len(views) - 1, LARGEST, 2))]
+        images_ms = spread(at_once(out, tensor, parts))
+        work_ms = kernel_ms["p50"] + images_ms["p50"]
+        result[f"{name} views"] = {
+            "kernel_ms": kernel_ms, "images_ms": images_ms,
+            **{f"sum_{codec}_ms": round(ms["p50"] + work_ms, 3) for codec, ms in decode.items()},
+        }  # fmt: skip
+        check(cudart.cudaFree(out.address))
+    return result
 
 
-def at_once(out, tensor: TensorLayout, rounds: int = 100) -> list[float]:
+def clips() -> list[Path]:
+    return sorted(CLIP.parent.glob("towncentre_4k_mosaic_*.mp4"))
+
+
+def _decoded(clip: Path, work, slot, frames: int) -> dict[str, float]:
+    """Milliseconds of decoding a frame of a live source."""
+    from peoplecounter.services.decoder.nvdec import NvdecDecoder
+    from peoplecounter.services.decoder.playback import START, Picture, play
+
+    source, times = SourceSettings(url=str(clip), loop=True, realtime=True), []
+    events = play(
+        source, DecoderSettings(), START, lambda seconds: False, partial(NvdecDecoder, cuda_stream=work.stream)
+    )
+    for event in events:
+        if isinstance(event, Picture):
+            if event.surface.layout.nbytes <= slot.nbytes:
+                event.surface.write(slot)
+            times.append((event.decoded_ns - event.decode_ns) / 1e6)
+            if len(times) >= frames:
+                break
+    work.finish()
+    events.close()
+    return spread(times[20:])
+
+
+def at_once(out, tensor: TensorLayout, parts: list[tuple[int, int]], rounds: int = 100) -> list[float]:
     """Milliseconds of all parts of a frame, each on a stream: the best this GPU does with this plan."""
     import torch
 
     from peoplecounter.common.engine.tensorrt import TensorRTEngine
 
-    works = [memory_kind("cuda").work_queue(Loop()) for _ in PARTS]
+    works = [memory_kind("cuda").work_queue(Loop()) for _ in parts]
     engines = [TensorRTEngine(EngineSettings(model=str(PLAN)), work) for work in works]
     streams = [torch.cuda.ExternalStream(work.stream) for work in works]
     times = []
@@ -286,7 +289,7 @@ def at_once(out, tensor: TensorLayout, rounds: int = 100) -> list[float]:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda._sleep(2_000_000)  # about a millisecond: the host is ahead when it ends
         begin.record()
-        for engine, stream, part in zip(engines, streams, PARTS):
+        for engine, stream, part in zip(engines, streams, parts):
             stream.wait_event(begin)
             engine.start(out, tensor, *part)
         for stream in streams:
@@ -349,9 +352,9 @@ SHAPES = {
 }
 
 
-def paced(seconds: int, mps: bool, infer_tiles: int, without: str = "", **settings: str) -> dict:
+def paced(seconds: int, mps: bool, infer_tiles: int, without: str = "", clip: Path = CLIP, **settings: str) -> dict:
     """One camera of 30 frames/s, with three lines and a zone."""
-    camera = {"url": str(CLIP), "loop": True, "realtime": True, "fps": 30, **SHAPES}
+    camera = {"url": str(clip), "loop": True, "realtime": True, "fps": 30, **SHAPES}
     with group({"cam": camera}, mps, infer_tiles, without, **settings) as g:
         g.wait_counts(WARM_UP_FRAMES, 120)
         first, before = len(g.of("counts")), g.totals("cam")
@@ -367,6 +370,11 @@ def paced(seconds: int, mps: bool, infer_tiles: int, without: str = "", **settin
         "people": round(float(np.mean([c["count"] for c in counts])), 2), "crossings": crossings,
         "end_to_end_ms": [c["end_to_end_ms"] for c in counts],
     }  # fmt: skip
+
+
+def coded(seconds: int, clip: Path, mps: bool, infer_tiles: int) -> dict:
+    """One camera with the clip of another codec."""
+    return {"codec": clip.stem.rpartition("mosaic_")[2], **paced(seconds, mps, infer_tiles, clip=clip)}
 
 
 def viewed(seconds: int, name: str, mps: bool, infer_tiles: int) -> dict:
@@ -588,7 +596,7 @@ def lines(ms: dict[str, dict[str, float]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    sections = ["kernel", "floor", "paced", "views", "flat", "decoders", "sources", "gains"]
+    sections = ["kernel", "floor", "paced", "views", "codecs", "flat", "decoders", "sources", "gains"]
     parser.add_argument("section", nargs="+", choices=sections)
     parser.add_argument("--out", type=Path, default=Path(".bench") / "gpu.json")
     parser.add_argument("--seconds", type=int, default=60, help="of each paced run; the others take a quarter")
@@ -622,6 +630,7 @@ def main() -> None:
         "views": [
             partial(viewed, args.seconds // args.turns, name, *best) for _ in range(args.turns) for name in VIEWS
         ],
+        "codecs": [partial(coded, args.seconds // 4, clip, *best) for clip in clips()],
         "flat": [partial(flat, args.seconds // 4, *best)],
         "decoders": [partial(decoders, number) for number in args.number],
         "sources": [partial(sources, number, args.seconds // 4, *best) for number in args.number],

@@ -19,7 +19,8 @@ SAME_IN_EACH_SERVICE = {"service"}  # module names that may occur once per servi
 # what deploy may use of a service: pure functions, and what plays a file; never its loop
 OPEN_TO_DEPLOY = {
     "services.decoder.nvdec", "services.decoder.playback", "services.fusion.lines", "services.fusion.merge",
-    "services.history.tables", "services.preprocess.kernels",
+    "services.history.tables", "services.preprocess.kernels", "services.preprocess.launches",
+    "services.decoder.ffmpeg",
 }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ tests accepts what the compiler does not. Torch cannot be imported meanwhile, ex
 import sys
 
 sys.modules["torch"] = None  # type: ignore[assignment]
-from peoplecounter.common.cubins import Kernel, Pointer, triton_kernel, variant  # noqa: E402
+from peoplecounter.common.cubins import Pointer, TritonFunction, triton_kernel, variant  # noqa: E402
 from peoplecounter.common.ipc.messages import Input, SurfaceLayout  # noqa: E402
 from peoplecounter.common.views import table  # noqa: E402
 from peoplecounter.deploy.dashboard.shrink import AVERAGE_PLANE, average_launches  # noqa: E402
@@ -12,10 +12,10 @@ from peoplecounter.services.decoder.turn import TURN_PLANE, plane, turn_launch  
 from peoplecounter.services.decoder.upright import Upright  # noqa: E402
 from peoplecounter.services.preprocess.launches import KINDS, NV12_TO_IMAGES, WARPS, images_launch  # noqa: E402
 
-NMS = Kernel("peoplecounter.common.engine.dense", "nms_kernel")
+NMS = TritonFunction("peoplecounter.common.engine.dense", "nms_kernel")
 
 
-def build(kernel: Kernel, arguments: list, constants: dict, capability: int, warps: int = 4) -> str:
+def build(kernel: TritonFunction, arguments: list, constants: dict, capability: int, warps: int = 4) -> str:
     """PTX."""
     return triton_kernel(variant(kernel, arguments, constants, warps, capability)).asm["ptx"]
 

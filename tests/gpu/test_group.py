@@ -56,6 +56,20 @@ def test_each_service_is_killed_and_frozen_and_counting_resumes(gpu_group, stree
     group.check_books(unheard=200)
 
 
+def test_nobody_asks_for_torch(gpu_group, street, tmp_path):
+    """With a torch that says when it is imported, and an empty cache: the kernel is compiled, too."""
+    told = tmp_path / "imported"
+    (tmp_path / "torch.py").write_text(f"open({str(told)!r}, 'a').close()\nraise ModuleNotFoundError('torch')\n")
+    group = gpu_group({"cam": {"url": str(street), "loop": True, "realtime": True}})
+    paths = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
+    group.environment |= {"PYTHONPATH": os.pathsep.join(paths), "CACHE_DIRECTORY": str(tmp_path / "cache")}
+    group.environment |= {"TRITON_CACHE_DIR": str(tmp_path / "triton")}
+    group.start()
+    print(f"sixty counts {group.wait_counts(60, 90):.1f} s after the start, nothing cached")
+    assert len(list((tmp_path / "cache" / "cubins").glob("nv12_to_images.*.cubin"))) == 1
+    assert not told.exists()
+
+
 def test_metrics_tell_of_the_gpu(gpu_group, street):
     port = free_port()
     camera = {"url": str(street), "loop": True, "realtime": True}

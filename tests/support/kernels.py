@@ -1,10 +1,10 @@
-"""Runs Triton's kernels on tensors of torch: on a GPU as the services launch them, elsewhere in Triton's interpreter."""
+"""Runs Triton's kernels on tensors of torch: on a GPU as services launch them, elsewhere in Triton's interpreter."""
 
 import importlib
 
 import torch
 
-from peoplecounter.common.cubins import Kernel, Launch, Pointer
+from peoplecounter.common.cubins import Launch, Pointer, TritonFunction
 from peoplecounter.services.preprocess import launches
 from peoplecounter.services.preprocess.launches import KINDS, NV12_TO_IMAGES, images_launch
 
@@ -12,7 +12,7 @@ GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 
 
-def run(kernel: Kernel, grid, arguments: list, constants: dict, warps: int = 4) -> None:
+def run(kernel: TritonFunction, grid, arguments: list, constants: dict, warps: int = 4) -> None:
     """Queues it on torch's current stream. `arguments`: tensors in the place of pointers."""
     if GPU:
         prepared(kernel, grid, arguments, constants, warps)(torch.cuda.current_stream().cuda_stream)
@@ -21,7 +21,7 @@ def run(kernel: Kernel, grid, arguments: list, constants: dict, warps: int = 4) 
         function[grid](*arguments, **constants, num_warps=warps)
 
 
-def prepared(kernel: Kernel, grid, arguments: list, constants: dict, warps: int) -> Launch:
+def prepared(kernel: TritonFunction, grid, arguments: list, constants: dict, warps: int) -> Launch:
     pointers = [Pointer(a.data_ptr(), KINDS_OF[a.dtype]) if isinstance(a, torch.Tensor) else a for a in arguments]
     return Launch(kernel, grid, pointers, constants, warps)
 

@@ -1,0 +1,53 @@
+"""`peoplecounter doctor --warm`: compiles the fused kernel ahead, for GPUs that need not be here."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from peoplecounter.common import backend
+from peoplecounter.common.cubins import Pointer, Variant, compiled, keep, variant
+from peoplecounter.common.errors import AppError
+from peoplecounter.common.files import cache_folder
+from peoplecounter.common.ipc.messages import Input, SurfaceLayout
+from peoplecounter.common.settings import Settings
+from peoplecounter.services.decoder.ffmpeg import pitch_of
+from peoplecounter.services.preprocess.launches import KINDS, NV12_TO_IMAGES, WARPS, images_launch
+
+SIZES = [(1280, 720), (1920, 1080), (2560, 1440), (3840, 2160)]  # what cameras send
+CAPABILITIES = {"sm75": 75, "sm80": 80, "sm86": 86, "sm89": 89, "sm90": 90, "sm100": 100, "sm120": 120}
+SIDE = 640  # px of a model's input
+
+
+def warm(settings: Settings, targets: list[str], folder: Path | None) -> str:
+    """Compiles what cameras of common sizes need, 8 bits a sample, and says what was done. Raises AppError."""
+    folder = folder or cache_folder() / "cubins"
+    capabilities = [_capability(target) for target in targets] or [_here()]
+    variants = dict.fromkeys(one for capability in capabilities for one in _variants(settings, capability))
+    for one in variants:
+        path = folder / one.file_name()
+        if not path.exists():
+            keep(compiled(one), path)
+    return f"{len(variants)} kernels for {', '.join(f'sm{c}' for c in capabilities)} are in {folder}."
+
+
+def _variants(settings: Settings, capability: int) -> Iterator[Variant]:
+    for width, height in SIZES:
+        layout = SurfaceLayout(width, height, pitch_of(width), "bt709", False)
+        for dtype in ("float32", "float16"):
+            read = Input(SIDE, SIDE, dtype)
+            needed = images_launch(layout, read, settings.views.table(width, height, read.size))
+            kinds = ["u8", KINDS[dtype], *(KINDS[table.dtype.name] for table in needed.tables)]
+            arguments = [*(Pointer(0, kind) for kind in kinds), *needed.numbers]
+            yield variant(NV12_TO_IMAGES, arguments, needed.constants, WARPS, capability)
+
+
+def _capability(target: str) -> int:
+    if target not in CAPABILITIES:
+        raise AppError(f"The target {target!r} is unknown: use one of {', '.join(CAPABILITIES)}.")
+    return CAPABILITIES[target]
+
+
+def _here() -> int:
+    found = backend.gpu()
+    if found is None:
+        raise AppError("There is no GPU here to compile for: name one with --target, for example --target sm90.")
+    return int(found[1].replace(".", ""))
