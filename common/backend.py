@@ -24,8 +24,9 @@ PACKAGES = {"cuda-python": "cuda.bindings", "PyNvVideoCodec": "PyNvVideoCodec"}
 def resolve(settings: Settings) -> str:
     """ "cpu" or "cuda". `auto` is cuda when the model is a plan, or a served one and this machine can run plans.
 
-    Raises AppError when the backend cannot run on this machine.
+    Raises AppError when the backend cannot run on this machine. From then on this process sees the group's GPU only.
     """
+    select_gpu(settings)
     served = is_endpoint(settings.engine.model)
     plan = is_plan(Path(settings.engine.model)) if settings.engine.model and not served else served
     if settings.backend == "cpu" or not (plan or settings.backend == "cuda"):
@@ -38,6 +39,16 @@ def resolve(settings: Settings) -> str:
     if missing:
         raise AppError(f"The model {settings.engine.model} is a TensorRT plan, which cannot run here ({missing}).")
     return "cuda"
+
+
+def select_gpu(settings: Settings) -> None:
+    """Makes the GPU of the settings the only one that this process, and those that it starts, see.
+
+    It must be called before CUDA is used. Raises AppError for a number that this machine does not have.
+    """
+    if settings.gpu:
+        uuid = _uuid(int(settings.gpu)) if settings.gpu.isdigit() else settings.gpu
+        os.environ["CUDA_VISIBLE_DEVICES"] = uuid  # a number would mean another GPU under MPS
 
 
 def is_endpoint(model: str) -> bool:
@@ -122,6 +133,20 @@ def gpu() -> tuple[str, str] | None:
         driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
         capability.append(str(number.value))
     return name.value.decode(), ".".join(capability)
+
+
+def _uuid(number: int) -> str:
+    """The UUID of the GPU with this number in nvidia-smi. Raises AppError when there is none."""
+    nvml = _library("libnvidia-ml.so.1")
+    device, uuid = ctypes.c_void_p(), ctypes.create_string_buffer(96)
+    if (
+        nvml is None
+        or nvml.nvmlInit_v2()
+        or nvml.nvmlDeviceGetHandleByIndex_v2(number, ctypes.byref(device))
+        or nvml.nvmlDeviceGetUUID(device, uuid, len(uuid))
+    ):
+        raise AppError(f"There is no GPU {number}: set gpu to a number that 'nvidia-smi -L' lists, or to a UUID.")
+    return uuid.value.decode()
 
 
 def _library(name: str) -> ctypes.CDLL | None:

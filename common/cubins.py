@@ -31,7 +31,7 @@ STATIC_SHARED_BYTES = 48 << 10  # a kernel that needs more shared memory has to 
 THREADS_PER_WARP = 32
 SCALARS: dict[type, tuple[str, Any]] = {int: ("i32", ctypes.c_int32), float: ("fp32", ctypes.c_float)}
 ONE = "one"  # a number that is 1 is a constant: a step of 1 lets Triton read neighbours at once
-SCRATCH = 2  # pointers behind the arguments, which Triton's kernels expect: global and profile scratch
+SCRATCH = 4  # null pointers behind the arguments: Triton 3.6 expects two, the driver reads as many as the kernel has
 
 
 class TritonFunction(NamedTuple):

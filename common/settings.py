@@ -410,6 +410,8 @@ class Settings(BaseSettings):
     """What decodes and infers; auto: cuda if the model is a TensorRT plan, or a served one and CUDA is available"""
     cores: int = Field(0, ge=0, le=1024)
     """Cores for inference on a CPU; 0: all that the processes may use, by their affinity and their cgroup's quota"""
+    gpu: str = Field("", pattern=r"^(\d{1,2}|(GPU|MIG)-[0-9a-fA-F-]{8,60})?$")
+    """GPU of this group: its number, as nvidia-smi shows it, or its UUID; empty: the first that is visible"""
     mps: Literal["auto", "off"] = "auto"
     """Whether `run` starts a private MPS daemon for a cuda group; auto: if it is installed and none runs yet"""
     deadline_ms: int = Field(2_000, ge=10, le=60_000)

@@ -1,5 +1,6 @@
 """What this machine can run, and what is missing for the other backend."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -38,6 +39,8 @@ def checks() -> list[tuple[str, str, bool, str]]:
         ("cpu", "OpenVINO", True, _openvino()),
         ("cpu", "demo model", DEMO_MODEL.is_file(), str(DEMO_MODEL)),
     ]
+    with contextlib.suppress(AppError):  # the row of the settings, or of the GPU, says what is wrong
+        backend.select_gpu(load_settings())
     rows += [("cuda", what, fine, detail) for what, fine, detail in backend.cuda_checks()]
     if all(fine for _, fine, _ in backend.cuda_checks()):
         rows += [

@@ -54,21 +54,26 @@ class Docker:
         done = checked(*command, check=check, timeout=timeout, env=self.environment)
         return done.stdout + done.stderr
 
-    def build(self, tree: Path, image: str) -> None:
-        """The project's image without a network: its base is this machine's packages, its wheels come with it."""
+    def build(self, tree: Path, image: str, *extras: str, **arguments: str) -> None:
+        """The project's image without a network: its base is this machine's packages, its wheels come with it.
+
+        `extras`: instead of the Dockerfile's own; `arguments`: more of its ARGs.
+        """
         write_base(self.folder / "base.tar")
         self.do("docker", "import", self.folder / "base.tar", BASE)
         project = tomllib.loads((tree / "pyproject.toml").read_text())
-        extras = project["project"]["optional-dependencies"]["history"]  # the Dockerfile's default
-        needs = [*project["project"]["dependencies"], *extras, *project["build-system"]["requires"]]
+        listed = project["project"]["optional-dependencies"]
+        extras = extras or ("history",)
+        needs = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+        needs += [need for extra in extras for need in listed[extra]]
         version = checked(PYTHON, "-c", "import sys; print('%d.%d' % sys.version_info[:2])").stdout.strip()
         download = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check"]
         only = ["--only-binary", ":all:", "--python-version", version]
         checked(*download, *only, "-d", tree / "wheels", *needs)
-        arguments = {"BASE": BASE, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/deps"}
+        arguments |= {"BASE": BASE, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/deps", "EXTRAS": " ".join(extras)}
         given = [word for key, value in arguments.items() for word in ("--build-arg", f"{key}={value}")]
         file = tree / "deploy/compose/Dockerfile"
-        self.do("docker", "build", "-q", "-f", file, "-t", image, *given, tree, timeout=300)
+        self.do("docker", "build", "-q", "-f", file, "-t", image, *given, tree, timeout=600)
 
     def close(self) -> None:
         """Ends the engine, and all it runs, and takes its folder away."""
