@@ -53,9 +53,10 @@ class NvdecDecoder:
         context = stream.codec_context
         self._video, self._source = stream, source
         self._upright: Upright | None = None  # None: no packet has come yet
-        refuse_unless_supported(context.name, context.pix_fmt, context.width, context.height)
+        name = context.codec.canonical_name  # not that of FFmpeg's decoder: libdav1d decodes av1
+        refuse_unless_supported(name, context.pix_fmt, context.width, context.height)
         cuda.start()  # this is the reader's thread
-        codec, filters = CODECS[context.name]
+        codec, filters = CODECS[name]
         self._stream = cuda_stream
         self._filter = BitStreamFilterContext(filters, stream) if filters else None
         self._lead = bytes(context.extradata or b"")  # with RTSP: parameter sets, which may not be in the stream itself

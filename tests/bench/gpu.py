@@ -253,7 +253,23 @@ def floor(frames: int = 300) -> dict:
 
 
 def clips() -> list[Path]:
-    return sorted(CLIP.parent.glob("towncentre_4k_mosaic_*.mp4"))
+    """Those that this GPU decodes."""
+    import av
+
+    from peoplecounter.common.errors import SourceError
+    from peoplecounter.services.decoder.nvdec import refuse_unless_supported
+
+    found = []
+    for path in sorted(CLIP.parent.glob("towncentre_4k_mosaic_*.mp4")):
+        with av.open(path) as container:
+            context = container.streams.video[0].codec_context
+            try:
+                refuse_unless_supported(context.codec.canonical_name, context.pix_fmt, context.width, context.height)
+            except SourceError as error:
+                print(f"{path.name}: {error}", flush=True)
+                continue
+        found.append(path)
+    return found
 
 
 def _decoded(clip: Path, work, slot, frames: int) -> dict[str, float]:
@@ -654,7 +670,9 @@ def main() -> None:
         "views": [
             partial(viewed, args.seconds // args.turns, name, *best) for _ in range(args.turns) for name in VIEWS
         ],
-        "codecs": [partial(coded, args.seconds // 4, clip, *best) for clip in clips()],
+        "codecs": [
+            partial(coded, args.seconds // 4, clip, *best) for clip in (clips() if "codecs" in args.section else [])
+        ],
         "flat": [partial(flat, args.seconds // 4, *best)],
         "decoders": [partial(decoders, number) for number in args.number],
         "sources": [partial(sources, number, args.seconds // 4, *best) for number in args.number],
