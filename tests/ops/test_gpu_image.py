@@ -11,7 +11,7 @@ from tests.support.docker import NEEDED, Docker
 pytestmark = pytest.mark.skipif(bool(lacking := missing_as_root(*NEEDED)), reason=f"this machine lacks {lacking}")
 
 IMAGE = "peoplecounter-gpu"
-SIZE_MAX_MB = 1700  # unpacked, with Python and all packages
+SIZE_MAX_MB = 1000  # unpacked, with Python and all packages
 
 
 @pytest.fixture(scope="module")
