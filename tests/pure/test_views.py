@@ -34,6 +34,11 @@ def test_levels_of_known_formats(width, height, levels):
     assert [view.width for view in found[1:]] == sorted(view.width for view in found[1:])
 
 
+def test_a_grid_has_no_more_tiles_than_its_overlap_needs():
+    assert len(table(3840, 2160, SQUARE, overlap=0.16, levels=(1.0,))) == 1 + 28
+    assert len(table(3840, 2160, SQUARE, overlap=0.2, levels=(1.0,))) == 1 + 32
+
+
 @pytest.mark.parametrize("px, images", [(None, 43), (63, 43), (64, 11), (100, 11), (128, 3), (5000, 1)])
 def test_a_camera_whose_people_are_large_has_few_views(px, images):
     assert len(table(3840, 2160, SQUARE, smallest_person_px=px)) == images
