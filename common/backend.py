@@ -26,11 +26,11 @@ def resolve(settings: Settings) -> str:
 
     Raises AppError when the backend cannot run on this machine. From then on this process sees the group's GPU only.
     """
-    select_gpu(settings)
     served = is_endpoint(settings.engine.model)
     plan = is_plan(Path(settings.engine.model)) if settings.engine.model and not served else served
     if settings.backend == "cpu" or not (plan or settings.backend == "cuda"):
         return "cpu"
+    select_gpu(settings)
     missing = next((f"{what}: {detail}" for what, fine, detail in cuda_checks() if not fine), None)
     if missing and served and settings.backend == "auto":
         return "cpu"

@@ -26,6 +26,7 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "cache-control": "no-store",
 }
+SENT = [(name.encode(), value.encode()) for name, value in HEADERS.items()]  # as ASGI sends them
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -64,9 +65,7 @@ class Guard:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [
-                    *message.get("headers", ()), *((name.encode(), value.encode()) for name, value in HEADERS.items())
-                ]  # fmt: skip
+                message["headers"] = [*message.get("headers", ()), *SENT]
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
@@ -165,12 +164,7 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, why: 
         await send({"type": "websocket.close", "code": 1008, "reason": why})  # before accept: 403
         return
     body = json.dumps({"error": why}).encode()
-    headers = {**HEADERS, "content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
-    await send(
-        {
-            "type": "http.response.start",
-            "status": status,
-            "headers": [(k.encode(), v.encode()) for k, v in headers.items()],
-        }
-    )
+    length = str(len(body)).encode()
+    own = [(b"content-type", b"application/json"), (b"content-length", length), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": [*SENT, *own]})
     await send({"type": "http.response.body", "body": body})

@@ -72,7 +72,7 @@ class Client:
 
 
 class LiveFrames:
-    """The frames that are shown. Only `demand`, `frame` and `publish()` are for other threads."""
+    """The frames that are shown. Only `demand` and `publish()` are for other threads."""
 
     def __init__(self) -> None:
         self.demand: Mapping[str, Demand] = {}  # is replaced, never changed

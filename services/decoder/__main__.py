@@ -11,7 +11,7 @@ from peoplecounter.services.decoder.service import Decoder
 def run(rt: Runtime) -> None:
     decoder = Decoder(rt)
     rt.ready()
-    while rt.running and not decoder.ended:
+    while decoder.goes_on:
         rt.tick()
         for event in decoder.events():
             if isinstance(event, PacketArrived):
@@ -24,7 +24,7 @@ def run(rt: Runtime) -> None:
                 decoder.on_opened(event)
             else:
                 decoder.change_state(event)
-            if not rt.running or decoder.ended:
+            if not decoder.goes_on:
                 break
     while rt.running and not decoder.settled:
         rt.tick()

@@ -97,6 +97,11 @@ class Decoder:
             height=layout.height,
         )
 
+    @property
+    def goes_on(self) -> bool:
+        """False when this process is to end, or the source has ended."""
+        return self.rt.running and not self.ended
+
     def publish_frame(self, picture: Picture) -> None:
         """Copies one picture into a slot and offers it."""
         rt, layout = self.rt, picture.surface.layout
@@ -105,7 +110,7 @@ class Decoder:
         self.early.cancel("decode_error")  # the picture has another size, or comes later
         self.make_room(layout)
         index = self.acquire_slot()  # before the frame has a seq: a decoder that ends here decodes it again
-        if not rt.running or self.ended:  # meanwhile: no frame comes behind the end that fusion was told
+        if not self.goes_on:  # meanwhile: no frame comes behind the end that fusion was told
             if index is not None:
                 self.surfaces.abandon(index)
             return
@@ -128,7 +133,7 @@ class Decoder:
         """Opens a ring for surfaces of this layout; a change waits until the old surfaces have been read."""
         if layout == self.surfaces.layout:
             return
-        while self.surfaces.layout and self.rt.running and not self.ended and not self.surfaces.drained:
+        while self.surfaces.layout and self.goes_on and not self.surfaces.drained:
             self.rt.tick()
         if self.ended:
             return
@@ -140,7 +145,7 @@ class Decoder:
         """A slot; None when a live source finds none, or when the service or the source ends."""
         live = self.live
         index = self.surfaces.acquire(evict=lambda older: live)
-        while index is None and not live and self.rt.running and not self.ended:
+        while index is None and not live and self.goes_on:
             self.rt.tick()
             index = self.surfaces.acquire()
         return index

@@ -14,7 +14,8 @@ from pathlib import Path
 from peoplecounter.deploy.demo.run import COUNTED
 from tests.support.chromium import Chromium
 from tests.support.cli import ROOT, command
-from tests.support.dashboard import Dashboard, free_port
+from tests.support.dashboard import Dashboard
+from tests.support.rtsp import free_port
 
 WIDTH, HEIGHT, QUALITY = 1440, 810, 80
 LOOKS_S = 20.0  # so that there are tails and crossings

@@ -25,8 +25,9 @@ from websockets.uri import parse_uri
 
 from peoplecounter.deploy.demo.plaza import render_clip
 from tests.bench.cpu import machine
-from tests.support.dashboard import Dashboard, acknowledge, free_port, parts
+from tests.support.dashboard import Dashboard, acknowledge, parts
 from tests.support.group import SERVICES, Group
+from tests.support.rtsp import free_port
 
 FPS, SECONDS, WARM_UP_FRAMES = 8, 12, 40
 LOOKING = {"source": "cam", "width": 960, "fps": 30}

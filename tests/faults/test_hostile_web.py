@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from tests.support.dashboard import Dashboard, acknowledge, free_port, parts
+from tests.support.dashboard import Dashboard, acknowledge, parts
 from tests.support.group import SERVICES
+from tests.support.rtsp import free_port
 
 OF_SCHEMA, WORDS, FRAMES = 100, 4000, 4000  # examples of each operation, raw requests, WebSocket frames
 GROWS_MB = 25.0  # caches and pools; ten thousand leaks of a kilobyte would be 10 MB for each kind

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from peoplecounter.common.ipc.messages import SurfaceLayout
-from tests.support.dashboard import Dashboard, acknowledge, free_port, parts, pixels
+from tests.support.dashboard import Dashboard, acknowledge, parts, pixels
 from tests.support.group import SERVICES
+from tests.support.rtsp import free_port
 
 torch = pytest.importorskip("torch", reason="torch is installed for Python 3.11 only, see the extra 'dev'")
 pytest.importorskip("triton")

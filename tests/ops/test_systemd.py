@@ -9,8 +9,9 @@ import pytest
 
 from tests.ops.conftest import ENOUGH, FPS, check_started_again
 from tests.support.cli import missing_as_root
-from tests.support.dashboard import JPEG, Dashboard, free_port
+from tests.support.dashboard import JPEG, Dashboard
 from tests.support.published import Published
+from tests.support.rtsp import free_port
 from tests.support.systemd import NEEDED, Systemd
 
 pytestmark = pytest.mark.skipif(bool(lacking := missing_as_root(*NEEDED)), reason=f"this machine lacks {lacking}")

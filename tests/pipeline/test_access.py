@@ -24,7 +24,8 @@ from peoplecounter.deploy.dashboard.web import WebServer
 from peoplecounter.deploy.group import client
 from peoplecounter.deploy.group.client import RunningGroup
 from tests.support.cli import ROOT, command, peoplecounter
-from tests.support.dashboard import Dashboard, free_port
+from tests.support.dashboard import Dashboard
+from tests.support.rtsp import free_port
 
 LINE = {"points": [[0.5, 0.0], [0.5, 1.0]], "inside": [0.9, 0.5]}
 

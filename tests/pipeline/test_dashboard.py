@@ -10,8 +10,9 @@ import pytest
 from websockets.exceptions import ConnectionClosedError, ConnectionClosedOK
 
 from peoplecounter.deploy.dashboard import live
-from tests.support.dashboard import JPEG, Dashboard, acknowledge, free_port, parts, pixels
+from tests.support.dashboard import JPEG, Dashboard, acknowledge, parts, pixels
 from tests.support.group import SERVICES
+from tests.support.rtsp import free_port
 from tests.support.squares import CELL, HEIGHT, WIDTH, expected
 from tests.support.walk import FPS, make_walk, walking_model
 from tests.support.walk import LINE as WALK_LINE

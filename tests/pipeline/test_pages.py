@@ -7,8 +7,9 @@ import pytest
 
 from tests.support import firefox
 from tests.support.chromium import BINARY, Chromium
-from tests.support.dashboard import Dashboard, free_port
+from tests.support.dashboard import Dashboard
 from tests.support.group import SERVICES
+from tests.support.rtsp import free_port
 from tests.support.walk import LINE, make_walk, walking_model
 
 pytestmark = pytest.mark.skipif(not BINARY, reason="this machine has no Chromium: .ci/run installs it")

@@ -3,7 +3,6 @@
 import contextlib
 import http.client
 import json
-import socket
 import struct
 import time
 from collections.abc import Iterator
@@ -14,12 +13,6 @@ import numpy as np
 from websockets.sync.client import ClientConnection, connect
 
 JPEG = b"\xff\xd8\xff"  # what every JPEG begins with
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 class Dashboard:
