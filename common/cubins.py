@@ -15,7 +15,7 @@ import stat
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -165,12 +165,9 @@ class Launch:
     def __init__(self, kernel: TritonFunction, grid: Sequence[int], arguments: Sequence[Argument], constants: Constants,
                  warps: int = 4):  # fmt: skip
         """Compiles, if this variant is new. `grid`: programs in x, and in y, z if there are more."""
-        from peoplecounter.common.cuda import device
-
         self._grid = (*grid, 1, 1)[:3]
         self._threads = warps * THREADS_PER_WARP
-        about = device()
-        needed = variant(kernel, arguments, constants, warps, about.major * 10 + about.minor)
+        needed = variant(kernel, arguments, constants, warps, _capability())
         self._function, self._shared_bytes = _loaded(needed)
         self._values: list[Any] = [_value(argument) for argument in arguments if _kind(argument) != ONE]
         self._values += [ctypes.c_void_p() for _ in range(SCRATCH)]
@@ -189,6 +186,15 @@ class Launch:
                 self._function, *self._grid, self._threads, 1, 1, self._shared_bytes, stream, parameters, 0
             )
         )
+
+
+@cache
+def _capability() -> int:
+    """Of the GPU in use; asked once, as the driver takes long to answer and every turned picture is a new Launch."""
+    from peoplecounter.common.cuda import device
+
+    about = device()
+    return about.major * 10 + about.minor
 
 
 @lru_cache(maxsize=128)
