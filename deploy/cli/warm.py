@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from peoplecounter.common import backend
-from peoplecounter.common.cubins import Pointer, Variant, compiled, keep, variant
+from peoplecounter.common.cubins import Variant, compiled, keep, variant
 from peoplecounter.common.errors import AppError
 from peoplecounter.common.files import cache_folder
 from peoplecounter.common.ipc.messages import Input, SurfaceLayout
 from peoplecounter.common.settings import Settings
 from peoplecounter.services.decoder.ffmpeg import pitch_of
-from peoplecounter.services.preprocess.launches import KINDS, NV12_TO_IMAGES, WARPS, images_launch
+from peoplecounter.services.preprocess.launches import NV12_TO_IMAGES, WARPS, images_launch
 
 SIZES = [(1280, 720), (1920, 1080), (2560, 1440), (3840, 2160)]  # what cameras send
 CAPABILITIES = {"sm75": 75, "sm80": 80, "sm86": 86, "sm89": 89, "sm90": 90, "sm100": 100, "sm120": 120}
@@ -35,8 +35,7 @@ def _variants(settings: Settings, capability: int) -> Iterator[Variant]:
         for dtype in ("float32", "float16"):
             read = Input(SIDE, SIDE, dtype)
             needed = images_launch(layout, read, settings.views.table(width, height, read.size))
-            kinds = ["u8", KINDS[dtype], *(KINDS[table.dtype.name] for table in needed.tables)]
-            arguments = [*(Pointer(0, kind) for kind in kinds), *needed.numbers]
+            arguments = needed.arguments([0] * len(needed.tables))  # anywhere that is aligned
             yield variant(NV12_TO_IMAGES, arguments, needed.constants, WARPS, capability)
 
 

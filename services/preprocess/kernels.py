@@ -13,11 +13,11 @@ from typing import Protocol
 import numpy as np
 
 from peoplecounter.common import backend
-from peoplecounter.common.cubins import Launch, Pointer
+from peoplecounter.common.cubins import Launch
 from peoplecounter.common.ipc.memory import Block, Slot, WorkQueue
 from peoplecounter.common.ipc.messages import Input, SurfaceLayout, TensorLayout
 from peoplecounter.common.views import View, by_level
-from peoplecounter.services.preprocess.launches import KINDS, NV12_TO_IMAGES, WARPS, images_launch
+from peoplecounter.services.preprocess.launches import NV12_TO_IMAGES, WARPS, images_launch
 from peoplecounter.services.preprocess.reference import PADDING, colour_matrix, planes
 from peoplecounter.services.preprocess.resample import axis, resample
 
@@ -94,9 +94,7 @@ class TritonKernel:
         cuda.start()  # this may be the compiler's thread
         needed = images_launch(layout, read, views)
         tables = [cuda.upload(table) for table in needed.tables]
-        pointers = [Pointer(0, "u8"), Pointer(0, KINDS[read.dtype])]  # both are known when it is launched
-        pointers += [Pointer(at, KINDS[table.dtype.name]) for at, table in zip(tables, needed.tables)]
-        return Launch(NV12_TO_IMAGES, needed.grid, [*pointers, *needed.numbers], needed.constants, WARPS), tables
+        return Launch(NV12_TO_IMAGES, needed.grid, needed.arguments(tables), needed.constants, WARPS), tables
 
 
 class TorchKernel:

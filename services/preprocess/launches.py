@@ -1,11 +1,12 @@
 """How the Triton kernel is launched: its grid, its tables and its constants, for a frame's layout and its views."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd
 
 import numpy as np
 
-from peoplecounter.common.cubins import TritonFunction
+from peoplecounter.common.cubins import Argument, Pointer, TritonFunction
 from peoplecounter.common.ipc.messages import Input, SurfaceLayout
 from peoplecounter.common.views import View
 from peoplecounter.services.preprocess.reference import PADDING, colour_matrix, neighbours
@@ -21,10 +22,17 @@ KINDS = {"uint8": "u8", "float16": "fp16", "float32": "fp32", "int32": "i32"}  #
 class ImagesLaunch:
     """Everything but the surface and the images, which are the first two arguments; then the tables, the numbers."""
 
+    dtype: str  # of the images
     grid: tuple[int]
     tables: list[np.ndarray]
     numbers: list[int | float]
     constants: dict[str, int]
+
+    def arguments(self, addresses: Sequence[int]) -> list[Argument]:
+        """All of them, the tables at these addresses; where surface and images lie is said when it is launched."""
+        pointers = [Pointer(0, "u8"), Pointer(0, KINDS[self.dtype])]
+        pointers += [Pointer(at, KINDS[table.dtype.name]) for at, table in zip(addresses, self.tables, strict=True)]
+        return [*pointers, *self.numbers]
 
 
 def images_launch(layout: SurfaceLayout, read: Input, views: tuple[View, ...]) -> ImagesLaunch:
@@ -71,7 +79,7 @@ def images_launch(layout: SurfaceLayout, read: Input, views: tuple[View, ...]) -
     tap_blocks = -(-read.width * read.height // TAP_BLOCK)
     blocks = -(-read.width // BLOCK_X) * -(-read.height // (2 * PAIRS))
     grid = (len(by_taps) * tap_blocks + (len(views) - len(by_taps)) * blocks,)
-    return ImagesLaunch(grid, [np.array(rows, np.int32), *tables], numbers, constants)
+    return ImagesLaunch(read.dtype, grid, [np.array(rows, np.int32), *tables], numbers, constants)
 
 
 def _shrunk(view: View, layout: SurfaceLayout) -> int:

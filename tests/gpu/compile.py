@@ -10,7 +10,7 @@ from peoplecounter.common.views import table  # noqa: E402
 from peoplecounter.deploy.dashboard.shrink import AVERAGE_PLANE, average_launches  # noqa: E402
 from peoplecounter.services.decoder.turn import TURN_PLANE, plane, turn_launch  # noqa: E402
 from peoplecounter.services.decoder.upright import Upright  # noqa: E402
-from peoplecounter.services.preprocess.launches import KINDS, NV12_TO_IMAGES, WARPS, images_launch  # noqa: E402
+from peoplecounter.services.preprocess.launches import NV12_TO_IMAGES, WARPS, images_launch  # noqa: E402
 
 NMS = TritonFunction("peoplecounter.common.engine.dense", "nms_kernel")
 
@@ -25,8 +25,7 @@ def main(capability: int) -> None:
         layout = SurfaceLayout(*size, 2 * (size[0] + 1), "bt709", False, sample_bytes)
         read = Input(640, 640, dtype)
         needed = images_launch(layout, read, table(*size, read.size))
-        pointers = [Pointer(0, kind) for kind in ("u8", KINDS[dtype], *(KINDS[t.dtype.name] for t in needed.tables))]
-        ptx = build(NV12_TO_IMAGES, [*pointers, *needed.numbers], needed.constants, capability, WARPS)
+        ptx = build(NV12_TO_IMAGES, needed.arguments([0] * len(needed.tables)), needed.constants, capability, WARPS)
         print("nv12_to_images", size, dtype, "st.global.v4.b32" in ptx)
     planes = [plane(0, 1920, 1080, 2, 4096, 1), plane(0, 1080, 1920, 2, 4096, 1)]
     _, arguments, constants = turn_launch(planes[0], Upright(1), planes[1])
