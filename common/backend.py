@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from peoplecounter.common.errors import AppError
-from peoplecounter.common.settings import Settings
+from peoplecounter.common.errors import AppError, NoGpu
+from peoplecounter.common.settings import ALL_GPUS, Settings
 
 PLANS = {b"ftrt": "tensorrt", b"vtrt": "rtx"}  # the first bytes of a serialized engine -> what runs it
 RUNTIMES = {  # the packages of each; the first one installed is used
@@ -17,6 +17,7 @@ RUNTIMES = {  # the packages of each; the first one installed is used
     "rtx": ("tensorrt_rtx",),
 }
 CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+GPU, VISIBLE = "NVIDIA GPU", "CUDA_VISIBLE_DEVICES"
 MPS_CONTROL = "nvidia-cuda-mps-control"
 PACKAGES = {"cuda-python": "cuda.bindings", "PyNvVideoCodec": "PyNvVideoCodec"}
 
@@ -24,31 +25,53 @@ PACKAGES = {"cuda-python": "cuda.bindings", "PyNvVideoCodec": "PyNvVideoCodec"}
 def resolve(settings: Settings) -> str:
     """ "cpu" or "cuda". `auto` is cuda when the model is a plan, or a served one and this machine can run plans.
 
-    Raises AppError when the backend cannot run on this machine. From then on this process sees the group's GPU only.
+    Raises AppError when the backend cannot run on this machine: NoGpu without a GPU. From then on this process sees the
+    group's GPUs only.
     """
-    served = is_endpoint(settings.engine.model)
-    plan = is_plan(Path(settings.engine.model)) if settings.engine.model and not served else served
-    if settings.backend == "cpu" or not (plan or settings.backend == "cuda"):
+    if not wants_gpu(settings):
         return "cpu"
     select_gpu(settings)
-    missing = next((f"{what}: {detail}" for what, fine, detail in cuda_checks() if not fine), None)
-    if missing and served and settings.backend == "auto":
+    requirement, missing = next(
+        ((what, f"{what}: {detail}") for what, fine, detail in cuda_checks() if not fine), ("", "")
+    )
+    if missing and is_endpoint(settings.engine.model) and settings.backend == "auto":
         return "cpu"
+    error = NoGpu if requirement == GPU else AppError
     if missing and settings.backend == "cuda":
-        raise AppError(f"The cuda backend cannot run here ({missing}): see 'peoplecounter doctor', or use 'cpu'.")
+        raise error(f"The cuda backend cannot run here ({missing}): see 'peoplecounter doctor', or use 'cpu'.")
     if missing:
-        raise AppError(f"The model {settings.engine.model} is a TensorRT plan, which cannot run here ({missing}).")
+        raise error(f"The model {settings.engine.model} is a TensorRT plan, which cannot run here ({missing}).")
     return "cuda"
 
 
+def wants_gpu(settings: Settings) -> bool:
+    """True when the cuda backend is asked for, or chosen where this machine has a GPU."""
+    model = settings.engine.model
+    return settings.backend != "cpu" and (
+        settings.backend == "cuda" or is_endpoint(model) or (bool(model) and is_plan(Path(model)))
+    )
+
+
 def select_gpu(settings: Settings) -> None:
-    """Makes the GPU of the settings the only one that this process, and those that it starts, see.
+    """Makes the GPUs of the settings the only ones that this process, and those that it starts, see.
 
     It must be called before CUDA is used. Raises AppError for a number that this machine does not have.
     """
-    if settings.gpu:
-        uuid = _uuid(int(settings.gpu)) if settings.gpu.isdigit() else settings.gpu
-        os.environ["CUDA_VISIBLE_DEVICES"] = uuid  # a number would mean another GPU under MPS
+    uuids = [_uuid_of(settings.gpu)] if settings.gpu else gpus(settings)
+    if uuids:
+        os.environ[VISIBLE] = ",".join(uuids)  # a number would mean another GPU under MPS
+
+
+def gpus(settings: Settings) -> tuple[str, ...]:
+    """UUIDs of the GPUs of a group with several: those that `gpus` names, or all that CUDA would see; otherwise empty.
+
+    Raises AppError for a number that this machine does not have.
+    """
+    names = settings.gpus if wants_gpu(settings) else ()
+    if names == (ALL_GPUS,):
+        visible = os.environ.get(VISIBLE, "")
+        names = tuple(visible.split(",")) if visible else tuple(map(str, range(_gpu_count())))
+    return tuple(map(_uuid_of, names))
 
 
 def is_endpoint(model: str) -> bool:
@@ -78,7 +101,7 @@ def cuda_checks() -> tuple[tuple[str, bool, str], ...]:
 
 def _cuda_checks() -> Iterator[tuple[str, bool, str]]:
     found = gpu()
-    yield "NVIDIA GPU", found is not None, found[0] if found else "no driver or no device"
+    yield GPU, found is not None, found[0] if found else "no driver or no device"
     nvdec = _library("libnvcuvid.so.1") is not None
     yield "NVDEC", nvdec, "libnvcuvid" if nvdec else "no libnvcuvid: a container needs the capability 'video'"
     for package, module in PACKAGES.items():
@@ -135,18 +158,29 @@ def gpu() -> tuple[str, str] | None:
     return name.value.decode(), ".".join(capability)
 
 
-def _uuid(number: int) -> str:
-    """The UUID of the GPU with this number in nvidia-smi. Raises AppError when there is none."""
-    nvml = _library("libnvidia-ml.so.1")
-    device, uuid = ctypes.c_void_p(), ctypes.create_string_buffer(96)
+def _uuid_of(name: str) -> str:
+    """The UUID of a GPU: itself, or of the GPU with this number in nvidia-smi. Raises NoGpu when there is none."""
+    if not name.isdecimal():
+        return name
+    nvml, device, uuid = _nvml(), ctypes.c_void_p(), ctypes.create_string_buffer(96)
     if (
         nvml is None
-        or nvml.nvmlInit_v2()
-        or nvml.nvmlDeviceGetHandleByIndex_v2(number, ctypes.byref(device))
+        or nvml.nvmlDeviceGetHandleByIndex_v2(int(name), ctypes.byref(device))
         or nvml.nvmlDeviceGetUUID(device, uuid, len(uuid))
     ):
-        raise AppError(f"There is no GPU {number}: set gpu to a number that 'nvidia-smi -L' lists, or to a UUID.")
+        raise NoGpu(f"There is no GPU {name}: set gpu or gpus to numbers that 'nvidia-smi -L' lists, or to UUIDs.")
     return uuid.value.decode()
+
+
+def _gpu_count() -> int:
+    """As nvidia-smi shows them."""
+    nvml, number = _nvml(), ctypes.c_uint()
+    return 0 if nvml is None or nvml.nvmlDeviceGetCount_v2(ctypes.byref(number)) else number.value
+
+
+def _nvml() -> ctypes.CDLL | None:
+    nvml = _library("libnvidia-ml.so.1")
+    return None if nvml is None or nvml.nvmlInit_v2() else nvml
 
 
 def _library(name: str) -> ctypes.CDLL | None:

@@ -167,8 +167,11 @@ class Launch:
         """Compiles, if this variant is new. `grid`: programs in x, and in y, z if there are more."""
         self._grid = (*grid, 1, 1)[:3]
         self._threads = warps * THREADS_PER_WARP
-        needed = variant(kernel, arguments, constants, warps, _capability())
-        self._function, self._shared_bytes = _loaded(needed)
+        from peoplecounter.common import cuda
+
+        device = cuda.current()
+        needed = variant(kernel, arguments, constants, warps, _capability(device))
+        self._function, self._shared_bytes = _loaded(needed, device)
         self._values: list[Any] = [_value(argument) for argument in arguments if _kind(argument) != ONE]
         self._values += [ctypes.c_void_p() for _ in range(SCRATCH)]
         addresses = [ctypes.addressof(value) for value in self._values]
@@ -189,17 +192,17 @@ class Launch:
 
 
 @cache
-def _capability() -> int:
-    """Of the GPU in use; asked once, as the driver takes long to answer and every turned picture is a new Launch."""
-    from peoplecounter.common.cuda import device
+def _capability(device: int) -> int:
+    """Of a visible GPU; asked once, as the driver takes long to answer and every turned picture is a new Launch."""
+    from peoplecounter.common import cuda
 
-    about = device()
+    about = cuda.device(device)
     return about.major * 10 + about.minor
 
 
 @lru_cache(maxsize=128)
-def _loaded(wanted: Variant) -> tuple[Any, int]:
-    """(the function in this process' context, bytes of shared memory that it needs)."""
+def _loaded(wanted: Variant, device: int) -> tuple[Any, int]:
+    """(the function on this GPU, which is current, bytes of shared memory that it needs)."""
     from peoplecounter.common.cuda import check, driver
 
     made = cubin(wanted)

@@ -9,7 +9,7 @@ import numpy as np
 from cuda.bindings import driver
 from cuda.bindings import runtime as cudart
 
-from peoplecounter.common.errors import AppError, GpuLost
+from peoplecounter.common.errors import GpuLost, NoGpu
 
 HANDLE_BYTES = 64  # of a CUDA IPC memory handle
 UUID_BYTES = 16
@@ -50,7 +50,7 @@ def check(result: tuple):
     code, *values = result
     if int(code):  # an error of the runtime or of the driver
         if code in _NO_DEVICE:
-            raise AppError(f"No usable NVIDIA GPU ({code.name}): set backend = 'cpu'.")
+            raise NoGpu(f"No usable NVIDIA GPU ({code.name}): set backend = 'cpu'.")
         if code in _HARMLESS:
             cudart.cudaGetLastError()  # resets it: otherwise the next launch would report it again
             raise CudaError(code)
@@ -58,20 +58,25 @@ def check(result: tuple):
     return values[0] if len(values) == 1 else tuple(values)
 
 
-def start() -> None:
-    """Makes the first visible GPU current in this thread. Raises AppError when there is none."""
-    check(cudart.cudaSetDevice(0))
+def start(device: int = 0) -> None:
+    """Makes this one of the visible GPUs current in this thread. Raises NoGpu when there is none."""
+    check(cudart.cudaSetDevice(device))
     check(cudart.cudaFree(0))  # creates the context now, not with the first frame
 
 
-def device() -> cudart.cudaDeviceProp:
-    """Properties of the GPU in use: name, major, minor, uuid, totalGlobalMem and more."""
-    return check(cudart.cudaGetDeviceProperties(0))
+def device(number: int = 0) -> cudart.cudaDeviceProp:
+    """Properties of a visible GPU: name, major, minor, uuid, totalGlobalMem and more."""
+    return check(cudart.cudaGetDeviceProperties(number))
 
 
-def uuid() -> bytes:
-    """The 16 bytes that identify the GPU in use."""
-    return bytes(device().uuid.bytes)[:UUID_BYTES]
+def current() -> int:
+    """Which of the visible GPUs is current in this thread."""
+    return check(cudart.cudaGetDevice())
+
+
+def uuid(number: int = 0) -> bytes:
+    """The 16 bytes that identify a visible GPU."""
+    return bytes(device(number).uuid.bytes)[:UUID_BYTES]
 
 
 def context() -> int:

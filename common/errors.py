@@ -25,6 +25,10 @@ class ModelOutputError(ValueError):
     """A model gave an output that cannot be read as persons; its text is enough, without a traceback."""
 
 
+class NoGpu(AppError):
+    """There is no GPU, or not the one that was asked for."""
+
+
 class GpuLost(AppError):
     """The GPU failed or does not answer. The process' CUDA context is unusable, even for cleaning up."""
 

@@ -19,7 +19,13 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from peoplecounter.common import views
 from peoplecounter.common.counting import (
@@ -35,9 +41,12 @@ from peoplecounter.common.errors import NO_INPUT, AppError
 from peoplecounter.common.logs import Level
 
 PREFIX = "PEOPLECOUNTER_"
+ALL_GPUS = "all"
 CONFIG_VARIABLE = PREFIX + "CONFIG"  # path of the TOML file
 ENDPOINT = r"tcp://[^/\s]+:\d+\Z"
 LOOPBACK = r"tcp://(127\.\d+\.\d+\.\d+|\[::1\]|localhost):(\d+|\*)\Z"
+GPU = r"\d{1,2}|(GPU|MIG)-[0-9a-fA-F-]{8,60}"  # its number or UUID
+GPUS = f"^({GPU}|{ALL_GPUS})$"
 PATHS = {  # settings with a path
     "run_dir", "data_dir", "sources_dir", "lines_dir", "heartbeat", "url", "model", "key", "subscribers", "file",
     "token_file", "tls_certificate", "tls_key",
@@ -410,8 +419,10 @@ class Settings(BaseSettings):
     """What decodes and infers; auto: cuda if the model is a TensorRT plan, or a served one and CUDA is available"""
     cores: int = Field(0, ge=0, le=1024)
     """Cores for inference on a CPU; 0: all that the processes may use, by their affinity and their cgroup's quota"""
-    gpu: str = Field("", pattern=r"^(\d{1,2}|(GPU|MIG)-[0-9a-fA-F-]{8,60})?$")
+    gpu: str = Field("", pattern=f"^({GPU})?$")
     """GPU of this group: its number, as nvidia-smi shows it, or its UUID; empty: the first that is visible"""
+    gpus: Annotated[tuple[Annotated[str, Field(pattern=GPUS)], ...], NoDecode] = ()
+    """Several GPUs, e.g. [0, 1], or "all": each gets its own workers, and they share the sources; instead of gpu"""
     mps: Literal["auto", "off"] = "auto"
     """Whether `run` starts a private MPS daemon for a cuda group; auto: if it is installed and none runs yet"""
     deadline_ms: int = Field(2_000, ge=10, le=60_000)
@@ -456,6 +467,22 @@ class Settings(BaseSettings):
         except (ZoneInfoNotFoundError, ValueError, OSError):
             raise ValueError("not a known time zone: use a name such as Europe/Berlin") from None
         return value
+
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _a_list_of_texts(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = re.findall(r"[^\s,\[\]\"']+", value)
+        values = value if isinstance(value, list) else [value]
+        return value if isinstance(value, tuple) else [str(one) if isinstance(one, int) else one for one in values]
+
+    @model_validator(mode="after")
+    def _one_way_to_say(self) -> "Settings":
+        if self.gpu and self.gpus:
+            raise ValueError("gpu and gpus are two ways to say the same: set one of them")
+        if (ALL_GPUS in self.gpus and len(self.gpus) > 1) or len(set(self.gpus)) < len(self.gpus):
+            raise ValueError(f"gpus names a GPU twice: set it to {ALL_GPUS!r}, or to different GPUs")
+        return self
 
     @model_validator(mode="after")
     def _known_areas(self) -> "Settings":

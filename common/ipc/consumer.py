@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from peoplecounter.common.errors import AppError
@@ -18,8 +19,17 @@ ABORT_AFTER_NS = 500_000_000  # when work is stuck, leases older than this wait 
 class RingConnection:
     """One owner's ring as this process sees it: a link, a mapping of the current epoch, offers not taken yet."""
 
-    def __init__(self, loop: Loop, run_dir: Path, path: Path, hello: Hello, timing: Timing, work: WorkQueue):
-        self._loop, self._run_dir, self._work = loop, run_dir, work
+    def __init__(
+        self,
+        loop: Loop,
+        run_dir: Path,
+        path: Path,
+        hello: Hello,
+        timing: Timing,
+        work: WorkQueue,
+        wanted: Callable[[], bool],
+    ):
+        self._loop, self._run_dir, self._work, self._wanted = loop, run_dir, work, wanted
         self.memory: MappedMemory | None = None
         self.layout: Layout | None = None
         self.epoch = ""
@@ -43,8 +53,8 @@ class RingConnection:
             self.link.send(Unmapped(welcome.epoch))
             return  # the owner has replaced it: the next Welcome is on its way
         except AppError:
-            if self.link.owner_ended:
-                return  # its handle ended with it: its successor will answer the next hello
+            if self.link.owner_ended or not self._wanted():
+                return  # its handle ended with it and its successor will answer; or it is for others now
             raise
         self.epoch, self.layout = welcome.epoch, ring.layout
 
@@ -221,16 +231,20 @@ class RingConsumer:
         if now_ns < self._scan_due_ns:
             return
         self._scan_due_ns = now_ns + SCAN_NS
-        sockets = {
-            path for path in self._run_dir.glob(f"{self._ring}.*.sock") if self._wanted(path.stem.partition(".")[2])
-        }
+        sockets = {path for path in self._run_dir.glob(f"{self._ring}.*.sock") if self._wanted(_instance(path))}
         for path in sockets - self._connections.keys():
             self._connections[path] = RingConnection(
-                self._loop, self._run_dir, path, self._hello, self._timing, self._work
-            )
+                self._loop, self._run_dir, path, self._hello, self._timing, self._work,
+                partial(self._wanted, _instance(path)),
+            )  # fmt: skip
         for path in self._connections.keys() - sockets:
             connection = self._connections[path]
             if path.exists():  # it is not wanted any more
                 connection.decline()
             if connection.link.welcome is None or (path.exists() and not connection.leases):
                 self._connections.pop(path).link.close()
+
+
+def _instance(path: Path) -> str:
+    """Of the owner of a ring with this socket."""
+    return path.stem.partition(".")[2]

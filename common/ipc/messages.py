@@ -33,7 +33,7 @@ from peoplecounter.common.logs import Level
 from peoplecounter.common.topology import GLOBAL, TILES
 from peoplecounter.common.views import View
 
-SCHEMA = 8
+SCHEMA = 9
 ROW_VALUES = 8  # of one detection
 MAX_BOXES = 1000  # of one image
 MAX_BYTES = 1 << 20  # of one message; libzmq refuses more, see link.py
@@ -336,6 +336,7 @@ class Described(Struct, frozen=True, tag="described"):
     slots: dict[Name, int] = {}  # of that ring, by their state
     leases: Count = 0  # of other processes' rings
     about: Text = ""  # a decoder's URL, without credentials
+    gpu: Count | None = None  # its GPU's number in a group with several
     counters: dict[Name, int] = {}
 
 

@@ -19,6 +19,7 @@ from peoplecounter.common.files import Lock
 from peoplecounter.common.ipc.link import LinkServer, Peer, Timing
 from peoplecounter.common.ipc.loop import Loop
 from peoplecounter.common.ipc.messages import Message, Welcome
+from peoplecounter.common.process import gpus
 from peoplecounter.common.process.journal import Journal
 from peoplecounter.common.settings import Settings
 from peoplecounter.common.topology import BY_NAME
@@ -95,19 +96,26 @@ class ControlServer:
 def claim_instance(settings: Settings, service: str, instance: str | None) -> tuple[str, Lock] | None:
     """The instance this process is, and the lock that keeps other processes from being it; None: none is free now.
 
-    Without an instance, a decoder takes a source that has no decoder, a worker takes the lowest free number. Raises
-    AppError when the requested instance, or the only possible one, is owned by another process.
+    Without an instance, a decoder takes a source that has no decoder, a worker takes the lowest free number; a worker
+    whose GPU was just lost waits. Raises AppError when the requested instance, or the only possible one, is owned by
+    another process.
     """
-    each = BY_NAME[service].each
-    if each == "group":
+    row = BY_NAME[service]
+    if row.each == "group":
         instance = instance or "0"
-    if instance is not None:
-        return instance, _lock(settings.run_dir, f"{service}.{instance}")
-    for name in sources_to_decode(settings) if each == "source" else map(str, count()):
+    free = sources_to_decode(settings) if row.each == "source" else map(str, count())
+    for name in free if instance is None else [instance]:
         try:
-            return name, _lock(settings.run_dir, f"{service}.{name}")
+            lock = _lock(settings.run_dir, f"{service}.{name}")
         except AppError:
-            continue
+            if instance is None:
+                continue
+            raise
+        if gpus.may_start(settings, row, name):
+            return name, lock
+        lock.forget()
+        lock.close()
+        break
     return None
 
 

@@ -36,15 +36,16 @@ from peoplecounter.common.ipc.messages import (
 )
 from peoplecounter.common.ipc.producer import RingProducer
 from peoplecounter.common.ipc.results import ResultSender
-from peoplecounter.common.process.control import ControlServer, claim_instance
+from peoplecounter.common.process import gpus
+from peoplecounter.common.process.control import ControlServer, claim_instance, sources_to_decode
 from peoplecounter.common.process.liveness import Liveness, notify, write_heartbeat
 from peoplecounter.common.process.telemetry import Tracer
 from peoplecounter.common.process.usage import usage
 from peoplecounter.common.settings import Settings, load_settings, requested_log_format
-from peoplecounter.common.topology import BY_NAME, LENT
+from peoplecounter.common.topology import BY_NAME, LENT, SURFACES
 
 SUPERVISOR_PID = "SUPERVISOR_PID_OF_PEOPLECOUNTER"  # environment variable, set by `run`: services end with that process
-CLAIM_S = 0.25  # how often a decoder without a source looks for one
+CLAIM_S = 0.25  # how often a process without work looks for some
 REPORT_NS = 500_000_000  # also how current fusion's knowledge is of what the rings hold
 LINGER_NS = 2_000_000_000
 PR_SET_PDEATHSIG = 1
@@ -60,9 +61,10 @@ Resource = TypeVar("Resource", bound=Closable)
 class Runtime:
     """One service process. `running` turns False on SIGTERM or SIGINT; then the loop ends and everything is closed."""
 
-    def __init__(self, service: str, instance: str, settings: Settings, lock: Lock):
+    def __init__(self, service: str, instance: str, settings: Settings, lock: Lock, gpu: gpus.ProcessGpu | None = None):
         self.row, self.instance, self.name = BY_NAME[service], instance, f"{service}.{instance}"
         self.settings, self.running, self.exit_code = settings, True, 0
+        self.gpu = gpu  # of this process, in a group with several
         self.loop = Loop()
         self.counters = self.loop.counters
         self.log = logging.getLogger(self.name)
@@ -75,7 +77,7 @@ class Runtime:
         self.tracer = Tracer(self.name, settings, self.counters)
         self.results = ResultSender(self.loop, settings.run_dir, self.hello(), self.timing)
         self.producer: RingProducer | None = None  # of the ring that topology.py says this service owns
-        self.consumer: RingConsumer | None = None  # of the rings that it reads
+        self.consumers: list[RingConsumer] = []  # of the rings that it reads
         self.about = ""  # what `ps` shows of this process
         self._liveness = Liveness(settings.heartbeat, self.loop.now_ns)
         self._ready = False
@@ -89,8 +91,12 @@ class Runtime:
     @cached_property
     def work(self) -> WorkQueue:
         """The queue of this process' work on slots; on a GPU its first use creates the CUDA context."""
+        return self.work_on(0)
+
+    def work_on(self, device: int) -> WorkQueue:
+        """A queue on one of the GPUs that this process sees."""
         kind = memory_kind(KINDS[backend.resolve(self.settings)])
-        return self.closing(kind.work_queue(self.loop))
+        return self.closing(kind.work_queue(self.loop, device))
 
     def open_ring(
         self,
@@ -113,22 +119,33 @@ class Runtime:
         credits: int,
         wants: Input | None = None,
         images_max: int = 0,
-        wanted: Callable[[str], bool] = lambda instance: True,
+        wanted: Callable[[str], bool] | None = None,
+        work: WorkQueue | None = None,
     ) -> RingConsumer:
-        """The rings that this service reads, see topology.py and RingConsumer.
+        """The rings that this service reads, see topology.py and RingConsumer; by default those on its own GPU.
 
         `wants`: the only input it can read; `images_max`: how many images of it suit at once, 0: any number.
         """
         assert self.row.reads and self.row.part, f"{self.row.name} reads no ring"
         hello = self.hello(self.row.part, credits, wants, images_max)
-        self.consumer = self.closing(
-            RingConsumer(self.loop, self.settings.run_dir, self.row.reads, hello, self.timing, self.work, wanted)
-        )
-        return self.consumer
+        consumer = self.closing(
+            RingConsumer(
+                self.loop, self.settings.run_dir, self.row.reads, hello, self.timing, work or self.work,
+                wanted or self._is_here,
+            )
+        )  # fmt: skip
+        self.consumers.append(consumer)
+        return consumer
 
     def hello(self, part: str = "", credits: int = 0, wants: Input | None = None, images_max: int = 0) -> Hello:
         """How this process introduces itself on a link."""
         return Hello(SCHEMA, self.name, os.getpid(), part, credits, wants, images_max)
+
+    def _is_here(self, instance: str) -> bool:
+        """True for a ring of this owner that is on the same GPU."""
+        if self.gpu is None:
+            return True
+        return self.gpu.is_of_source(instance) if self.row.reads == SURFACES else self.gpu.is_of_worker(instance)
 
     def closing(self, resource: Resource) -> Resource:
         """Registers a resource to be closed when the service ends, last first; returns it."""
@@ -151,6 +168,9 @@ class Runtime:
             self.tracer.count_lost()
             gauges = self._gauges() if self.settings.telemetry.metrics else {}
             self.results.report(self.producer.holding() if self.producer else [], gauges)
+            if self.gpu and self.row.each == "source" and self.gpu.moves(self.instance):
+                self.log.info("moves to another GPU")
+                self.running, self.exit_code = False, RESTART
 
     def linger(self, done: Callable[[], bool]) -> None:
         """Before the end: keeps ticking until what was offered has been read, for LINGER_NS at most."""
@@ -172,13 +192,18 @@ class Runtime:
         notify("STOPPING=1")
         self._exit.close()
 
+    @property
+    def leases(self) -> int:
+        """How many parts of other processes' slots this process holds."""
+        return sum(consumer.leases for consumer in self.consumers)
+
     def _gauges(self) -> dict[str, int]:
         """This process' values for metrics; services/fusion/metrics.py names them."""
         gauges = {"restarts": self.control.starts - 1, **usage(os.getpid())}
         if self.producer:
             gauges |= {f"slots_{state}": slots for state, slots in self.producer.slots_by_state().items()}
-        if self.consumer:
-            gauges |= {"leases": self.consumer.leases, "credits": self.consumer.credits}
+        if self.consumers:
+            gauges |= {"leases": self.leases, "credits": sum(consumer.credits for consumer in self.consumers)}
         if "work" in self.__dict__:  # asking for it would create a CUDA context
             gauges |= self.work.gauges()
         return gauges
@@ -187,7 +212,7 @@ class Runtime:
         try:
             resource.close()
         except GpuLost as lost:  # closing the others would call into the GPU and might never return
-            os._exit(self.exit_code or _report(self.name, lost))
+            os._exit(self.exit_code or _report(self.name, lost, self.gpu))
         except Exception:
             self.exit_code = self.exit_code or SOFTWARE  # now: links that close later must not say bye
             raise
@@ -208,8 +233,9 @@ class Runtime:
             log_level=logging.getLevelName(logging.getLogger().level).lower(),
             epoch=self.producer.epoch if self.producer else "",
             slots=self.producer.slots_by_state() if self.producer else {},
-            leases=self.consumer.leases if self.consumer else 0,
+            leases=self.leases,
             about=self.about,
+            gpu=self.gpu.number if self.gpu else None,
             counters=dict(self.counters),
         )
         self.control.send(peer, described)
@@ -241,8 +267,14 @@ def serve(service: str, run: Callable[[Runtime], None]) -> None:
         ):
             sources.link_folder(settings.run_dir, folder, stored)
         while (claimed := claim_instance(settings, service, instance)) is None:
-            _wait_for_source(settings)
-        runtime = Runtime(service, claimed[0], settings, claimed[1])
+            _wait(settings)
+        name, lock = claimed
+        gpu = gpus.choose(settings, BY_NAME[service], name, list(sources_to_decode(settings)))
+        if gpu:
+            settings = settings.model_copy(update={"gpu": gpu.uuid, "gpus": ()})
+        elif settings.gpus:
+            settings = settings.model_copy(update={"gpus": gpus.healthy_uuids(settings)})
+        runtime = Runtime(service, name, settings, lock, gpu)
     except AppError as error:
         sys.exit(_report(f"{service}.{instance}" if instance else service, error))
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -251,9 +283,9 @@ def serve(service: str, run: Callable[[Runtime], None]) -> None:
     try:
         run(runtime)
     except GpuLost as lost:  # closing would call into the GPU and might never return
-        os._exit(_report(runtime.name, lost))
+        os._exit(_report(runtime.name, lost, gpu))
     except AppError as error:
-        runtime.exit_code = _report(runtime.name, error)
+        runtime.exit_code = _report(runtime.name, error, gpu)
     except Exception:
         runtime.log.exception("failed")
         runtime.exit_code = SOFTWARE
@@ -269,20 +301,20 @@ def _stop(runtime: Runtime, *_: object) -> None:
     runtime.running = False
 
 
-def _wait_for_source(settings: Settings) -> None:
-    """A decoder without a source is alive and says so to its supervisor."""
-    notify("READY=1\nWATCHDOG=1\nSTATUS=waits for a source without a decoder")
+def _wait(settings: Settings) -> None:
+    """A process without work is alive and says so to its supervisor."""
+    notify("READY=1\nWATCHDOG=1\nSTATUS=waits for a source without a decoder, or for a GPU that was lost")
     if settings.heartbeat:
         write_heartbeat(Path(settings.heartbeat))
     time.sleep(CLAIM_S)
 
 
-def _report(name: str, error: AppError) -> int:
+def _report(name: str, error: AppError, gpu: gpus.ProcessGpu | None = None) -> int:
     """Prints why a process ends; returns its exit code."""
     line = logs.final_error_line(requested_log_format(), name, str(error))
     print(line + "\n", end="", file=sys.stderr, flush=True)  # in one write: other processes write there, too
     notify(f"STATUS={error}")
-    return error.code
+    return gpus.exit_code(error, gpu)
 
 
 def _end_with_supervisor() -> None:

@@ -263,7 +263,8 @@ def process_lines(rows: list[dict]) -> list[str]:
             continue
         ring = ", ".join(f"{n} {state}" for state, n in row["slots"].items() if n)
         drops = {k.removeprefix("dropped_"): n for k, n in row["counters"].items() if k.startswith("dropped_")}
-        tail = [f"{row['epoch'][:6]}: {ring}"] if ring else []
+        tail = [f"GPU {row['gpu']}"] if row["gpu"] is not None else []
+        tail += [f"{row['epoch'][:6]}: {ring}"] if ring else []
         tail += [f"{n} {reason}" for reason, n in sorted(drops.items())]
         tail += [row["about"]] if row["about"] and not row["service"].startswith("decoder.") else []
         lines.append(

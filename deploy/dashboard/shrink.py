@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import av
 import numpy as np
@@ -12,6 +12,9 @@ from peoplecounter.common.cubins import Launch, Pointer, TritonFunction
 from peoplecounter.common.ipc.memory import Slot, WorkQueue
 from peoplecounter.common.ipc.messages import SurfaceLayout
 from peoplecounter.deploy.report.pictures import small
+
+if TYPE_CHECKING:
+    from peoplecounter.common.ipc.memory.cuda_ipc import CudaWorkQueue
 
 OnShrunk = Callable[[av.VideoFrame], None]
 AVERAGE_PLANE = TritonFunction("peoplecounter.deploy.dashboard.shrink_triton", "average_plane")
@@ -51,7 +54,7 @@ class _Prepared:
 class GpuShrinker:
     """For GPU memory. Kernels are compiled in a thread: the loop goes on beating."""
 
-    def __init__(self, work: WorkQueue):
+    def __init__(self, work: "CudaWorkQueue"):
         self._work = work
         self._thread = ThreadPoolExecutor(1, "shrink")
         self._prepared: dict[tuple[SurfaceLayout, int], Future[_Prepared]] = {}
@@ -69,6 +72,7 @@ class GpuShrinker:
         from peoplecounter.common.cuda import check, cudart, pinned
 
         prepared, stream = self._prepared[layout, width].result(), self._work.stream
+        self._work.enter()
         for launch, begins, into in prepared.planes:
             launch(stream, block.address + begins, prepared.room + into)
         nbytes = prepared.small.nbytes
@@ -85,7 +89,7 @@ class GpuShrinker:
     def _prepare(self, layout: SurfaceLayout, width: int) -> _Prepared:
         from peoplecounter.common import cuda
 
-        cuda.start()  # this is a thread of its own
+        cuda.start(self._work.device)  # this is a thread of its own
         shrunk, planes = average_launches(layout, factor_of(layout, width))
         room = int(cuda.check(cuda.cudart.cudaMalloc(shrunk.nbytes)))
         kind = "u16" if layout.sample_bytes == 2 else "u8"
@@ -132,4 +136,4 @@ def _halves(width: int, height: int) -> tuple[int, int]:
 
 def load_shrinker(work: WorkQueue) -> Shrinker:
     """The one for this kind of memory."""
-    return CpuShrinker() if work.kind == "shm" else GpuShrinker(work)
+    return CpuShrinker() if work.kind == "shm" else GpuShrinker(cast("CudaWorkQueue", work))

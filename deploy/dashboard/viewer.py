@@ -6,6 +6,8 @@ published, so that picture and boxes always belong together.
 
 import time
 from collections import OrderedDict
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import av
@@ -13,13 +15,15 @@ import msgspec
 import numpy as np
 import zmq
 
+from peoplecounter.common.errors import RESTART
 from peoplecounter.common.ipc.consumer import RingConnection, RingConsumer
 from peoplecounter.common.ipc.messages import FrameHeader, Offer, SurfaceLayout
+from peoplecounter.common.process.gpus import gpus_of, healthy_uuids
 from peoplecounter.common.process.runtime import Runtime
 from peoplecounter.deploy.dashboard.background import WIDTH_PX, Background
 from peoplecounter.deploy.dashboard.known import TOPICS, FoundPeople, Known, WatchedSource
 from peoplecounter.deploy.dashboard.live import Demand, LiveFrames
-from peoplecounter.deploy.dashboard.shrink import load_shrinker
+from peoplecounter.deploy.dashboard.shrink import Shrinker, load_shrinker
 
 PENDING_MAX = 16  # pictures of a source whose count may still come
 PIXELATED_PX = 48  # width of a pixelated picture
@@ -27,12 +31,20 @@ EARLY = 0.9  # of an interval after the last one a picture is due: clocks are no
 BURST = 500  # messages handled before the loop continues
 
 
+@dataclass(frozen=True)
+class PictureInput:
+    """The rings of one GPU and what scales their pictures; without several GPUs there is one."""
+
+    rings: RingConsumer
+    shrinker: Shrinker
+
+
 class Viewer:
     """`mode`: what is shown of the pictures, see DashboardSettings.pictures."""
 
     def __init__(self, rt: Runtime, known: Known, live: LiveFrames):
         self.rt, self.known, self.live, self.mode = rt, known, live, rt.settings.dashboard.pictures
-        self.inputs: RingConsumer | None = None
+        self.inputs: list[PictureInput] = []
         self.pending: dict[str, OrderedDict[int, av.VideoFrame]] = {}  # source -> seq -> picture
         self.taken_ns: dict[str, int] = {}  # source -> when its last picture was captured
         self.shown_s: dict[str, float] = {}  # source -> when a frame of it was shown last
@@ -48,27 +60,45 @@ class Viewer:
         if self.mode == "off":
             return
         demand = self.live.demand
-        if self.inputs is None:
+        if not self.inputs:
             if not demand:
                 return
-            self.shrinker = load_shrinker(self.rt.work)  # on a GPU this creates a context: not before it is needed
-            self.inputs = self.rt.open_inputs(credits=1, wanted=lambda source: source in self.live.demand)
-        for connection, offer in self.inputs.offers():
-            self.take(connection, offer, demand.get(offer.header.source))
+            self.inputs = self.open_inputs()  # on a GPU this creates a context: not before it is needed
+        if healthy_uuids(self.rt.settings) != self.rt.settings.gpus:  # one was lost, or is back
+            self.rt.running, self.rt.exit_code = False, RESTART
+            return
+        for one in self.inputs:
+            for connection, offer in one.rings.offers():
+                self.take(one, connection, offer, demand.get(offer.header.source))
         for of in (self.pending, self.taken_ns, self.shown_s):
             for source in of.keys() - demand.keys():
                 of.pop(source)
 
-    def take(self, connection: RingConnection, offer: Offer, demand: Demand | None) -> None:
+    def open_inputs(self) -> list[PictureInput]:
+        """The rings of the sources that somebody looks at, by GPU."""
+        rt, gpus = self.rt, gpus_of(self.rt.settings)
+
+        def looked_at(source: str, number: int | None) -> bool:
+            here = gpus is None or gpus.placement.sources.get(source) == number
+            return here and source in self.live.demand
+
+        numbers = [gpus.placement.uuids.index(uuid) for uuid in rt.settings.gpus] if gpus else [None]
+        opened = []
+        for device, number in enumerate(numbers):
+            work = rt.work_on(device)
+            rings = rt.open_inputs(credits=1, wanted=partial(looked_at, number=number), work=work)
+            opened.append(PictureInput(rings, load_shrinker(work)))
+        return opened
+
+    def take(self, from_: PictureInput, connection: RingConnection, offer: Offer, demand: Demand | None) -> None:
         """Scales one picture, if it is due, and releases it."""
-        assert self.inputs is not None
         header, layout = offer.header, connection.layout
         if demand is None or not isinstance(layout, SurfaceLayout) or not self.is_due(header, demand):
             return connection.give_back(offer)
         width = {"background": WIDTH_PX, "pixelated": PIXELATED_PX}.get(self.mode, demand.width)
-        if not self.shrinker.is_ready(layout, width):
+        if not from_.shrinker.is_ready(layout, width):
             return connection.give_back(offer)
-        lease = self.inputs.lease(connection, offer)
+        lease = from_.rings.lease(connection, offer)
         if lease is None:
             return None
         self.taken_ns[header.source] = header.captured_ns
@@ -81,7 +111,7 @@ class Viewer:
                     pending.popitem(last=False)
             lease.release()
 
-        return self.shrinker.shrink(lease.slot, layout, width, keep)
+        return from_.shrinker.shrink(lease.slot, layout, width, keep)
 
     def is_due(self, header: FrameHeader, demand: Demand) -> bool:
         """True for a picture that somebody could be shown. While a source drops frames, any may be the next counted."""

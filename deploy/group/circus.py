@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from peoplecounter.common import cores, shape_changes, sources
+from peoplecounter.common import backend, cores, shape_changes, sources
 from peoplecounter.common.errors import FINAL, RESTART, SOFTWARE
 from peoplecounter.common.files import Lock, make_private, make_private_folder
+from peoplecounter.common.process import gpus
 from peoplecounter.common.process.control import SUPERVISOR, sources_to_decode
 from peoplecounter.common.process.runtime import SUPERVISOR_PID
 from peoplecounter.common.settings import DATA, Settings
@@ -22,7 +23,7 @@ from peoplecounter.common.topology import BY_NAME, SERVICES, ServiceRow
 from peoplecounter.deploy.group import mps
 from peoplecounter.deploy.group.client import owners
 
-LEFTOVERS = ("*.sock", "*.shm", "*.journal", "*.lock")
+LEFTOVERS = ("*.sock", "*.shm", "*.journal", "*.lock", gpus.FILE)
 FOLDERS = (sources.FOLDER, shape_changes.FOLDER, DATA)
 RESTARTS_MAX, WITHIN_S = 10, 60.0  # with more restarts within that time the group gives up
 CHECK_S = 0.25  # how often circus looks for dead processes
@@ -53,7 +54,12 @@ def process_count(row: ServiceRow, settings: Settings) -> int:
         row.name == "dashboard" and not settings.dashboard.address
     ):
         return 0
-    return cores.process_count(settings, row.name) if row.each == "worker" else 1
+    return cores.process_count(settings, row.name) * gpu_count(settings) if row.each == "worker" else 1
+
+
+def gpu_count(settings: Settings) -> int:
+    """How many GPUs a group uses; each has workers of its own. On a CPU it is one."""
+    return max(1, len(backend.gpus(settings)))
 
 
 def circus_endpoint(run_dir: Path) -> str:

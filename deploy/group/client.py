@@ -151,6 +151,7 @@ def process_rows(group: RunningGroup) -> list[dict]:
                 "slots": answer.slots,
                 "leases": answer.leases,
                 "about": answer.about,
+                "gpu": answer.gpu,
                 "rss_mb": _rss_mb(pid),
                 "log_level": answer.log_level,
                 "counters": answer.counters,

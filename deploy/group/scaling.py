@@ -9,7 +9,7 @@ from collections.abc import Callable
 from peoplecounter.common.errors import SOFTWARE, AppError
 from peoplecounter.common.settings import WorkerSettings
 from peoplecounter.deploy.group import client
-from peoplecounter.deploy.group.circus import circus_endpoint
+from peoplecounter.deploy.group.circus import circus_endpoint, gpu_count
 from peoplecounter.deploy.group.client import RunningGroup
 from peoplecounter.deploy.group.shell import COMMAND_S, call
 
@@ -18,7 +18,7 @@ COMPOSE = "com.docker.compose"  # the prefix of the labels of its containers
 
 
 def scale(group: RunningGroup, service: str, number: int) -> str:
-    """Makes a service run with `number` processes; returns a line for the user when they are ready.
+    """Makes a service run with `number` processes on each GPU; returns a line for the user when they are ready.
 
     Raises AppError for an unknown service, a number out of bounds, or processes that do not get ready.
     """
@@ -27,14 +27,15 @@ def scale(group: RunningGroup, service: str, number: int) -> str:
     (limit,) = (rule.le for rule in WorkerSettings.model_fields[service].metadata if hasattr(rule, "le"))
     if not 1 <= number <= limit:
         raise AppError(f"{service} cannot have {number} processes: choose 1 to {limit}.")
-    before = running(group, service)
-    set_instances(group, service, [str(i) for i in range(number)])
+    before, gpus = running(group, service), gpu_count(group.settings)
+    total = number * gpus  # each GPU has workers of its own
+    set_instances(group, service, [str(i) for i in range(total)])
     client.wait_until(
-        lambda: ready(group, service) == number and len(running(group, service)) == number,
+        lambda: ready(group, service) == total and len(running(group, service)) == total,
         client.READY_S,
-        f"{service} does not have {number} ready processes after {client.READY_S:.0f} s: see its supervisor's log.",
+        f"{service} does not have {total} ready processes after {client.READY_S:.0f} s: see its supervisor's log.",
     )
-    return f"{service}: {number} ready, before: {len(before)}"
+    return f"{service}: {total} ready, before: {len(before)}" + (f", on {gpus} GPUs" if gpus > 1 else "")
 
 
 def ready(group: RunningGroup, service: str) -> int:

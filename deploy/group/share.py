@@ -4,7 +4,6 @@ A camera belongs to the running group whose hash with the camera's name is highe
 comes or goes, only its own cameras move. `group = N` in a camera's table pins it to a group.
 """
 
-import hashlib
 import socket
 import sys
 import threading
@@ -18,6 +17,7 @@ from pydantic import ValidationError
 from peoplecounter.common.counting import check_name
 from peoplecounter.common.errors import NO_INPUT, AppError
 from peoplecounter.common.ipc.messages import Stop
+from peoplecounter.common.process.gpus import weight
 from peoplecounter.common.settings import SourceSettings
 from peoplecounter.common.sources import known_sources, write_change
 from peoplecounter.deploy.group import client
@@ -58,7 +58,7 @@ def owner(name: str, camera: SharedCamera, members: set[int]) -> int:
     """The group that counts a camera: the one it is pinned to, running or not; otherwise the highest hash."""
     if camera.group is not None:
         return camera.group
-    return max(members, key=lambda number: hashlib.sha256(f"{number}/{name}".encode()).digest())
+    return max(members, key=lambda number: weight(number, name))
 
 
 def read_cameras(file: Path) -> dict[str, SharedCamera]:

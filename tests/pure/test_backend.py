@@ -7,6 +7,8 @@ import pytest
 from peoplecounter.common import backend
 from peoplecounter.common.errors import AppError
 from peoplecounter.common.settings import Settings
+from peoplecounter.common.topology import BY_NAME
+from peoplecounter.deploy.group.circus import process_count
 
 UUID = "GPU-093185f4-5e25-0bcf-5fb1-711c25f3f442"
 
@@ -39,3 +41,42 @@ def test_a_group_on_the_cpu_does_not_ask_for_it():
 def test_what_is_no_gpu_is_no_setting(wrong):
     with pytest.raises(ValueError, match="gpu"):
         Settings(gpu=wrong)
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [("all", ("all",)), ("0,1", ("0", "1")), ("[0, 1]", ("0", "1")), ([0, UUID], ("0", UUID)), (3, ("3",)), ("", ())],
+)
+def test_several_gpus_are_a_list_or_all(said, meant):
+    assert Settings(gpus=said).gpus == meant
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"gpus": "first"}, "gpus"),
+        ({"gpus": [0, 0]}, "names a GPU twice"),
+        ({"gpus": ["all", 0]}, "names a GPU twice"),
+        ({"gpu": "1", "gpus": "all"}, "two ways to say the same"),
+    ],
+)
+def test_several_gpus_are_different_ones_and_named_once(wrong, error):
+    with pytest.raises(ValueError, match=error):
+        Settings(**wrong)
+
+
+def test_all_are_those_that_cuda_would_see(monkeypatch):
+    other = UUID.replace("GPU-0", "GPU-1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"{UUID},{other}")
+    settings = Settings(backend="cuda", gpus="all")
+    assert backend.gpus(settings) == (UUID, other)
+    backend.select_gpu(settings)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == f"{UUID},{other}"
+    assert backend.gpus(Settings(backend="cpu", gpus="all")) == ()
+    assert backend.gpus(Settings(backend="cuda", gpus=[other])) == (other,)
+
+
+def test_a_group_has_as_many_workers_on_each_gpu():
+    settings = Settings(backend="cuda", gpus=[UUID, UUID.replace("0", "1")], workers={"infer_global": 2})
+    assert process_count(BY_NAME["infer_global"], settings) == 4
+    assert process_count(BY_NAME["fusion"], settings) == 1

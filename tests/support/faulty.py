@@ -9,6 +9,8 @@ import runpy
 import sys
 import time
 
+from peoplecounter.common.errors import GpuLost
+
 WORK = {
     "decoder": ("peoplecounter.services.decoder.ffmpeg", "copy_nv12"),
     "preprocess": ("peoplecounter.services.preprocess.kernels", "fused"),
@@ -23,6 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("service")
     parser.add_argument("--raise-at", type=int, default=0)
+    parser.add_argument("--lose-gpu-at", type=int, default=0)
     parser.add_argument("--slow", type=float, default=1)
     parser.add_argument("instance")
     args = parser.parse_args()
@@ -38,6 +41,8 @@ def main() -> None:
         calls += 1
         if calls == args.raise_at:
             raise RuntimeError("injected fault")
+        if calls == args.lose_gpu_at:
+            raise GpuLost("injected: the GPU is gone.")
         begin = time.monotonic()
         result = work(*values, **named)
         if args.slow > 1:

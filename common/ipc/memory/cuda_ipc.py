@@ -33,12 +33,17 @@ GAUGE_NS = 5_000_000_000  # the GPU is asked for its memory at most this often
 
 
 class CudaWorkQueue:
-    """One stream of high priority. A thread waits for the GPU and wakes the loop when work has finished."""
+    """One stream of high priority. A thread waits for the GPU and wakes the loop when work has finished.
+
+    `device`: which of the visible GPUs. Only the dashboard has queues on several.
+    """
 
     kind = "cuda"
 
-    def __init__(self, loop: Loop):
-        cuda.start()
+    def __init__(self, loop: Loop, device: int = 0):
+        cuda.start(device)
+        self.device, self.uuid = device, cuda.uuid(device)
+        self._several = check(cudart.cudaGetDeviceCount()) > 1
         _, highest = check(cudart.cudaDeviceGetStreamPriorityRange())
         self._stream = check(cudart.cudaStreamCreateWithPriority(cudart.cudaStreamNonBlocking, highest))
         self._side_stream = check(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
@@ -60,8 +65,14 @@ class CudaWorkQueue:
         """Calls at once: the work only queues what the GPU does."""
         return work()
 
+    def enter(self) -> None:
+        """Makes this queue's GPU current in this thread, for calls that do not name a stream of it."""
+        if self._several:
+            check(cudart.cudaSetDevice(self.device))
+
     def on_done(self, callback: Callable[[], None]) -> None:
         """Calls back, from the loop, when everything queued on the stream so far has finished."""
+        self.enter()
         if self._spare_events:
             event = self._spare_events.pop()
         else:
@@ -73,11 +84,13 @@ class CudaWorkQueue:
 
     def set_fence(self, address: int, generation: int, ahead: bool = False) -> None:
         """Sets a fence behind the queued work, or `ahead` of it, which ends a wait for it."""
+        self.enter()
         stream = int(self._side_stream) if ahead else self.stream
         check(driver.cuStreamWriteValue32(stream, address, generation, 0))
 
     def wait_fence(self, address: int, generation: int) -> None:
         """Work queued from now on starts when the fence has reached this generation."""
+        self.enter()
         at_least = driver.CUstreamWaitValue_flags.CU_STREAM_WAIT_VALUE_GEQ
         check(driver.cuStreamWaitValue32(self.stream, address, generation, at_least))
 
@@ -104,7 +117,7 @@ class CudaWorkQueue:
         self._waits.put(None)
 
     def _wait_for_events(self) -> None:
-        check(cudart.cudaSetDevice(0))
+        check(cudart.cudaSetDevice(self.device))
         for event in iter(self._waits.get, None):
             cudart.cudaEventSynchronize(event)  # an error is found and raised by _collect
             os.eventfd_write(self._wake_fd, 1)
@@ -164,7 +177,7 @@ class CudaOwnedMemory(_CudaSlots):
         except CudaError:
             raise AppError(f"No room for {total_bytes >> 20} MB on the GPU: use fewer slots.", SOFTWARE) from None
         check(cudart.cudaMemset(self._base, 0, ALIGN_BYTES))
-        self.handle = cuda.uuid() + cuda.bytes_of(check(cudart.cudaIpcGetMemHandle(self._base)))
+        self.handle = work.uuid + cuda.bytes_of(check(cudart.cudaIpcGetMemHandle(self._base)))
 
     def ready(self, index: int, generation: int) -> None:
         """Sets the slot's fence behind the work queued so far."""
@@ -181,9 +194,10 @@ class CudaMappedMemory(_CudaSlots):
     def __init__(self, work: CudaWorkQueue, run_dir: Path, spec: RingSpec):
         if len(spec.handle) != UUID_BYTES + HANDLE_BYTES:
             raise AppError(f"The ring handle has {len(spec.handle)} bytes, which is not a CUDA IPC handle.")
-        if spec.handle[:UUID_BYTES] != cuda.uuid():
+        if spec.handle[:UUID_BYTES] != work.uuid:
             raise AppError("The ring is on another GPU: give all processes of a group the same CUDA_VISIBLE_DEVICES.")
         super().__init__(work, spec.slot_bytes)
+        work.enter()
         try:
             handle = cuda.fill(cudart.cudaIpcMemHandle_t(), spec.handle[UUID_BYTES:])
             self._base = int(check(cudart.cudaIpcOpenMemHandle(handle, cudart.cudaIpcMemLazyEnablePeerAccess)))
@@ -205,6 +219,7 @@ class CudaMappedMemory(_CudaSlots):
         """Unmaps the ring behind the work that still reads it, then calls `on_done`."""
 
         def unmap() -> None:
+            self._work.enter()
             check(cudart.cudaIpcCloseMemHandle(self._base))
             on_done()
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from peoplecounter.common.ipc.loop import Loop
 from peoplecounter.common.ipc.messages import RingSpec
 
 
@@ -93,6 +92,6 @@ class MappedMemory(Protocol):
 class MemoryKind:
     """One kind of memory: how its work is queued, how a ring is allocated, and how another process maps it."""
 
-    work_queue: Callable[[Loop], WorkQueue]
+    work_queue: Callable[..., WorkQueue]  # loop, which of the visible GPUs (0)
     allocate: Callable[[Any, Path, str, str, int, int], OwnedMemory]  # work, run_dir, name, epoch, slots, slot_bytes
     map: Callable[[Any, Path, RingSpec], MappedMemory]  # work, run_dir, spec

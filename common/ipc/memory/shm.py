@@ -36,7 +36,7 @@ class CpuWorkQueue:
     kind = "shm"
     stream = 0
 
-    def __init__(self, loop: Loop):
+    def __init__(self, loop: Loop, device: int = 0):
         self.on_stuck: list[Callable[[], None]] = []  # never called: nothing gets stuck here
         self._loop = loop
         self._calls: queue.SimpleQueue[tuple[Future, Callable] | None] = queue.SimpleQueue()

@@ -1,0 +1,211 @@
+"""Which GPU each process of a group uses, where a group has several (`gpus`).
+
+Each GPU has preprocess and infer processes of its own, and the decoders of some of the sources: a frame never goes from
+one GPU to another. Worker number i uses GPU i, modulo the number of GPUs. A source goes to the GPU with the fewest
+sources, among those to the one whose hash with its name is highest. A GPU that a process has lost gets no source for
+REST_NS, and its sources go to the others; when it has rested, sources come back one at a time.
+
+All processes read this from one file in the run directory, which is changed under a lock.
+"""
+
+import contextlib
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator
+from fcntl import LOCK_EX, flock
+from pathlib import Path
+
+import msgspec
+
+from peoplecounter.common import backend
+from peoplecounter.common.errors import RESTART, SOFTWARE, AppError, GpuLost, NoGpu
+from peoplecounter.common.files import write_file
+from peoplecounter.common.settings import Settings
+from peoplecounter.common.topology import ServiceRow
+
+FILE, LOCK = "gpus.json", "gpus.lock"
+REST_NS = 60_000_000_000  # without a failure, until a GPU that was lost gets sources again
+RETRY_NS = 10_000_000_000  # until a worker tries a GPU again that was lost
+
+
+class Placement(msgspec.Struct):
+    """The content of FILE."""
+
+    uuids: list[str]  # of the GPUs; a number of a GPU is an index of this list
+    sources: dict[str, int] = {}  # source -> number of its GPU
+    lost_ns: dict[int, int] = {}  # number of a GPU -> when a process lost it last (CLOCK_MONOTONIC)
+
+    def healthy(self, now_ns: int) -> list[int]:
+        """Numbers of the GPUs that were not lost of late; all of them where none is healthy."""
+        numbers = range(len(self.uuids))
+        return [n for n in numbers if now_ns - self.lost_ns.get(n, -REST_NS) >= REST_NS] or list(numbers)
+
+    def rests(self, number: int, now_ns: int) -> bool:
+        """True while no worker should try this GPU, because it was just lost and others are healthy."""
+        lost_ns = self.lost_ns.get(number, -RETRY_NS)
+        return now_ns - lost_ns < RETRY_NS and number not in self.healthy(now_ns)
+
+    def place(self, source: str, current: Collection[str], now_ns: int) -> int:
+        """The GPU of a source: the one that it has, while that is healthy; otherwise a new one, which is noted.
+
+        `current`: the sources that are decoded now; others do not count.
+        """
+        self.sources = {name: number for name, number in self.sources.items() if name in current}
+        healthy, number = self.healthy(now_ns), self.sources.get(source)
+        if number is None or number not in healthy:
+            loads = Counter(of for name, of in self.sources.items() if name != source)
+            number = max(healthy, key=lambda n: (-loads[n], weight(n, source)))
+        self.sources[source] = number
+        return number
+
+    def better(self, source: str, now_ns: int) -> int | None:
+        """The GPU that a source should move to; None: it stays.
+
+        It moves when its own GPU was lost, or has at least two more sources than another one and this is the source
+        with the highest hash for that one: so one source moves at a time.
+        """
+        own, healthy = self.sources.get(source), self.healthy(now_ns)
+        if own is None:
+            return None
+        loads = Counter(self.sources.values())
+        other = min(healthy, key=lambda n: (loads[n], n))
+        if own not in healthy:
+            return other
+        movable = [name for name, number in self.sources.items() if number == own]
+        chosen = max(movable, key=lambda name: weight(other, name)) == source
+        return other if chosen and loads[own] - loads[other] >= 2 else None
+
+
+class Gpus:
+    """The placement of one run directory."""
+
+    def __init__(self, run_dir: Path):
+        self._path, self._lock = run_dir / FILE, run_dir / LOCK
+        self._read_at: tuple[int, int] | None = None  # the file that was read last: inode, ns
+        self._placement = Placement([])
+
+    @property
+    def placement(self) -> Placement:
+        """As it is now; without GPUs where the file does not exist. It must not be changed."""
+        try:
+            status = self._path.stat()
+        except FileNotFoundError:
+            return Placement([])
+        if (at := (status.st_ino, status.st_mtime_ns)) != self._read_at:
+            try:
+                self._placement = msgspec.json.decode(self._path.read_bytes(), type=Placement)
+            except (OSError, msgspec.MsgspecError) as error:
+                raise AppError(f"{self._path} is damaged ({error}): stop the group and remove it.") from None
+            self._read_at = at
+        return self._placement
+
+    @contextlib.contextmanager
+    def change(self) -> Iterator[Placement]:
+        """The placement, which is written back at the end; other processes wait until then."""
+        with self._lock.open("w") as lock:
+            self._lock.chmod(0o600)
+            flock(lock, LOCK_EX)
+            self._read_at = None  # a copy of our own, which may be changed
+            changed = self.placement
+            before = msgspec.json.encode(changed)
+            yield changed
+            self._read_at = None
+            if (after := msgspec.json.encode(changed)) != before:
+                write_file(self._path, after, 0o600)
+
+
+class ProcessGpu:
+    """The GPU of one process, in a group with several."""
+
+    def __init__(self, gpus: Gpus, number: int):
+        self._gpus, self.number = gpus, number
+        self.uuid = gpus.placement.uuids[number]
+        self._began_ns = time.monotonic_ns()
+
+    def is_of_worker(self, instance: str) -> bool:
+        """True for the number of a worker that uses this GPU."""
+        return instance.isdecimal() and int(instance) % len(self._gpus.placement.uuids) == self.number
+
+    def is_of_source(self, name: str) -> bool:
+        """True for a source that is decoded on this GPU."""
+        return self._gpus.placement.sources.get(name) == self.number
+
+    def moves(self, source: str) -> bool:
+        """True when the decoder of this source should go on at another GPU, which is noted.
+
+        Raises GpuLost when another process has lost this GPU since this process began.
+        """
+        now_ns, placement = time.monotonic_ns(), self._gpus.placement
+        if placement.lost_ns.get(self.number, 0) > self._began_ns:
+            raise GpuLost(f"Another process has lost GPU {self.number}: {source} moves to another one.")
+        if placement.better(source, now_ns) is None:
+            return False
+        with self._gpus.change() as placement:
+            other = placement.better(source, now_ns)
+            if other is not None:
+                placement.sources[source] = other
+        return other is not None
+
+    def lose(self) -> None:
+        """Notes that this process could not use its GPU any more."""
+        with self._gpus.change() as placement:
+            placement.lost_ns[self.number] = time.monotonic_ns()
+
+
+def weight(number: int, name: str) -> bytes:
+    """Rendezvous hashing: of several numbers, a name goes to the one with the highest weight."""
+    return hashlib.sha256(f"{number}/{name}".encode()).digest()
+
+
+def gpus_of(settings: Settings) -> Gpus | None:
+    """The placement of a group with several GPUs; None for any other. The first process to ask writes the file."""
+    if not settings.gpus:
+        return None
+    gpus = Gpus(settings.run_dir)
+    if not gpus.placement.uuids and (uuids := backend.gpus(settings)):
+        with gpus.change() as placement:
+            placement.uuids = placement.uuids or list(uuids)
+    return gpus if gpus.placement.uuids else None
+
+
+def may_start(settings: Settings, row: ServiceRow, instance: str) -> bool:
+    """False for a worker whose GPU was just lost."""
+    gpus = gpus_of(settings) if row.each == "worker" and instance.isdecimal() else None
+    if gpus is None:
+        return True
+    placement = gpus.placement
+    return not placement.rests(int(instance) % len(placement.uuids), time.monotonic_ns())
+
+
+def choose(settings: Settings, row: ServiceRow, instance: str, current: Collection[str]) -> ProcessGpu | None:
+    """The GPU of a process that starts; None where the group has one, or the process serves the whole group."""
+    gpus = gpus_of(settings) if row.each != "group" else None
+    if gpus is None:
+        return None
+    if row.each == "worker":
+        if not instance.isdecimal():
+            raise AppError(f"{row.name}.{instance} of a group with several GPUs needs a number: it decides which GPU.")
+        return ProcessGpu(gpus, int(instance) % len(gpus.placement.uuids))
+    with gpus.change() as placement:
+        number = placement.place(instance, current, time.monotonic_ns())
+    return ProcessGpu(gpus, number)
+
+
+def healthy_uuids(settings: Settings) -> tuple[str, ...]:
+    """UUIDs of the group's GPUs that were not lost of late; empty where the group has one."""
+    gpus = gpus_of(settings)
+    if gpus is None:
+        return ()
+    return tuple(gpus.placement.uuids[number] for number in gpus.placement.healthy(time.monotonic_ns()))
+
+
+def exit_code(error: AppError, gpu: ProcessGpu | None) -> int:
+    """Of a process that ends with this error. Where there are other GPUs, losing one is no reason to give up."""
+    if gpu is None or not isinstance(error, (GpuLost, NoGpu)):
+        return error.code
+    try:
+        gpu.lose()
+    except (AppError, OSError):
+        return SOFTWARE
+    return RESTART

@@ -1,0 +1,102 @@
+"""A group with several GPUs: what is on one stays there, and a GPU that is lost hands its sources to the others.
+
+Here two sets of processes on a CPU, as the file in the run directory says; tests/gpu has them on two GPUs.
+"""
+
+import json
+
+import pytest
+
+from peoplecounter.common.errors import RESTART
+from peoplecounter.common.process.gpus import RETRY_NS, Gpus
+from tests.support.dashboard import Dashboard, parts
+from tests.support.rtsp import free_port
+
+WORKERS = [f"{service}.{number}" for service in ("infer_global", "infer_tiles", "preprocess") for number in (0, 1)]
+DECODERS = ["decoder.a", "decoder.b"]
+
+
+@pytest.fixture
+def gpus(run_dir):
+    """Two that need not exist: the CPU backend asks for none."""
+    found = Gpus(run_dir)
+    with found.change() as placement:
+        placement.uuids = [f"GPU-00000000-0000-0000-0000-00000000000{i}" for i in range(2)]
+    return found
+
+
+@pytest.fixture
+def pair(group, gpus, clip):
+    """A group of two live sources on two GPUs."""
+
+    def make(**settings):
+        camera = {"url": str(clip), "loop": True, "realtime": True, "fps": 20}
+        return group({"a": camera, "b": camera}, gpus="all", **settings)
+
+    return make
+
+
+def rows_of(g) -> dict[str, dict]:
+    return {row["service"]: row for row in json.loads(g.peoplecounter("ps", "--json").stdout)}
+
+
+def counted(g, source: str, more: int) -> float:
+    """Waits for `more` complete counts of a source from now on; returns the seconds that it took."""
+    before = len(g.of("counts", source))
+    return g.wait_for(
+        lambda: sum(c["complete"] for c in g.of("counts", source)[before:]) >= more, f"counts of {source}"
+    )
+
+
+def test_each_gpu_has_its_sources_and_workers(pair, gpus):
+    g = pair()
+    g.start("fusion.0", *WORKERS, *DECODERS)
+    counted(g, "a", 20)
+    counted(g, "b", 20)
+    rows, sources = rows_of(g), gpus.placement.sources
+    assert sorted(sources.values()) == [0, 1]
+    assert [rows[name]["gpu"] for name in WORKERS] == [0, 1] * 3 and rows["fusion.0"]["gpu"] is None
+    assert [rows[name]["gpu"] for name in DECODERS] == [sources["a"], sources["b"]]
+    for number in (0, 1):
+        assert rows[f"preprocess.{number}"]["counters"]["frames_preprocessed"] >= 15
+        assert rows[f"infer_global.{number}"]["counters"]["parts_inferred"] >= 15
+    assert "GPU 1" in g.peoplecounter("ps").stdout
+    for source in ("a", "b"):
+        g.check_books(source)
+
+
+def test_the_sources_of_a_lost_gpu_are_counted_by_the_others(pair, gpus):
+    g = pair()
+    g.start("fusion.0", *(name for name in WORKERS if name != "preprocess.1"), *DECODERS)
+    g.start("preprocess.1", fault=("--lose-gpu-at", "30"))
+    assert g.wait_exit("preprocess.1") == RESTART
+    (moved,) = (source for source, number in gpus.placement.sources.items() if number == 1)
+    assert g.wait_exit(f"decoder.{moved}") == RESTART
+    g.start("preprocess.1", f"decoder.{moved}")  # as its supervisor does
+    print(f"twenty complete counts {counted(g, moved, 20):.1f} s after the start of its decoder on the other GPU")
+    assert set(gpus.placement.sources.values()) == {0}
+    assert f"Another process has lost GPU 1: {moved} moves to another one." in g.tail()
+    assert "preprocess.1" not in rows_of(g)  # it waits before it tries that GPU again
+    g.wait_for(lambda: rows_of(g).get("preprocess.1", {}).get("state") == "ready", "its return", RETRY_NS / 1e9 + 20)
+    assert set(gpus.placement.sources.values()) == {0}  # until the GPU has rested
+    for source in ("a", "b"):
+        g.check_books(source)
+    for ring in g.run_dir.glob("tensors.1.*.shm"):  # of the lost process: its successor has had no frame to replace it
+        ring.unlink()
+
+
+def test_the_dashboard_shows_the_pictures_of_all(pair):
+    port = free_port()
+    g = pair(dashboard__listen=f"127.0.0.1:{port}")
+    g.start("fusion.0", *WORKERS, *DECODERS, "dashboard.0")
+    dashboard = Dashboard(port)
+    dashboard.wait()
+    counted(g, "a", 5)
+    counted(g, "b", 5)
+    seen = set()
+    with dashboard.live(*({"source": source, "width": 160, "fps": 20} for source in ("a", "b"))) as looking:
+        while seen != {"a", "b"}:
+            about, jpeg = parts(looking.recv(timeout=20))
+            assert len(about["boxes"]) == about["count"] and jpeg
+            seen.add(about["source"])
+            looking.send(json.dumps({"ack": about["source"], "seq": about["seq"]}))
