@@ -7,7 +7,6 @@
     codecs    the same as paced, best variant, for each clip in FOOTAGE: H.264, HEVC, and those of tests/bench/clips.py
     flat      the group as fast as it can, one source, lossless
     decoders  NVDEC alone: as many processes as there are numbers, each decoding as fast as it can
-    gpus      7 such sources on each of several GPUs, a group a GPU
     sources   how many 4K sources at 30 frames/s at once, none dropped
     gains     each optimization off and on, in turns: the group at 30 frames/s, handing frames over, kernel, engine
 
@@ -25,7 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from fractions import Fraction
 from functools import partial
@@ -327,9 +326,8 @@ def group(sources: dict[str, dict], mps: bool = True, infer_tiles: int = 1, with
     from tests.support.group import Group
 
     folder = Path(tempfile.mkdtemp(prefix="pc-gpu-", dir="/dev/shm"))
-    chosen = {"gpu": settings["gpu"]} if "gpu" in settings else {}
     mode = "auto" if mps else "off"
-    wanted = Settings(run_dir=folder, backend="cuda", mps=mode, engine={"model": str(PLAN)}, **chosen)
+    wanted = Settings(run_dir=folder, backend="cuda", mps=mode, engine={"model": str(PLAN)})
     with mps_module.daemon(wanted) as found:
         settings |= {"workers__infer_tiles": str(infer_tiles)}
         g = Group(folder, PLAN, sources, backend="cuda", log_level="warning", **settings)
@@ -577,26 +575,6 @@ def sources(number: int, seconds: int, mps: bool, infer_tiles: int) -> dict:
     }  # fmt: skip
 
 
-def gpus(number: int, seconds: int, cameras: int = 7) -> dict:
-    """A group of `cameras` cameras on each GPU, under an MPS daemon each: do they hold them all?"""
-    with ExitStack() as stack:
-        sources = {f"cam{i}": {"url": str(CLIP), "loop": True, "realtime": True, "fps": 30} for i in range(cameras)}
-        running = [stack.enter_context(group(sources, True, 2, gpu=str(i))) for i in range(number)]
-        for g in running:
-            g.wait_counts(WARM_UP_FRAMES * cameras, 120, complete=False)
-        before = [sum(g.totals(name)["counted"] for name in sources) for g in running]
-        lost = [sum(sum(g.totals(name)["dropped"].values()) for name in sources) for g in running]
-        began = time.monotonic()
-        time.sleep(seconds)
-        counted = [sum(g.totals(name)["counted"] for name in sources) - b for g, b in zip(running, before)]
-        lasted = time.monotonic() - began
-        dropped = [sum(sum(g.totals(n)["dropped"].values()) for n in sources) - b for g, b in zip(running, lost)]
-        ms = [stages(g.of("counts")[-n:])["end_to_end"] for g, n in zip(running, counted)]
-    each = [round(n / lasted, 1) for n in counted]
-    return {"gpus": number, "cameras": cameras * number, "frames_per_s": round(sum(each), 1), "each": each,
-            "dropped": dropped, "packet_to_count_ms": ms}  # fmt: skip
-
-
 def machine() -> dict:
     import torch
 
@@ -636,12 +614,12 @@ def lines(ms: dict[str, dict[str, float]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    sections = ["kernel", "floor", "paced", "views", "codecs", "flat", "decoders", "gpus", "sources", "gains"]
+    sections = ["kernel", "floor", "paced", "views", "codecs", "flat", "decoders", "sources", "gains"]
     parser.add_argument("section", nargs="+", choices=sections)
     parser.add_argument("--out", type=Path, default=Path(".bench") / "gpu.json")
     parser.add_argument("--seconds", type=int, default=60, help="of each paced run; the others take a quarter")
     parser.add_argument(
-        "--number", type=int, nargs="+", default=[6, 7, 8], help="decoders, sources, gpus: how many at once, each a run"
+        "--number", type=int, nargs="+", default=[6, 7, 8], help="decoders, sources: how many at once, each a run"
     )
     parser.add_argument("--turns", type=int, default=3, help="gains, views: how often each is measured")
     parser.add_argument(
@@ -676,7 +654,6 @@ def main() -> None:
         "flat": [partial(flat, args.seconds // 4, *best)],
         "decoders": [partial(decoders, number) for number in args.number],
         "sources": [partial(sources, number, args.seconds // 4, *best) for number in args.number],
-        "gpus": [partial(gpus, number, args.seconds) for number in args.number],
         "gains": [partial(gains, args.seconds, args.turns, args.variants, lambda part: save("gains", [part]))],
     }
     for section in args.section:
