@@ -14,19 +14,19 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 
 from peoplecounter.common.process.gpus import Gpus
+from peoplecounter.deploy.group.client import owners
+from peoplecounter.deploy.group.subscribe import Follower
 from tests.bench import spread
 from tests.bench.gpu import CLIP, PLAN, machine
-from tests.support.cli import DEFAULTS
-from tests.support.published import Published
+from tests.support.cli import DEFAULTS, argv
 
 CAMERAS = 7  # of 30 frames/s, that one GPU holds
 WARM_UP = 60  # counts of each camera
@@ -42,37 +42,52 @@ print(cuda.cudart.cudaDeviceSynchronize(), flush=True)
 """
 
 
-class Run(Published):
-    """`peoplecounter run` with cameras on the first `number` GPUs."""
+class Run:
+    """`peoplecounter run` with cameras on the first `number` GPUs, and what it publishes of each."""
 
     def __init__(self, folder: Path, number: int, cameras: int):
         self.run_dir, self.log = folder / "run", (folder / "log").open("w+")
         self.sources = [f"cam{i}" for i in range(cameras)]
+        self.latest: dict[str, dict] = {}  # source -> its last count
+        self.complete_s: dict[str, list[float]] = {name: [] for name in self.sources}  # when its complete counts came
+        self.times_ms: list[tuple[float, float]] = []  # packet to count, fusion
         camera = {"url": str(CLIP), "loop": True, "realtime": True, "fps": 30}
         settings = {
             "run_dir": self.run_dir, "backend": "cuda", "gpus": ",".join(map(str, range(number))),
             "engine__model": PLAN, "sources": json.dumps(dict.fromkeys(self.sources, camera)),
-            "workers__infer_tiles": 2, "dashboard__listen": "",
+            "workers__infer_tiles": 2,
         }  # fmt: skip
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PEOPLECOUNTER_")} | DEFAULTS
         environment |= {f"PEOPLECOUNTER_{key.upper()}": str(value) for key, value in settings.items()}
-        command = [sys.executable, "-m", "peoplecounter.deploy.cli", "run", "--json"]
-        empty = folder / "peoplecounter.toml"
-        empty.write_text("")
         self.process = subprocess.Popen(
-            [*command, "--config", str(empty)], env=environment, stdout=subprocess.DEVNULL, stderr=self.log
+            argv("run", "--json"), env=environment, stdout=subprocess.DEVNULL, stderr=self.log
         )
-        super().__init__(f"ipc://{self.run_dir}/counts.sock")
+        self.follower = Follower(f"ipc://{self.run_dir}/counts.sock", ("counts",), self.on_count)
+
+    def on_count(self, kind: str, name: str, content: dict) -> None:
+        self.latest[name] = content
+        self.times_ms.append((content["end_to_end_ms"], content["stages_ms"]["fusion"]))
+        if content["complete"]:
+            self.complete_s[name].append(time.monotonic())
+
+    def wait(self, condition: Callable[[], bool], what: str, timeout_s: float = 120) -> float:
+        """Until it holds; returns the seconds that it took."""
+        began_s = time.monotonic()
+        while not condition():
+            if time.monotonic() - began_s > timeout_s or self.process.poll() is not None:
+                raise SystemExit(f"no {what}:\n{self.tail()}")
+            time.sleep(0.05)
+        return time.monotonic() - began_s
+
+    def warm_up(self) -> float:
+        return self.wait(lambda: min(map(len, self.complete_s.values())) >= WARM_UP, "counts of all cameras")
+
+    def totals(self) -> dict[str, dict]:
+        return {name: self.latest[name]["totals"] for name in self.sources}
 
     def tail(self) -> str:
         self.log.flush()
         return Path(self.log.name).read_text()[-3000:]
-
-    def warm_up(self) -> float:
-        """Until every camera is counted; returns the seconds that it took."""
-        return self.wait_for(
-            lambda: all(self.totals(name).get("counted", 0) >= WARM_UP for name in self.sources), "all cameras", 120
-        )
 
     def close(self) -> None:
         self.process.send_signal(signal.SIGINT)
@@ -80,7 +95,7 @@ class Run(Published):
             self.process.wait(20)
         finally:
             self.process.kill()
-            super().close()
+            self.follower.close()
 
 
 @contextlib.contextmanager
@@ -97,30 +112,28 @@ def hold(number: int, seconds: float) -> dict:
     """What the group counts with the most cameras that its GPUs should hold."""
     with running(number, number * CAMERAS) as run:
         started_s = run.warm_up()
-        before = {name: run.totals(name) for name in run.sources}
-        first, began = len(run.messages), time.monotonic()
-        time.sleep(seconds)
-        after, lasted = {name: run.totals(name) for name in run.sources}, time.monotonic() - began
-        counts = [content for kind, _, content in run.messages[first:] if kind == "counts"]
+        before, first, began_s = run.totals(), len(run.times_ms), time.monotonic()
+        cores = process_times(run.run_dir, seconds)
+        after, lasted_s = run.totals(), time.monotonic() - began_s
+        times_ms = run.times_ms[first:]
         loads = Counter(Gpus(run.run_dir).placement.sources.values())
-        rows = process_times(run.run_dir)
-    dropped = Counter()
+    dropped: Counter[str] = Counter()
     for name in run.sources:
         dropped.update(Counter(after[name]["dropped"]) - Counter(before[name]["dropped"]))
     frames = sum(after[name]["counted"] - before[name]["counted"] for name in run.sources)
     return {
         "gpus": number, "cameras": len(run.sources), "cameras_of_each": dict(sorted(loads.items())),
-        "frames_per_s": round(frames / lasted, 1), "dropped": dict(dropped), "all_counted_after_s": round(started_s, 1),
-        "packet_to_count_ms": spread([c["end_to_end_ms"] for c in counts]),
-        "fusion_ms": spread([c["stages_ms"]["fusion"] for c in counts]), "cpu_share": rows,
+        "frames_per_s": round(frames / lasted_s, 1), "dropped": dict(dropped),
+        "all_counted_after_s": round(started_s, 1), "cores": cores,
+        "packet_to_count_ms": spread([end_to_end for end_to_end, _ in times_ms]),
+        "fusion_ms": spread([fusion for _, fusion in times_ms]),
     }  # fmt: skip
 
 
-def process_times(run_dir: Path, over_s: float = 2) -> dict[str, float]:
-    """Service -> the cores that its processes use together."""
-    from peoplecounter.deploy.group.client import owners
+def process_times(run_dir: Path, seconds: float) -> dict[str, float]:
+    """Service -> how many cores its processes use together, over this time."""
 
-    def used() -> dict[str, int]:
+    def used() -> Counter[str]:
         found: Counter[str] = Counter()
         for name, pid in owners(run_dir).items():
             with contextlib.suppress(OSError):
@@ -129,58 +142,38 @@ def process_times(run_dir: Path, over_s: float = 2) -> dict[str, float]:
         return found
 
     before = used()
-    time.sleep(over_s)
-    return {name: round((n - before[name]) / os.sysconf("SC_CLK_TCK") / over_s, 2) for name, n in used().items()}
+    time.sleep(seconds)
+    return {name: round((n - before[name]) / os.sysconf("SC_CLK_TCK") / seconds, 2) for name, n in used().items()}
 
 
 def lose(number: int) -> dict:
     """Seconds from the failure of the last GPU to ten complete counts of each of its cameras, on the others."""
     with running(number, number * (CAMERAS // 2)) as run:
         run.warm_up()
-        gpus = Gpus(run.run_dir)
-        moved = sorted(name for name, of in gpus.placement.sources.items() if of == number - 1)
-        others = sorted(set(run.sources) - set(moved))
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus.placement.uuids[-1]}
-        pipe = run.run_dir / "mps"
-        if pipe.exists():
-            environment["CUDA_MPS_PIPE_DIRECTORY"] = str(pipe)
-        arrived: dict[str, list[float]] = {name: [] for name in run.sources}
-        done, seen = threading.Event(), len(run.messages)
-
-        def note() -> None:
-            nonlocal seen
-            while not done.wait(0.01):
-                for kind, name, content in run.messages[seen:]:
-                    seen += 1
-                    if kind == "counts" and content["complete"]:
-                        arrived[name].append(time.monotonic())
-
-        threading.Thread(target=note, daemon=True).start()
+        gpus, last = Gpus(run.run_dir), number - 1
+        moved = sorted(name for name, of in gpus.placement.sources.items() if of == last)
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus.placement.uuids[last]}
+        if (run.run_dir / "mps").exists():
+            environment["CUDA_MPS_PIPE_DIRECTORY"] = str(run.run_dir / "mps")
         fault = subprocess.run(
             [sys.executable, "-c", FAULT], env=environment, capture_output=True, text=True, timeout=60
         )
         failed_s = time.monotonic()
-        print(fault.stdout[-300:], fault.stderr[-300:], flush=True)
-        run.wait_for(lambda: {gpus.placement.sources[name] for name in moved} != {number - 1}, "a move", 30)
-        time.sleep(12)
-        done.set()
+        run.wait(lambda: all(gpus.placement.sources[name] != last for name in moved), "move to other GPUs", 20)
+        run.wait(lambda: all(run.complete_s[name][-1] > failed_s + 5 for name in moved), "counts of moved cameras", 20)
+        time.sleep(3)
         again = {}
-        for name in run.sources:
-            times = arrived[name]
-            gaps = [(b - a, i) for i, (a, b) in enumerate(pairwise(times))]
-            gap_s, at = max(gaps)
-            again[name] = {
-                "gap_s": round(gap_s, 2),
-                "ten_after_fault_s": round(times[min(at + 10, len(times) - 1)] - failed_s, 2),
-            }
-        placement = gpus.placement
-        log = run.tail()
-    print(log, flush=True)
+        for name, times in run.complete_s.items():
+            gap_s, at = max((b - a, i) for i, (a, b) in enumerate(pairwise(times)))
+            again[name] = {"longest_gap_s": round(gap_s, 2), "ten_counts_after_s": round(times[at + 10] - failed_s, 2)}
+        loads, lost = Counter(gpus.placement.sources.values()), sorted(gpus.placement.lost_ns)
+        print(run.tail(), flush=True)
     return {
-        "gpus": number, "fault": fault.stdout.strip()[-120:], "moved": {name: again[name] for name in moved},
-        "others_longest_gap_s": max((again[name]["gap_s"] for name in others), default=0),
-        "placement_after": dict(sorted(Counter(placement.sources.values()).items())),
-        "lost": sorted(placement.lost_ns), "mps": pipe.name if "CUDA_MPS_PIPE_DIRECTORY" in environment else None,
+        "gpus": number, "fault": fault.stdout.strip()[-120:] or fault.stderr.strip()[-300:],
+        "under_mps": "CUDA_MPS_PIPE_DIRECTORY" in environment, "lost": lost,
+        "cameras_of_each_after": dict(sorted(loads.items())),
+        "moved": {name: again[name] for name in moved},
+        "longest_gap_of_the_others_s": max(again[name]["longest_gap_s"] for name in set(run.sources) - set(moved)),
     }  # fmt: skip
 
 
