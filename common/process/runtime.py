@@ -39,7 +39,7 @@ from peoplecounter.common.ipc.results import ResultSender
 from peoplecounter.common.process import gpus
 from peoplecounter.common.process.control import ControlServer, claim_instance, sources_to_decode
 from peoplecounter.common.process.liveness import Liveness, notify, write_heartbeat
-from peoplecounter.common.process.telemetry import Tracer
+from peoplecounter.common.process.tracer import Tracer
 from peoplecounter.common.process.usage import usage
 from peoplecounter.common.settings import Settings, load_settings, requested_log_format
 from peoplecounter.common.topology import BY_NAME, LENT, SURFACES

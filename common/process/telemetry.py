@@ -2,14 +2,14 @@
 
 The decoder decides once whether a frame is traced; an untraced frame costs one comparison. Spans are exported by a
 separate thread: a slow or dead collector delays nothing, and spans that it does not accept are counted as `spans_lost`.
+A process that traces nothing does not import this module, see tracer.py.
 """
 
 import base64
 import json
-import random
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from opentelemetry import trace
@@ -21,7 +21,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from peoplecounter.common.errors import AppError
 from peoplecounter.common.ipc.messages import FrameHeader
-from peoplecounter.common.settings import Settings
+from peoplecounter.common.process.tracer import Attributes
+from peoplecounter.common.settings import TelemetrySettings
 
 QUEUE = 4096  # spans waiting for export
 IDS = {"traceId", "spanId", "parentSpanId"}
@@ -41,18 +42,13 @@ def resource(process: str) -> Resource:
     return Resource.create(named).merge(OTELResourceDetector().detect())
 
 
-class Tracer:
-    """Starts and records spans from CLOCK_MONOTONIC times; a no-op without an exporter."""
+class Spans:
+    """Starts and ends spans from CLOCK_MONOTONIC times."""
 
-    def __init__(self, service: str, settings: Settings, counters: Counter[str]):
-        self._ratio = 0.0
+    def __init__(self, service: str, settings: TelemetrySettings, counters: Counter[str]):
         self._counters = counters
-        exporter = _exporter(settings)
-        if exporter is None:
-            return
-        self._ratio = settings.telemetry.ratio
         self._provider = TracerProvider(resource=resource(service))
-        self._counting = _CountingExporter(exporter, counters)
+        self._counting = _CountingExporter(_exporter(settings), counters)
         self._provider.add_span_processor(_EndedCounter(counters))
         self._provider.add_span_processor(
             BatchSpanProcessor(
@@ -61,29 +57,17 @@ class Tracer:
         )
         self._tracer = self._provider.get_tracer("peoplecounter")
 
-    def begin(self) -> bool:
-        """True when the next frame is to be traced."""
-        return self._ratio > 0 and random.random() < self._ratio
-
-    def record(
-        self, name: str, header: FrameHeader, begin_ns: int, end_ns: int, **attributes: str | int | bool
-    ) -> None:
-        """Records one finished stage of a traced frame, as a child of the frame's root span."""
-        if self._ratio and header.traceparent:
-            parent = _propagator.extract({"traceparent": header.traceparent})
-            self._start(name, parent, header, begin_ns, attributes).end(end_ns + _CLOCK_OFFSET_NS)
+    def record(self, name: str, header: FrameHeader, begin_ns: int, end_ns: int, attributes: Attributes) -> None:
+        """One finished stage of a traced frame, as a child of the frame's root span."""
+        parent = _propagator.extract({"traceparent": header.traceparent})
+        self._start(name, parent, header, begin_ns, attributes).end(end_ns + _CLOCK_OFFSET_NS)
 
     def open(self, name: str, header: FrameHeader, begin_ns: int) -> "FrameSpan":
         """Begins the root span of a frame."""
         return FrameSpan(self._start(name, None, header, begin_ns, {}))
 
     def _start(
-        self,
-        name: str,
-        parent: Context | None,
-        header: FrameHeader,
-        begin_ns: int,
-        attributes: Mapping[str, str | int | bool],
+        self, name: str, parent: Context | None, header: FrameHeader, begin_ns: int, attributes: Attributes
     ) -> trace.Span:
         return self._tracer.start_span(
             name,
@@ -100,8 +84,6 @@ class Tracer:
 
     def close(self) -> int:
         """Exports the remaining spans, for at most a few seconds; returns how many were lost since the start."""
-        if not self._ratio:
-            return 0
         self._provider.shutdown()
         return self._counters["spans_ended"] - self._counters["spans_exported"]
 
@@ -119,10 +101,7 @@ class FrameSpan:
         self._span.end(end_ns + _CLOCK_OFFSET_NS)
 
 
-def _exporter(settings: Settings) -> SpanExporter | None:
-    telemetry = settings.telemetry
-    if telemetry.exporter == "none" or telemetry.ratio == 0:
-        return None
+def _exporter(telemetry: TelemetrySettings) -> SpanExporter:
     if telemetry.exporter == "file":
         return OtlpJsonExporter(Path(telemetry.file))
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

@@ -13,7 +13,6 @@ import msgspec
 from peoplecounter.common.ipc.messages import Confirmed, FrameHeader, Part, SurfaceLayout
 from peoplecounter.common.ipc.producer import RingProducer
 from peoplecounter.common.process.runtime import Runtime
-from peoplecounter.common.process.telemetry import FrameSpan
 from peoplecounter.common.topology import FRAME
 from peoplecounter.services.decoder.playback import PacketArrived, Picture, Position
 
@@ -29,7 +28,7 @@ class EarlyFrame:
     number: int  # of its packet
     layout: SurfaceLayout
     header: FrameHeader
-    span: FrameSpan | None
+    span: "FrameSpan | None"
     copied_ns: tuple[int, int] | None = None  # (begin, end) of queueing the copy into the slot
 
     def is_of(self, picture: Picture) -> bool:

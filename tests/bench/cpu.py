@@ -35,7 +35,7 @@ from peoplecounter.common.ipc.link import Timing
 from peoplecounter.common.ipc.loop import Loop
 from peoplecounter.common.ipc.messages import SCHEMA, FrameHeader, Hello, Input, Part, SurfaceLayout
 from peoplecounter.common.ipc.producer import RingProducer
-from peoplecounter.common.process.telemetry import Tracer
+from peoplecounter.common.process.tracer import Tracer
 from peoplecounter.common.settings import Settings
 from peoplecounter.common.views import table
 from peoplecounter.deploy.demo.plaza import render_clip
