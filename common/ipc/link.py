@@ -34,6 +34,7 @@ from peoplecounter.common.ipc.messages import (
 )
 
 MAX_PEERS = 64
+RECONNECT_MS = 50  # without backoff: an owner that is killed should be found again as soon as it is back
 BURST = 500  # messages handled before the loop continues: a flood on one socket must not starve the others
 
 
@@ -67,8 +68,7 @@ def _socket(loop: Loop, kind: int) -> zmq.Socket:
     socket = loop.context.socket(kind)
     socket.setsockopt(zmq.LINGER, 200)
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
-    socket.setsockopt(zmq.RECONNECT_IVL, 50)
-    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+    socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
     return socket
 
 
@@ -326,5 +326,6 @@ class LinkClient:
         if now_ns >= self._send_due_ns:
             silent = self.welcome is not None and now_ns - self._heard_ns > self.timing.silent_ns
             interval_ns = self.timing.beat_ns * (10 if silent else 1)  # do not fill a frozen owner's queue
-            self._send_due_ns = now_ns + interval_ns
-            self.send(self.hello if self.welcome is None else Beat())
+            sent = self.send(self.hello if self.welcome is None else Beat())
+            waits = self.welcome is None and not sent  # for an owner, to be greeted as soon as it is there
+            self._send_due_ns = now_ns + (RECONNECT_MS * 1_000_000 if waits else interval_ns)
