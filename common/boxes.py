@@ -16,21 +16,27 @@ def overlapping_pairs(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
     """Every pair of boxes [n, 4 or more] that overlaps, as four arrays [pairs].
 
     They are the index of the first box, the index of the second (larger), the IoU, and the intersection over the
-    smaller box (IoS). Few of all pairs overlap, so only their shares are computed.
+    smaller box (IoS); in the order of the first, then of the second. Few boxes overlap: from left to right, each is
+    compared with those that begin before it ends.
     """
-    x1, y1, x2, y2 = np.ascontiguousarray(boxes[:, :4].T)
-    meet = x1[:, None] < x2
-    meet &= x2[:, None] > x1
-    meet &= y1[:, None] < y2
-    meet &= y2[:, None] > y1
-    first, second = np.divmod(np.flatnonzero(meet), max(1, len(boxes)))
-    once = first < second
-    first, second = first[once], second[once]
-    width = np.minimum(x2[first], x2[second]) - np.maximum(x1[first], x1[second])
-    height = np.minimum(y2[first], y2[second]) - np.maximum(y1[first], y1[second])
+    order = np.argsort(boxes[:, 0], kind="stable")
+    x1, y1, x2, y2 = np.ascontiguousarray(boxes[order, :4].T)
+    after = np.arange(1, len(boxes) + 1)
+    counts = np.maximum(x1.searchsorted(x2) - after, 0)
+    left = np.repeat(after - 1, counts)
+    right = np.arange(len(left)) + np.repeat(after - counts.cumsum() + counts, counts)
+    meet = (y1[left] < y2[right]) & (y1[right] < y2[left])
+    left, right = left[meet], right[meet]
+    one, other = order[left], order[right]
+    first, second = np.minimum(one, other), np.maximum(one, other)
+    by_first = np.argsort(first * len(boxes) + second)
+    left, right = left[by_first], right[by_first]
+    width = np.minimum(x2[left], x2[right]) - x1[right]
+    height = np.minimum(y2[left], y2[right]) - np.maximum(y1[left], y1[right])
     inter, area = np.maximum(width, 0) * np.maximum(height, 0), (x2 - x1) * (y2 - y1)
-    union, smaller = area[first] + area[second] - inter, np.minimum(area[first], area[second])
-    return first, second, inter / np.maximum(union, EPSILON), inter / np.maximum(smaller, EPSILON)
+    union, smaller = area[left] + area[right] - inter, np.minimum(area[left], area[right])
+    shares = inter / np.maximum(union, EPSILON), inter / np.maximum(smaller, EPSILON)
+    return first[by_first], second[by_first], *shares
 
 
 def greedy_keep(n: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -70,9 +70,12 @@ def _groups(boxes: np.ndarray, first: np.ndarray, second: np.ndarray, inside: np
     coarse, fine = np.where(swap, second, first), np.where(swap, first, second)
     member = inside & (scale[coarse] < scale[fine]) & (height[fine] > GROUP_HEIGHT * height[coarse])
     coarse, fine = coarse[member], fine[member]
-    middle, width = (boxes[fine, 0] + boxes[fine, 2]) / 2, boxes[fine, 2] - boxes[fine, 0]
-    left, right, widest = np.full(len(boxes), np.inf), np.full(len(boxes), -np.inf), np.zeros(len(boxes))
-    np.minimum.at(left, coarse, middle)
-    np.maximum.at(right, coarse, middle)
-    np.maximum.at(widest, coarse, width)
-    return right - left > APART * widest
+    by_group = np.argsort(coarse, kind="stable")
+    coarse, fine = coarse[by_group], fine[by_group]
+    begins = np.flatnonzero(np.diff(coarse, prepend=-1))
+    groups = np.zeros(len(boxes), bool)
+    if len(begins):
+        middle, width = (boxes[fine, 0] + boxes[fine, 2]) / 2, boxes[fine, 2] - boxes[fine, 0]
+        apart = np.maximum.reduceat(middle, begins) - np.minimum.reduceat(middle, begins)
+        groups[coarse[begins]] = apart > APART * np.maximum.reduceat(width, begins)
+    return groups

@@ -141,13 +141,17 @@ def _match(boxes: np.ndarray, sure: np.ndarray, expected: np.ndarray) -> dict[in
     if not len(boxes) or not len(expected):
         return pairs
     taken: set[int] = set()
+    plain = iou_matrix(boxes[:, :4], expected)
     for wanted in (sure, ~sure):
         for widened, overlap_min in STAGES:
             found = [i for i in wanted.nonzero()[0].tolist() if i not in pairs]
             free = [j for j in range(len(expected)) if j not in taken]
             if not found or not free:
                 break
-            iou = iou_matrix(_wider(boxes[found, :4], widened), _wider(expected[free], widened))
+            if widened:
+                iou = iou_matrix(_wider(boxes[found, :4], widened), _wider(expected[free], widened))
+            else:
+                iou = plain[np.ix_(found, free)]
             first, second = (iou > overlap_min).nonzero()
             for pair in (-iou[first, second]).argsort(kind="stable").tolist():
                 i, j = found[first[pair]], free[second[pair]]
@@ -158,7 +162,5 @@ def _match(boxes: np.ndarray, sure: np.ndarray, expected: np.ndarray) -> dict[in
 
 
 def _wider(boxes: np.ndarray, share: float) -> np.ndarray:
-    if not share:
-        return boxes
     margin = (boxes[:, 2:] - boxes[:, :2]) * share
     return np.hstack([boxes[:, :2] - margin, boxes[:, 2:] + margin])
