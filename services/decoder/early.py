@@ -7,6 +7,7 @@ GPU without a host in between. Then the frame is confirmed to fusion; a frame th
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -15,6 +16,9 @@ from peoplecounter.common.ipc.producer import RingProducer
 from peoplecounter.common.process.runtime import Runtime
 from peoplecounter.common.topology import FRAME
 from peoplecounter.services.decoder.playback import PacketArrived, Picture, Position
+
+if TYPE_CHECKING:
+    from peoplecounter.common.process.telemetry import FrameSpan
 
 # (layout, captured_ns, pts_s, position) -> the header of the next frame, see Decoder.new_header
 NewHeader = Callable[[SurfaceLayout, int, float | None, Position], FrameHeader]
