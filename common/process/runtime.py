@@ -157,7 +157,7 @@ class Runtime:
         """Everything is loaded: tells the service manager."""
         self._ready = True
         gc.collect()
-        gc.freeze()  # what is loaded by now stays: to walk through it takes the collector 20 ms, in the middle of frames
+        gc.freeze()  # to walk through what is loaded takes the collector 20 ms, in the middle of frames
         notify("READY=1")
         self.log.info("ready")
 
