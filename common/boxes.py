@@ -19,17 +19,17 @@ def overlapping_pairs(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
     smaller box (IoS); in the order of the first, then of the second. Few boxes overlap: from left to right, each is
     compared with those that begin before it ends.
     """
-    order = np.argsort(boxes[:, 0], kind="stable")
+    order = boxes[:, 0].argsort(kind="stable")
     x1, y1, x2, y2 = np.ascontiguousarray(boxes[order, :4].T)
     after = np.arange(1, len(boxes) + 1)
     counts = np.maximum(x1.searchsorted(x2) - after, 0)
-    left = np.repeat(after - 1, counts)
-    right = np.arange(len(left)) + np.repeat(after - counts.cumsum() + counts, counts)
+    left = (after - 1).repeat(counts)
+    right = np.arange(len(left)) + (after - counts.cumsum() + counts).repeat(counts)
     meet = (y1[left] < y2[right]) & (y1[right] < y2[left])
     left, right = left[meet], right[meet]
     one, other = order[left], order[right]
     first, second = np.minimum(one, other), np.maximum(one, other)
-    by_first = np.argsort(first * len(boxes) + second)
+    by_first = (first * len(boxes) + second).argsort()
     left, right = left[by_first], right[by_first]
     width = np.minimum(x2[left], x2[right]) - x1[right]
     height = np.minimum(y2[left], y2[right]) - np.maximum(y1[left], y1[right])

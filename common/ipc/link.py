@@ -33,7 +33,7 @@ from peoplecounter.common.ipc.messages import (
     namespaces,
 )
 
-MAX_PEERS = 64
+MAX_PEERS = 1024
 RECONNECT_MS = 50  # without backoff: an owner that is killed should be found again as soon as it is back
 BURST = 500  # messages handled before the loop continues: a flood on one socket must not starve the others
 
@@ -107,7 +107,7 @@ class LinkServer:
         self._socket = _socket(loop, zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.bind(_endpoint(self._path))
-        self._beat_due_ns = 0
+        self._beat_due_ns = self._look_due_ns = 0
         loop.watch(self._socket, self._receive)
         loop.every_tick(self._on_tick)
 
@@ -211,11 +211,13 @@ class LinkServer:
             for peer in self.peers.values():
                 if not peer.silent:
                     self._send(peer.identity, Beat())
-        for peer in list(self.peers.values()):
-            heard_ns = max(peer.heard_ns, self.loop.woke_ns)
-            if not peer.silent and now_ns - heard_ns > self.timing.silent_ns:
-                peer.silent = True
-                self._on_silent(peer)
+        if now_ns >= self._look_due_ns:
+            self._look_due_ns = now_ns + self.timing.beat_ns // 10
+            for peer in list(self.peers.values()):
+                heard_ns = max(peer.heard_ns, self.loop.woke_ns)
+                if not peer.silent and now_ns - heard_ns > self.timing.silent_ns:
+                    peer.silent = True
+                    self._on_silent(peer)
 
 
 class LinkClient:

@@ -25,6 +25,7 @@ from peoplecounter.common.ipc.messages import (
 )
 from peoplecounter.common.topology import RESULTS
 
+ACK_NS = 10_000_000  # between two messages that tell a sender what is settled
 WINDOW = 256  # results a sender may have unsettled
 BACKLOG = 1024  # results that may wait behind the window before the oldest is given up
 
@@ -109,23 +110,31 @@ class ResultReceiver:
         on_change: Callable[[str, str], None] = lambda process, state: None,
     ):
         self._loop, self._epoch, self._on_result, self._on_change = loop, epoch, on_result, on_change
+        self._settled: dict[bytes, tuple[Peer, list[int]]] = {}  # sender -> numbers that it was not told yet
+        self._ack_due_ns = 0
         self._link = LinkServer(
             loop, run_dir, RESULTS, timing, self._welcome, self._on_message, self._on_silent, self._on_gone
         )
+        loop.every_tick(self._acknowledge)
 
     def settle(self, receipts: list[Receipt]) -> None:
-        """Tells the senders that these results are settled."""
-        numbers: dict[bytes, list[int]] = {}
-        peers = {}
+        """Tells the senders that these results are settled, soon: one message for many costs both ends less."""
         for peer, number in receipts:
-            peers[peer.identity] = peer
-            numbers.setdefault(peer.identity, []).append(number)
-        for identity, peer in peers.items():
-            self._link.send(peer, Ack(numbers[identity]))
+            self._settled.setdefault(peer.identity, (peer, []))[1].append(number)
 
     def close(self) -> None:
+        self._ack_due_ns = 0
+        self._acknowledge(self._loop.now_ns())
+        self._loop.stop_calling(self._acknowledge)
         self._on_change = lambda process, state: None  # this process ends, not its peers
         self._link.close()
+
+    def _acknowledge(self, now_ns: int) -> None:
+        if self._settled and now_ns >= self._ack_due_ns:
+            self._ack_due_ns = now_ns + ACK_NS
+            for peer, numbers in self._settled.values():
+                self._link.send(peer, Ack(numbers))
+            self._settled.clear()
 
     def _welcome(self, hello: Hello) -> Welcome:
         return Welcome(self._epoch, os.getpid())

@@ -20,6 +20,7 @@ from peoplecounter.common.ipc.slots import PartKey
 from peoplecounter.common.topology import GLOBAL, TILES
 
 OVERTAKEN = 5  # an overtaken frame is given up this many times sooner
+LOOK_NS = 20_000_000  # how often all sources are looked at, for frames whose time is up
 
 
 @dataclass
@@ -101,6 +102,8 @@ class Join:
     def __init__(self, reorder_frames: int, idle_ns: int):
         self._reorder, self._idle_ns = reorder_frames, idle_ns
         self._sources: dict[str, _SourceQueue] = {}
+        self._heard: set[str] = set()  # sources of which something has come since the last settle()
+        self._all_due_ns = 0
 
     def resume(self, source: str, next_seq: int) -> None:
         """Adds a source. Its frames before `next_seq` were settled by an earlier run."""
@@ -112,6 +115,7 @@ class Join:
         queue = self._sources[header.source]
         if header.seq < queue.next_seq:
             return False
+        self._heard.add(header.source)
         frame = queue.frames.setdefault(header.seq, PendingFrame(header, first_ns=now_ns))
         frame.heard_ns = now_ns
         part = body.part
@@ -143,13 +147,18 @@ class Join:
 
     def end(self, status: Status, receipt: Receipt, now_ns: int) -> None:
         """The source has ended: no seq of `status.frames` or above will come."""
+        self._heard.add(status.source)
         queue = self._sources[status.source]
         queue.end, queue.end_ns = status.frames, now_ns
         queue.end_receipts.append(receipt)
 
     def settle(self, now_ns: int) -> Iterator[Settled | Gap | Ended]:
-        """Everything that is due, each source in the order of its frames."""
-        for source, queue in self._sources.items():
+        """Everything that is due, each source in the order of its frames: at once, or LOOK_NS after its time is up."""
+        heard, self._heard = self._heard, set()
+        if now_ns >= self._all_due_ns:
+            self._all_due_ns, heard = now_ns + LOOK_NS, set(self._sources)
+        for source in sorted(heard):
+            queue = self._sources[source]
             while (due := self._head(source, queue, now_ns)) is not None:
                 yield due
 

@@ -35,7 +35,7 @@ def merge(rows: np.ndarray, same_iou: float, same_ios: float) -> np.ndarray:
     """
     uncut = rows[rows[:, CUT] == 0]
     worth = uncut[:, SCORE] * _share(uncut, uncut[:, SCALE])
-    uncut = uncut[np.argsort(-worth, kind="stable")][:BOXES_MAX]
+    uncut = uncut[(-worth).argsort(kind="stable")][:BOXES_MAX]
     first, second, iou, ios = overlapping_pairs(uncut)
     one_view = uncut[first, VIEW] == uncut[second, VIEW]
     same = np.where(one_view, (iou > COPY_IOU) | (ios > COPY_IOS), (iou > same_iou) | (ios > same_ios))
@@ -59,7 +59,7 @@ def hysteresis(persons: np.ndarray, previous: np.ndarray, new_score: float) -> t
 
 def _share(boxes: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """What a score is worth, 0..1: less for boxes [n, 4 or more] that are small in views of these scales [n]."""
-    return np.clip((boxes[:, 3] - boxes[:, 1]) * scale / FULL_PX, SMALL_SHARE, 1)
+    return np.minimum(np.maximum((boxes[:, 3] - boxes[:, 1]) * scale / FULL_PX, SMALL_SHARE), 1)
 
 
 def _groups(boxes: np.ndarray, first: np.ndarray, second: np.ndarray, inside: np.ndarray) -> np.ndarray:
@@ -70,11 +70,11 @@ def _groups(boxes: np.ndarray, first: np.ndarray, second: np.ndarray, inside: np
     coarse, fine = np.where(swap, second, first), np.where(swap, first, second)
     member = inside & (scale[coarse] < scale[fine]) & (height[fine] > GROUP_HEIGHT * height[coarse])
     coarse, fine = coarse[member], fine[member]
-    by_group = np.argsort(coarse, kind="stable")
-    coarse, fine = coarse[by_group], fine[by_group]
-    begins = np.flatnonzero(np.diff(coarse, prepend=-1))
     groups = np.zeros(len(boxes), bool)
-    if len(begins):
+    if len(coarse):
+        by_group = coarse.argsort(kind="stable")
+        coarse, fine = coarse[by_group], fine[by_group]
+        begins = np.concatenate([[0], (coarse[1:] != coarse[:-1]).nonzero()[0] + 1])
         middle, width = (boxes[fine, 0] + boxes[fine, 2]) / 2, boxes[fine, 2] - boxes[fine, 0]
         apart = np.maximum.reduceat(middle, begins) - np.minimum.reduceat(middle, begins)
         groups[coarse[begins]] = apart > APART * np.maximum.reduceat(width, begins)

@@ -71,8 +71,7 @@ class Tracker:
         elapsed_s = min(max(time_s - self.time_s, 0.0), GAP_S)
         state, self.time_s = self.state, time_s
         state[:, TOP] += state[:, VELOCITY] * elapsed_s
-        pairs = _match(boxes, sure, self.boxes)
-        found, track = np.array(list(pairs.items()), int).reshape(-1, 2).T
+        found, track = _match(boxes, sure, self.boxes)
         state[:, LOST_AGE_S] += elapsed_s * share
         self._follow(track, boxes[found, :4], elapsed_s)
         numbers = np.zeros(len(boxes), np.int64)
@@ -135,32 +134,34 @@ def _boxes(place: np.ndarray) -> np.ndarray:
     return boxes
 
 
-def _match(boxes: np.ndarray, sure: np.ndarray, expected: np.ndarray) -> dict[int, int]:
-    """Index of a detection [n, 4 or more] -> index of the track that is expected there [k, 4]."""
-    pairs: dict[int, int] = {}
+def _match(boxes: np.ndarray, sure: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Detections [n, 4 or more] and the tracks that are expected there [k, 4]: the indices of both, int64 [pairs]."""
+    track = [-1] * len(boxes)
+    free = [True] * len(expected)
     if not len(boxes) or not len(expected):
-        return pairs
-    taken: set[int] = set()
-    plain = iou_matrix(boxes[:, :4], expected)
+        return np.zeros(0, int), np.zeros(0, int)
+    boxes, expected = boxes[:, :4].astype(np.float32), expected.astype(np.float32)
+    plain = iou_matrix(boxes, expected)
     for wanted in (sure, ~sure):
         for widened, overlap_min in STAGES:
-            found = [i for i in wanted.nonzero()[0].tolist() if i not in pairs]
-            free = [j for j in range(len(expected)) if j not in taken]
-            if not found or not free:
+            found = (wanted & (np.array(track) < 0)).nonzero()[0]
+            left = np.array(free).nonzero()[0]
+            if not len(found) or not len(left):
                 break
             if widened:
-                iou = iou_matrix(_wider(boxes[found, :4], widened), _wider(expected[free], widened))
+                iou = iou_matrix(_wider(boxes[found], widened), _wider(expected[left], widened))
             else:
-                iou = plain[np.ix_(found, free)]
+                iou = plain[found[:, None], left]
             first, second = (iou > overlap_min).nonzero()
-            for pair in (-iou[first, second]).argsort(kind="stable").tolist():
-                i, j = found[first[pair]], free[second[pair]]
-                if i not in pairs and j not in taken:
-                    pairs[i] = j
-                    taken.add(j)
-    return pairs
+            best = (-iou[first, second]).argsort(kind="stable")
+            for i, j in zip(found[first[best]].tolist(), left[second[best]].tolist()):
+                if track[i] < 0 and free[j]:
+                    track[i], free[j] = j, False
+    matched = np.array(track)
+    detections = (matched >= 0).nonzero()[0]
+    return detections, matched[detections]
 
 
 def _wider(boxes: np.ndarray, share: float) -> np.ndarray:
     margin = (boxes[:, 2:] - boxes[:, :2]) * share
-    return np.hstack([boxes[:, :2] - margin, boxes[:, 2:] + margin])
+    return np.concatenate([boxes[:, :2] - margin, boxes[:, 2:] + margin], axis=1)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peoplecounter.common.ipc.messages import Confirmed, Detections, Dropped, FrameHeader, Part, Status
-from peoplecounter.services.fusion.join import Ended, Gap, Join, Settled
+from peoplecounter.services.fusion.join import LOOK_NS, Ended, Gap, Join, Settled
 
 MS = 1_000_000
 PARTS = [Part("global", 0, 3), Part("tiles", 0, 3), Part("tiles", 1, 3)]
@@ -71,7 +71,7 @@ def test_the_deadline_ends_the_wait():
     join = new_join()
     join.add(answer(0, PARTS[0], deadline_ns=50 * MS), 1, 0)
     assert settled(join, 50 * MS) == []
-    (due,) = settled(join, 51 * MS)
+    (due,) = settled(join, 50 * MS + LOOK_NS)
     assert due.frame.missing(due.reason) == {"tiles.0": "deadline", "tiles.1": "deadline"}
 
 
@@ -135,7 +135,7 @@ def test_the_last_lost_frames_are_given_up_when_no_ring_holds_them_any_more():
     (first,) = settled(join, 1500 * MS)
     assert first.frame.missing("stale") == {"tiles.0": "stale", "tiles.1": "stale"}
     assert settled(join, 1899 * MS) == []  # seq 2 was held until 900 ms
-    gap, end = settled(join, 1901 * MS)
+    gap, end = settled(join, 1899 * MS + LOOK_NS)
     assert gap == Gap("cam", 1, 2)
     assert end == Ended("cam", 3, ["end"])
 
