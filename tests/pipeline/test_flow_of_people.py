@@ -117,11 +117,12 @@ def test_fusion_is_killed_again_and_again_and_no_event_is_lost_or_doubled(make, 
     while len(g.of("counts")) < LONG - 60:
         g.signal("fusion.0", signal.SIGKILL)
         g.start("fusion.0")
+        told = len(g.of("status"))
         heard = len(g.of("counts")) + 1 + rng.randrange(60)
         g.wait_for(lambda: len(g.of("counts")) >= heard or g.ended(), "counts, or the end", 60)  # noqa: B023
         if g.ended():  # the counts that were lost with fusion are not heard again
             break
-    g.wait_for(g.ended, "the end of the source", 60)
+    g.wait_for(lambda: any(s["state"] == "ended" for s in g.of("status")[told:]), "the end, from the last fusion", 60)
     assert (crossings(tmp_path / "data"), dwells(tmp_path / "data")) == undisturbed
     numbers = [c["number"] for c in g.of("crossings")]
     assert numbers == sorted(set(numbers))
