@@ -115,6 +115,12 @@ class RingProducer:
         served = {peer.hello.part for peer in self._link.peers.values() if peer.welcomed and not peer.silent}
         return any(key[0] in served and self._content[i].header.live for i, key in self._slots.waiting())
 
+    @property
+    def deserted(self) -> bool:
+        """True when it has consumers and all of them are silent; viewers do not count."""
+        silent = [peer.silent for peer in self._link.peers.values() if peer.hello.part != self._lent]
+        return bool(silent) and all(silent)
+
     def holding(self) -> list[tuple[str, int]]:
         """(source, seq) of every frame that waits or is being read."""
         return [(c.header.source, c.header.seq) for i, c in self._content.items() if self._slots.is_pending(i)]

@@ -171,9 +171,16 @@ class Runtime:
             self.tracer.count_lost()
             gauges = self._gauges() if self.settings.telemetry.metrics else {}
             self.results.report(self.producer.holding() if self.producer else [], gauges)
-            if self.gpu and self.row.each == "source" and self.gpu.moves(self.instance):
-                self.log.info("moves to another GPU")
-                self.running, self.exit_code = False, RESTART
+            if self.gpu:
+                self._look_at_gpu(self.gpu)
+
+    def _look_at_gpu(self, gpu: gpus.ProcessGpu) -> None:
+        """In a group with several GPUs: raises GpuLost when nobody answers on this one; a decoder may move away."""
+        if self.producer and self.producer.deserted:
+            raise GpuLost(f"No process that reads {self.producer.name} answers on GPU {gpu.number}: it may be lost.")
+        if self.row.each == "source" and gpu.moves(self.instance):
+            self.log.info("moves to another GPU")
+            self.running, self.exit_code = False, RESTART
 
     def linger(self, done: Callable[[], bool]) -> None:
         """Before the end: keeps ticking until what was offered has been read, for LINGER_NS at most."""

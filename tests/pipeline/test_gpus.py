@@ -4,6 +4,7 @@ Here two sets of processes on a CPU, as the file in the run directory says; test
 """
 
 import json
+import signal
 
 import pytest
 
@@ -83,6 +84,20 @@ def test_the_sources_of_a_lost_gpu_are_counted_by_the_others(pair, gpus):
         g.check_books(source)
     for ring in g.run_dir.glob("tensors.1.*.shm"):  # of the lost process: its successor has had no frame to replace it
         ring.unlink()
+
+
+def test_a_gpu_on_which_nobody_answers_is_lost(pair, gpus):
+    g = pair(link__silent_ms="1000")
+    g.start("fusion.0", *WORKERS, *DECODERS)
+    counted(g, "a", 10)
+    counted(g, "b", 10)
+    (moved,) = (source for source, number in gpus.placement.sources.items() if number == 1)
+    g.signal("preprocess.1", signal.SIGSTOP)  # as one does that is stuck in the driver
+    assert g.wait_exit(f"decoder.{moved}") == RESTART
+    g.start(f"decoder.{moved}")
+    counted(g, moved, 20)
+    assert set(gpus.placement.sources.values()) == {0} and list(gpus.placement.lost_ns) == [1]
+    assert f"No process that reads surfaces.{moved} answers on GPU 1" in g.tail()
 
 
 def test_the_dashboard_shows_the_pictures_of_all(pair):
