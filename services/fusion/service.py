@@ -12,6 +12,7 @@ from peoplecounter.common.files import Lock, make_private_folder
 from peoplecounter.common.ipc.link import Peer
 from peoplecounter.common.ipc.messages import (
     DROP_REASONS,
+    ROW_VALUES,
     Confirmed,
     Correct,
     Corrected,
@@ -189,8 +190,9 @@ class Fusion:
 
     def merge(self, frame: PendingFrame, source: SourceState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The persons of a frame, see merge(), float32 [n, 6]; which are sure, and which are counted, bool [n]."""
-        rows = [answer.rows() for answer in frame.answers.values()]
-        persons = merge(np.vstack([r for r in rows if r is not None]), self.settings.same_iou, self.settings.same_ios)
+        boxes = b"".join(answer.boxes for answer in frame.answers.values())  # is_acceptable() has looked at them
+        rows = np.frombuffer(boxes, "<f4").reshape(-1, ROW_VALUES)
+        persons = merge(rows, self.settings.same_iou, self.settings.same_ios)
         return persons, *hysteresis(persons, source.persons, self.settings.new_score)
 
     def drop(self, name: str, first: int, reason: str, frames: int = 1) -> None:
