@@ -36,10 +36,14 @@ class Placement(msgspec.Struct):
     sources: dict[str, int] = {}  # source -> number of its GPU
     lost_ns: dict[int, int] = {}  # number of a GPU -> when a process lost it last (CLOCK_MONOTONIC)
 
+    def is_healthy(self, number: int, now_ns: int) -> bool:
+        """False for a GPU that was lost of late."""
+        return now_ns - self.lost_ns.get(number, -REST_NS) >= REST_NS
+
     def healthy(self, now_ns: int) -> list[int]:
         """Numbers of the GPUs that were not lost of late; all of them where none is healthy."""
         numbers = range(len(self.uuids))
-        return [n for n in numbers if now_ns - self.lost_ns.get(n, -REST_NS) >= REST_NS] or list(numbers)
+        return [number for number in numbers if self.is_healthy(number, now_ns)] or list(numbers)
 
     def rests(self, number: int, now_ns: int) -> bool:
         """True while no worker should try this GPU, because it was just lost and others are healthy."""
@@ -130,6 +134,12 @@ class ProcessGpu:
     def is_of_source(self, name: str) -> bool:
         """True for a source that is decoded on this GPU."""
         return self._gpus.placement.sources.get(name) == self.number
+
+    def others_are_healthy(self) -> bool:
+        """True when there is a GPU that sources of this one could go to."""
+        placement, now_ns = self._gpus.placement, time.monotonic_ns()
+        others = set(range(len(placement.uuids))) - {self.number}
+        return any(placement.is_healthy(number, now_ns) for number in others)
 
     def moves(self, source: str) -> bool:
         """True when the decoder of this source should go on at another GPU, which is noted.

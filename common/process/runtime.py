@@ -47,6 +47,7 @@ from peoplecounter.common.topology import BY_NAME, LENT, SURFACES
 
 SUPERVISOR_PID = "SUPERVISOR_PID_OF_PEOPLECOUNTER"  # environment variable, set by `run`: services end with that process
 CLAIM_S = 0.25  # how often a process without work looks for some
+SETTLED = 15  # times silent_ms after its start, a process expects those that read from it to answer
 REPORT_NS = 500_000_000  # also how current fusion's knowledge is of what the rings hold
 LINGER_NS = 2_000_000_000
 PR_SET_PDEATHSIG = 1
@@ -175,8 +176,12 @@ class Runtime:
                 self._look_at_gpu(self.gpu)
 
     def _look_at_gpu(self, gpu: gpus.ProcessGpu) -> None:
-        """In a group with several GPUs: raises GpuLost when nobody answers on this one; a decoder may move away."""
-        if self.producer and self.producer.deserted:
+        """In a group with several GPUs: raises GpuLost when nobody answers on this one; a decoder may move away.
+
+        While a group starts, the driver lets processes wait for seconds: that is no sign of a lost GPU.
+        """
+        settled = time.monotonic() - self.control.began_s > SETTLED * self.timing.silent_ns / 1e9
+        if settled and self.producer and self.producer.deserted and gpu.others_are_healthy():
             raise GpuLost(f"No process that reads {self.producer.name} answers on GPU {gpu.number}: it may be lost.")
         if self.row.each == "source" and gpu.moves(self.instance):
             self.log.info("moves to another GPU")

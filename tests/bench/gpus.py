@@ -30,6 +30,7 @@ from tests.bench.gpu import CLIP, PLAN, machine
 from tests.support.cli import DEFAULTS, argv
 
 CAMERAS = 7  # of 30 frames/s, that one GPU holds
+SETTLED_S = 30  # see SETTLED of common/process/runtime.py
 WARM_UP = 60  # counts of each camera
 FAULT = """
 from peoplecounter.common import cuda
@@ -71,7 +72,7 @@ class Run:
         if content["complete"]:
             self.complete_s[name].append(time.monotonic())
 
-    def wait(self, condition: Callable[[], bool], what: str, timeout_s: float = 120) -> float:
+    def wait(self, condition: Callable[[], bool], what: str, timeout_s: float = 60) -> float:
         """Until it holds; returns the seconds that it took."""
         began_s = time.monotonic()
         while not condition():
@@ -151,6 +152,7 @@ def lose(number: int) -> dict:
     """Seconds from the failure of the last GPU to ten complete counts of each of its cameras, on the others."""
     with running(number, number * (CAMERAS // 2)) as run:
         run.warm_up()
+        time.sleep(SETTLED_S)
         gpus, last = Gpus(run.run_dir), number - 1
         moved = sorted(name for name, of in gpus.placement.sources.items() if of == last)
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpus.placement.uuids[last]}

@@ -5,11 +5,13 @@ Here two sets of processes on a CPU, as the file in the run directory says; test
 
 import json
 import signal
+import time
 
 import pytest
 
 from peoplecounter.common.errors import RESTART
 from peoplecounter.common.process.gpus import RETRY_NS, Gpus
+from peoplecounter.common.process.runtime import SETTLED
 from tests.support.dashboard import Dashboard, parts
 from tests.support.rtsp import free_port
 
@@ -87,8 +89,9 @@ def test_the_sources_of_a_lost_gpu_are_counted_by_the_others(pair, gpus):
 
 
 def test_a_gpu_on_which_nobody_answers_is_lost(pair, gpus):
-    g = pair(link__silent_ms="1000")
+    g = pair(link__silent_ms="400", link__beat_ms="100")
     g.start("fusion.0", *WORKERS, *DECODERS)
+    time.sleep(SETTLED * 0.4 + 1)
     counted(g, "a", 10)
     counted(g, "b", 10)
     (moved,) = (source for source, number in gpus.placement.sources.items() if number == 1)

@@ -126,11 +126,13 @@ def test_a_process_that_loses_its_gpu_ends_to_be_started_elsewhere(settings):
     lost = choose(settings, worker, "1", [])
     sources = [f"cam{i}" for i in range(6)]
     decoders = {name: choose(settings, decoder, name, sources) for name in sources}
+    assert lost.others_are_healthy() and decoders["cam0"].others_are_healthy()
     assert may_start(settings, worker, "1") and healthy_uuids(settings) == (UUIDS[0], UUIDS[1])
     assert exit_code(GpuLost("it failed"), lost) == RESTART
     assert not may_start(settings, worker, "1") and may_start(settings, worker, "0")
     assert may_start(settings, BY_NAME["fusion"], "0") and healthy_uuids(settings) == (UUIDS[0],)
     for name, gpu in decoders.items():
+        assert gpu.others_are_healthy() == (gpu.number == 1)
         if gpu.number == 1:
             with pytest.raises(GpuLost, match=f"{name} moves to another one"):
                 gpu.moves(name)
