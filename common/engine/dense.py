@@ -1,86 +1,144 @@
 """Dense heads on the GPU: their outputs -> rows [B, DENSE_ANCHORS_MAX, 5] of the persons that the CPU's NMS would keep.
 
-torch picks the best anchors of each image; one Triton program per image does what `boxes.nms` does. Nothing here waits
-for the GPU, and only rows leave it.
+Nothing here waits for the GPU, and only rows leave it. dense_triton.py has the kernels.
 """
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
-import triton
-import triton.language as tl
 
+from peoplecounter.common.cubins import Launch, Pointer, TritonFunction
 from peoplecounter.common.engine.heads import DENSE_ANCHORS_MAX, DENSE_IOU, Head
 
 if TYPE_CHECKING:
     from peoplecounter.common.engine.tensorrt_io import OutputBuffer
 
-
-@triton.jit
-def nms_kernel(boxes_ptr, scores_ptr, counts_ptr, iou, ANCHORS: tl.constexpr):
-    """One image: boxes float32 [ANCHORS, 4], best first, of which the first `count` are valid. Removed: score 0.
-
-    A score that is NaN stays: topk puts it first, and `Head.of_boxes` raises for it.
-    """
-    image = tl.program_id(0)
-    boxes_ptr += image * ANCHORS * 4
-    scores_ptr += image * ANCHORS
-    k = tl.arange(0, ANCHORS)
-    x1 = tl.load(boxes_ptr + k * 4)
-    y1 = tl.load(boxes_ptr + k * 4 + 1)
-    x2 = tl.load(boxes_ptr + k * 4 + 2)
-    y2 = tl.load(boxes_ptr + k * 4 + 3)
-    scores = tl.load(scores_ptr + k)
-    area = (x2 - x1) * (y2 - y1)
-    count = tl.load(counts_ptr + image)
-    alive = (k < count).to(tl.int32)
-    for i in range(ANCHORS):
-        if i < count:
-            bx1 = tl.load(boxes_ptr + i * 4)
-            by1 = tl.load(boxes_ptr + i * 4 + 1)
-            bx2 = tl.load(boxes_ptr + i * 4 + 2)
-            by2 = tl.load(boxes_ptr + i * 4 + 3)
-            width = tl.maximum(tl.minimum(x2, bx2) - tl.maximum(x1, bx1), 0.0)
-            height = tl.maximum(tl.minimum(y2, by2) - tl.maximum(y1, by1), 0.0)
-            inter = width * height
-            union = tl.maximum(area + (bx2 - bx1) * (by2 - by1) - inter, 1e-9)
-            lives = tl.max(tl.where(k == i, alive, 0), axis=0)
-            alive = tl.where((lives > 0) & (k > i) & (inter / union > iou), 0, alive)
-    tl.store(scores_ptr + k, tl.where((alive > 0) | (scores != scores), scores, 0.0))
+PICK, RANK, SUPPRESS = (
+    TritonFunction("peoplecounter.common.engine.dense_triton", name) for name in ("pick", "rank", "suppress")
+)
+PICK_BLOCK, RANK_BLOCK = 1024, 64
+WARPS = {PICK: 4, RANK: 4, SUPPRESS: 8}
+KINDS = {"float16": "fp16", "float32": "fp32", "int32": "i32"}  # types of arrays -> kinds of pointers
+SCRATCH = ("kept_scores", "kept_places", "counts", "rows")
 
 
-def rows(outputs: list[torch.Tensor], head: Head, score: float, anchors: int = DENSE_ANCHORS_MAX) -> torch.Tensor:
-    """What Head.decode reads -> float32 [B, anchors, 5]: x1, y1, x2, y2 (input px), score; removed boxes score 0."""
-    boxes, scores = head.decode(outputs)
-    scores, best = scores.float().topk(min(anchors, scores.shape[1]), dim=1)
-    boxes = boxes.float().gather(1, best[..., None].expand(-1, -1, 4))
-    padding = anchors - scores.shape[1]
-    if padding:
-        scores = torch.nn.functional.pad(scores, (0, padding))
-        boxes = torch.nn.functional.pad(boxes, (0, 0, 0, padding))
-    boxes, scores = boxes.contiguous(), scores.contiguous()
-    counts = (scores >= score).sum(dim=1, dtype=torch.int32)
-    nms_kernel[(len(scores),)](boxes, scores, counts, DENSE_IOU, ANCHORS=anchors)
-    return torch.cat([boxes, scores[..., None]], dim=2)
+class Place(NamedTuple):
+    """Where the values of one kind lie in an output: in elements, from the first to that of the next image, place."""
+
+    output: int
+    first: int
+    image_step: int
+    place_step: int
+
+
+@dataclass(frozen=True)
+class DenseLayout:
+    """What the kernels have to know of a dense head."""
+
+    places: int  # of an image
+    boxes: Place
+    channel_step: int  # from one value of a box to the next
+    score: Place
+    objectness: Place | None = None
+    corners: bool = False
+    grid: bool = False
+
+
+class KernelCall(NamedTuple):
+    """A kernel, its grid, and its arguments: names of arrays, then numbers."""
+
+    kernel: TritonFunction
+    grid: tuple[int, ...]
+    arrays: tuple[str, ...]
+    numbers: tuple[int | float, ...]
+    constants: dict[str, int]
+
+
+def dense_layout(head: Head, shapes: list[tuple[int, ...]]) -> DenseLayout:
+    """Of a dense head whose outputs have these shapes, see HEADS."""
+    _, rows, columns = shapes[0]
+    if head.kind.name == "yolo":
+        image, places = rows * columns, columns
+        boxes = Place(0, 0, image, 1)
+        return DenseLayout(places, boxes, places, boxes._replace(first=(4 + head.person_class) * places))
+    image = rows * columns
+    boxes = Place(0, 0, image, columns)
+    if head.kind.name == "yolonas":
+        classes = shapes[1][2]
+        return DenseLayout(rows, boxes, 1, Place(1, head.person_class, rows * classes, classes), corners=True)
+    score, objectness = boxes._replace(first=5 + head.person_class), boxes._replace(first=4)
+    return DenseLayout(rows, boxes, 1, score, objectness, grid=head.kind.name == "yolox")
+
+
+def kernel_calls(
+    layout: DenseLayout, images: int, size: tuple[int, int], score: float, rows: int = DENSE_ANCHORS_MAX
+) -> list[KernelCall]:
+    """What turns the outputs of `images` images into their rows. `size`: (width, height) of an image, px."""
+    blocks = -(-layout.places // RANK_BLOCK)
+    return [
+        KernelCall(
+            PICK, (images,), ("score", "objectness", "kept_scores", "kept_places", "counts"),
+            (score, layout.score.image_step, layout.score.place_step),
+            {"PLACES": layout.places, "OBJECTNESS": layout.objectness is not None, "BLOCK": PICK_BLOCK},
+        ),
+        KernelCall(
+            RANK, (images, blocks), ("boxes", "kept_scores", "kept_places", "counts", "rows"),
+            (layout.boxes.image_step, layout.boxes.place_step, layout.channel_step, *size),
+            {
+                "PLACES": layout.places, "CORNERS": layout.corners, "GRID": layout.grid,
+                "ROWS": rows, "BLOCK": RANK_BLOCK,
+            },
+        ),
+        KernelCall(SUPPRESS, (images,), ("counts", "rows"), (DENSE_IOU,), {"ROWS": rows}),
+    ]  # fmt: skip
+
+
+def scratch(layout: DenseLayout, images: int, rows: int = DENSE_ANCHORS_MAX) -> dict[str, np.ndarray]:
+    """The arrays between the kernels and that of their result, by name, all 0."""
+    kept = images, layout.places
+    arrays = np.zeros(kept, "float32"), np.zeros(kept, "int32"), np.zeros(images, "int32")
+    return dict(zip(SCRATCH, [*arrays, np.zeros((images, rows, 5), "float32")]))
 
 
 class GpuDenseHead:
-    """`rows` on output buffers of TensorRT, on its stream; the result, float32 of `shape`, lies at `address`."""
+    """The kernels on output buffers of TensorRT, on its stream; the result, float32 of `shape`, lies at `address`."""
 
     def __init__(self, buffers: "list[OutputBuffer]", head: Head, score: float, stream: int):
-        self._outputs = [_tensor(buffer) for buffer in buffers]
-        self._rows = torch.zeros((buffers[0].shape[0], DENSE_ANCHORS_MAX, 5), device="cuda")
-        self._head, self._score, self._stream = head, score, torch.cuda.ExternalStream(stream)
-        self.address, self.shape = self._rows.data_ptr(), tuple(self._rows.shape)
+        from peoplecounter.common.cuda import upload
+
+        self._layout = dense_layout(head, [buffer.shape for buffer in buffers])
+        self._size, self._score, self._stream = head.size, score, stream
+        self._arrays: dict[str, Pointer] = {}
+        for name in ("boxes", "score", "objectness"):
+            place = getattr(self._layout, name) or self._layout.score
+            buffer = buffers[place.output]
+            address = buffer.address + place.first * np.dtype(buffer.dtype).itemsize
+            self._arrays[name] = Pointer(address, KINDS[buffer.dtype])
+        images = buffers[0].shape[0]
+        for name, array in scratch(self._layout, images).items():
+            self._arrays[name] = Pointer(upload(array), KINDS[array.dtype.name])
+        self.address, self.shape = self._arrays["rows"].address, (images, DENSE_ANCHORS_MAX, 5)
+        self._launches: dict[int, list[Launch]] = {}  # by number of images
+        self.launches(1)  # compiled now, not with the first frame
 
     def run(self, count: int) -> None:
         """Queues the work on the first `count` images."""
-        with torch.cuda.stream(self._stream):
-            self._rows[:count] = rows([output[:count] for output in self._outputs], self._head, self._score)
+        for launch in self.launches(count):
+            launch(self._stream)
 
+    def close(self) -> None:
+        """Frees its arrays. What is queued must have finished."""
+        from peoplecounter.common.cuda import check, cudart
 
-def _tensor(buffer: "OutputBuffer") -> torch.Tensor:
-    kind = np.dtype(buffer.dtype).str
-    interface = {"shape": buffer.shape, "typestr": kind, "data": (buffer.address, True), "version": 3}
-    return torch.as_tensor(type("Output", (), {"__cuda_array_interface__": interface})(), device="cuda")
+        for name in SCRATCH:
+            check(cudart.cudaFree(self._arrays[name].address))
+
+    def launches(self, count: int) -> list[Launch]:
+        if count not in self._launches:
+            self._launches[count] = [
+                Launch(call.kernel, call.grid, [*(self._arrays[name] for name in call.arrays), *call.numbers],
+                       call.constants, WARPS[call.kernel])
+                for call in kernel_calls(self._layout, count, self._size, self._score)
+            ]  # fmt: skip
+        return self._launches[count]

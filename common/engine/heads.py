@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from peoplecounter.common.boxes import nms_keep
-from peoplecounter.common.engine.layouts import HEADS, NAMES, Array, Context, Kind, Output
+from peoplecounter.common.engine.layouts import HEADS, NAMES, Context, Kind, Output
 from peoplecounter.common.engine.metadata import person_class
 from peoplecounter.common.errors import AppError, ModelOutputError
 
@@ -29,8 +29,8 @@ class Head:
     def dense(self) -> bool:
         return self.kind.dense
 
-    def decode(self, outputs: list[Array]) -> tuple[Array, Array]:
-        """The outputs named by `outputs` -> boxes [B, n, 4] in input px, scores [B, n]; of NumPy or torch."""
+    def decode(self, outputs: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """The outputs named by `outputs` -> boxes [B, n, 4] in input px, scores [B, n]."""
         return self.kind.decode(outputs, self.person_class, self.size)
 
     def persons(self, outputs: list[np.ndarray], score: float) -> np.ndarray:

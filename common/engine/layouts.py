@@ -1,8 +1,7 @@
 """The table of output layouts: how each is recognized, what its models want to see, and how it is decoded.
 
 A finder tells a layout by the outputs' shapes and names. A decoder makes boxes x1, y1, x2, y2 in input pixels [B, n, 4]
-and scores of persons [B, n] of the outputs; it uses only what NumPy and torch have in common, so dense outputs are
-decoded where they lie. Masks and keypoints are not read.
+and scores of persons [B, n] of the outputs; on a GPU dense.py does, for dense ones. Masks and keypoints are not read.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +21,6 @@ CONFIDENT = 0.5  # a score above which a row's class must be a whole number
 COCO_CLASSES = 80
 COCO_PERSON = 1  # in the numbering of COCO's files, which some models keep; others count from 0
 
-Array = Any  # np.ndarray or torch.Tensor
 Shape = Sequence[int | str | None]
 
 
@@ -52,7 +50,7 @@ class Kind:
     models: str  # that have it, and their licences
     export: str  # how they are exported, in their own project
     find: Callable[[list[Output], "Context"], Found | None]
-    decode: Callable[[list[Array], int, tuple[int, int]], tuple[Array, Array]]
+    decode: Callable[[list[np.ndarray], int, tuple[int, int]], tuple[np.ndarray, np.ndarray]]
     pixels: dict[str, Any]  # what Input has to say about them
     dense: bool = False  # before NMS: one box for every place in the image
     auto: bool = True  # False: only engine.head chooses it, because another layout looks the same
@@ -228,22 +226,13 @@ def _masked(outputs: list[Output]) -> bool:
 # --- decoders: outputs, class of a person, (width, height) of the input -> boxes [B, n, 4] in px, scores [B, n]
 
 
-def _corners(x: Array, y: Array, w: Array, h: Array) -> Array:
+def _corners(x: np.ndarray, y: np.ndarray, w: np.ndarray, h: np.ndarray) -> np.ndarray:
     """Centres and sizes [B, n] -> x1, y1, x2, y2 [B, n, 4]."""
     sides = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
-    return _library(x).stack(sides, -1)
+    return np.stack(sides, -1)
 
 
-def _library(array: Array):
-    """numpy, or torch for tensors."""
-    if isinstance(array, np.ndarray):
-        return np
-    import torch
-
-    return torch
-
-
-def _of_rows(outputs: list[Array], person: int, size: tuple[int, int]) -> tuple[Array, Array]:
+def _of_rows(outputs: list[np.ndarray], person: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     rows = outputs[0]
     classes = rows[..., 5]
     confident = rows[..., 4] > CONFIDENT
@@ -255,28 +244,26 @@ def _of_rows(outputs: list[Array], person: int, size: tuple[int, int]) -> tuple[
     return rows[..., :4], _where(classes.round() == person, rows[..., 4])
 
 
-def _where(condition: Array, values: Array) -> Array:
+def _where(condition: np.ndarray, values: np.ndarray) -> np.ndarray:
     """The values where the condition holds, or where they are not a number; else 0."""
-    return _library(values).where(condition | (values != values), values, values * 0)
+    return np.where(condition | (values != values), values, values * 0)
 
 
-def _of_yolo(outputs: list[Array], person: int, size: tuple[int, int]) -> tuple[Array, Array]:
+def _of_yolo(outputs: list[np.ndarray], person: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     output = outputs[0]
     return _corners(*(output[:, i] for i in range(4))), output[:, 4 + person]
 
 
-def _of_yolov5(outputs: list[Array], person: int, size: tuple[int, int]) -> tuple[Array, Array]:
+def _of_yolov5(outputs: list[np.ndarray], person: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     output = outputs[0]
     return _corners(*(output[..., i] for i in range(4))), output[..., 4] * output[..., 5 + person]
 
 
-def _of_yolox(outputs: list[Array], person: int, size: tuple[int, int]) -> tuple[Array, Array]:
+def _of_yolox(outputs: list[np.ndarray], person: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     output = outputs[0]
     grids, strides = _grid(size)
-    if not isinstance(output, np.ndarray):
-        grids, strides = (_library(output).tensor(a, device=output.device) for a in (grids, strides))
     x, y = (output[..., i] * strides + grids[:, i] * strides for i in (0, 1))
-    w, h = (_library(output).exp(output[..., i]) * strides for i in (2, 3))
+    w, h = (np.exp(output[..., i]) * strides for i in (2, 3))
     return _corners(x, y, w, h), output[..., 4] * output[..., 5 + person]
 
 
@@ -290,36 +277,34 @@ def _grid(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(cells).astype(np.float32), np.concatenate(strides).astype(np.float32)
 
 
-def _of_shares(boxes: Array, size: tuple[int, int]) -> Array:
+def _of_shares(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Centres and sizes as shares of the input's sides [B, n, 4] -> corners in px."""
     (width, height), (x, y, w, h) = size, (boxes[..., i] for i in range(4))
     return _corners(x * width, y * height, w * width, h * height)
 
 
-def _of_rtdetr(outputs: list[Array], person: int, size: tuple[int, int]) -> tuple[Array, Array]:
+def _of_rtdetr(outputs: list[np.ndarray], person: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     return _of_shares(outputs[0], size), outputs[0][..., 4 + person]
 
 
-def _of_yolonas(outputs: list[Array], person: int, size: tuple[int, int]) -> tuple[Array, Array]:
+def _of_yolonas(outputs: list[np.ndarray], person: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     boxes, scores = outputs
     return boxes, scores[..., person]
 
 
-def _of_logits(outputs: list[Array], person: int, size: tuple[int, int]) -> tuple[Array, Array]:
+def _of_logits(outputs: list[np.ndarray], person: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     boxes, logits = outputs
-    return _of_shares(boxes, size), 1 / (1 + _library(logits).exp(-logits[..., person]))
+    return _of_shares(boxes, size), 1 / (1 + np.exp(-logits[..., person]))
 
 
-def _of_sized(outputs: list[Array], person: int, size: tuple[int, int]) -> tuple[Array, Array]:
+def _of_sized(outputs: list[np.ndarray], person: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     labels, boxes, scores = outputs
     return boxes, _where(labels == person, scores)
 
 
-def _of_nms(outputs: list[Array], person: int, size: tuple[int, int]) -> tuple[Array, Array]:
+def _of_nms(outputs: list[np.ndarray], person: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     count, boxes, scores, classes = outputs
     place = np.arange(scores.shape[1])
-    if not isinstance(scores, np.ndarray):
-        place = _library(scores).tensor(place, device=scores.device)
     return boxes, _where((place < count.reshape(-1, 1)) & (classes.round() == person), scores)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from peoplecounter.common import backend, cuda
 from peoplecounter.common.cuda import check, cudart, device, pinned
 from peoplecounter.common.engine.base import Persons
+from peoplecounter.common.engine.dense import GpuDenseHead
 from peoplecounter.common.engine.graph_cache import LOADING, GraphCache
 from peoplecounter.common.engine.heads import Context, head
 from peoplecounter.common.engine.images import with_pixels
@@ -62,6 +63,7 @@ class TensorRTEngine:
         self._work = work
         self.counters: Counter[str] = Counter() if counters is None else counters
         self._outputs: OutputBuffers | None = None
+        self._dense: GpuDenseHead | None = None
         self._options: RtxOptions | None = None
         self._spare_results: deque[_BatchResult] = deque()
         with LOADING:
@@ -91,15 +93,7 @@ class TensorRTEngine:
         self._score = settings.score
         self.about = f"{trt.__name__} {trt.__version__}"
         self._results = self._outputs.named(self.head.outputs)
-        self._dense = None
         if self.head.dense:
-            try:
-                from peoplecounter.common.engine.dense import GpuDenseHead
-            except ModuleNotFoundError as error:
-                raise AppError(
-                    f"The model {path} gives overlapping boxes, and to remove them on a GPU takes torch and Triton "
-                    f"({error}): install the extra 'gpu', or export the model with its NMS."
-                ) from None
             self._dense = GpuDenseHead(self._results, self.head, self._score, self._work.stream)
             self._results = [OutputBuffer("rows", self._dense.address, self._dense.shape, "float32")]
 
@@ -174,6 +168,8 @@ class TensorRTEngine:
         self._free()
 
     def _free(self) -> None:
+        if self._dense:
+            self._dense.close()
         if self._outputs:
             self._outputs.close()
         self._contexts = []

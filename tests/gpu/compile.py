@@ -1,18 +1,20 @@
 """Compiles the kernels for a GPU that need not be there: `python -m tests.gpu.compile 90`. The interpreter of the other
-tests accepts what the compiler does not. Torch cannot be imported meanwhile, except for the dense heads."""
+tests accepts what the compiler does not. Torch cannot be imported meanwhile."""
 
 import sys
 
 sys.modules["torch"] = None  # type: ignore[assignment]
 from peoplecounter.common.cubins import Pointer, TritonFunction, triton_kernel, variant  # noqa: E402
+from peoplecounter.common.engine.dense import WARPS as DENSE_WARPS  # noqa: E402
+from peoplecounter.common.engine.dense import dense_layout, kernel_calls  # noqa: E402
+from peoplecounter.common.engine.heads import Head  # noqa: E402
+from peoplecounter.common.engine.layouts import HEADS  # noqa: E402
 from peoplecounter.common.ipc.messages import Input, SurfaceLayout  # noqa: E402
 from peoplecounter.common.views import table  # noqa: E402
 from peoplecounter.deploy.dashboard.shrink import AVERAGE_PLANE, average_launches  # noqa: E402
 from peoplecounter.services.decoder.turn import TURN_PLANE, plane, turn_launch  # noqa: E402
 from peoplecounter.services.decoder.upright import Upright  # noqa: E402
 from peoplecounter.services.preprocess.launches import NV12_TO_IMAGES, WARPS, images_launch  # noqa: E402
-
-NMS = TritonFunction("peoplecounter.common.engine.dense", "nms_kernel")
 
 
 def build(kernel: TritonFunction, arguments: list, constants: dict, capability: int, warps: int = 4) -> str:
@@ -37,9 +39,18 @@ def main(capability: int) -> None:
             pointers = [Pointer(0, ("u8", "u16")[sample_bytes - 1]), Pointer(0, "u8")]
             build(AVERAGE_PLANE, [*pointers, *numbers], constants, capability)
     print("average_plane")
-    del sys.modules["torch"]
-    build(NMS, [Pointer(0, "fp32"), Pointer(0, "fp32"), Pointer(0, "i32"), 0.7], {"ANCHORS": 1024}, capability)
-    print("nms_kernel")
+    kinds = {"kept_places": "i32", "counts": "i32", "boxes": "fp16", "score": "fp16", "objectness": "fp16"}
+    for name, shapes in (
+        ("yolo", [(8, 84, 8400)]),
+        ("yolox", [(8, 8400, 85)]),
+        ("yolonas", [(8, 8400, 4), (8, 8400, 80)]),
+    ):
+        dense = next(kind for kind in HEADS if kind.name == name)
+        layout_of_head = dense_layout(Head(dense, (), 0, (640, 640)), shapes)
+        for call in kernel_calls(layout_of_head, 8, (640, 640), 0.2):
+            pointers = [Pointer(0, kinds.get(array, "fp32")) for array in call.arrays]
+            build(call.kernel, [*pointers, *call.numbers], call.constants, capability, DENSE_WARPS[call.kernel])
+        print(name)
 
 
 if __name__ == "__main__":
