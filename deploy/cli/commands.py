@@ -25,6 +25,7 @@ from peoplecounter.deploy.cli.display import (
     source_lines,
     summary_lines,
 )
+from peoplecounter.deploy.cli.options import AsJson, Config, RunDir
 from peoplecounter.deploy.group import client, scaling, source_changes
 from peoplecounter.deploy.group.foreground import configure, overrides, run_group, with_dashboard
 from peoplecounter.deploy.group.subscribe import POLL_S, messages
@@ -50,9 +51,6 @@ uninstall_app = typer.Typer(no_args_is_help=True, help="Undo an install.")
 app.add_typer(uninstall_app, name="uninstall")
 
 SILENT_S = 3.0  # until `watch` says that nothing is published
-RunDir = Annotated[Path | None, typer.Option(help="Run directory of the group.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
-Config = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
 Tolerance = Annotated[float, typer.Option(min=0, help="Between a crossing and its mark, s.")]
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from peoplecounter.common.errors import NO_INPUT, AppError
+from peoplecounter.deploy.cli.options import Config, RunDir
 from peoplecounter.deploy.group import client
 
 app = typer.Typer(
@@ -16,8 +17,8 @@ app = typer.Typer(
 @app.callback()
 def show_url(
     context: typer.Context,
-    config: Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Run directory of the group.")] = None,
+    config: Config = None,
+    run_dir: RunDir = None,
 ) -> None:
     """Print the URL of a running group's dashboard."""
     if context.invoked_subcommand is not None:

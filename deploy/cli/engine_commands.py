@@ -18,6 +18,7 @@ from peoplecounter.common.errors import NO_INPUT, AppError
 from peoplecounter.common.files import sha256, write_file
 from peoplecounter.common.keys import key_pair
 from peoplecounter.common.settings import Settings, load_settings
+from peoplecounter.deploy.cli.options import Config, RunDir
 from peoplecounter.deploy.engine import build as builder
 from peoplecounter.deploy.engine.build import BuildOptions, BuildProgress
 from peoplecounter.deploy.engine.timing import default_folder
@@ -208,8 +209,8 @@ def serve(
 @app.command()
 def swap(
     model: Annotated[Path, typer.Argument(help="ONNX file with other weights, or another plan.")],
-    config: Annotated[Path | None, typer.Option("--config", help="TOML file of the group's settings.")] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="The group's private directory.")] = None,
+    config: Config = None,
+    run_dir: RunDir = None,
 ) -> None:
     """Change the model of a running group between two frames, in all infer services or in none."""
     from peoplecounter.deploy.engine.swap_coordinator import swap_model

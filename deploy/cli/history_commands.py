@@ -15,14 +15,12 @@ from peoplecounter.common.errors import NO_INPUT, AppError
 from peoplecounter.common.ipc.messages import PEOPLE_MAX
 from peoplecounter.common.settings import section_settings
 from peoplecounter.common.sources import known_sources
+from peoplecounter.deploy.cli.options import AsJson, Config, RunDir
 from peoplecounter.deploy.group import client, counting_changes
 
 line_app = typer.Typer(no_args_is_help=True, help="Add, remove and list the lines and zones of a running group.")
 zone_app = typer.Typer(no_args_is_help=True, help="Add, remove and list zones: the same as lines.")
 
-RunDir = Annotated[Path | None, typer.Option(help="Run directory of the group.")]
-Config = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 SourceName = Annotated[str, typer.Argument(help="Name of the source.")]
 ShapeName = Annotated[str, typer.Argument(help="Name of the line or zone.")]
 Points = Annotated[str, typer.Option(help="Points, as shares of width and height: '0.1,0.62 0.88,0.6'.")]

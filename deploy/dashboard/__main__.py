@@ -26,7 +26,7 @@ def run(rt: Runtime) -> None:
     happenings, live = Happenings(), LiveFrames()
     known = Known(rt.settings, happenings.publish)
     viewer = Viewer(rt, known, live)
-    web = rt.closing(WebServer(RunningGroup(rt.settings, rt.settings.run_dir, rt.timing), known, live, happenings))
+    web = rt.closing(WebServer(RunningGroup(rt.settings), known, live, happenings))
     rt.about = web.url
     rt.ready()
     while rt.running:

@@ -37,8 +37,15 @@ class RunningGroup:
     """A group that runs on this machine."""
 
     settings: Settings  # at least the run directory is the group's own
-    run_dir: Path
-    timing: Timing
+
+    @property
+    def run_dir(self) -> Path:
+        return self.settings.run_dir
+
+    @property
+    def timing(self) -> Timing:
+        """How often the ends of its links beat."""
+        return Timing.of_ms(self.settings.link.beat_ms, self.settings.link.silent_ms)
 
 
 def read_settings(config: Path | None) -> Settings:
@@ -55,8 +62,7 @@ def find_group(config: Path | None = None, run_dir: Path | None = None) -> Runni
     settings = read_settings(config)
     if not {"run_dir"} & settings.model_fields_set and not owners(settings.run_dir) and SYSTEM_RUN_DIR.is_dir():
         settings = settings.model_copy(update={"run_dir": SYSTEM_RUN_DIR})
-    timing = Timing.of_ms(settings.link.beat_ms, settings.link.silent_ms)
-    return RunningGroup(settings, settings.run_dir, timing)
+    return RunningGroup(settings)
 
 
 def owners(run_dir: Path) -> dict[str, int]:

@@ -11,7 +11,6 @@ from typing import TextIO
 from peoplecounter.common.backend import is_endpoint
 from peoplecounter.common.engine.loading import check_model
 from peoplecounter.common.errors import NO_INPUT, SOFTWARE, AppError
-from peoplecounter.common.ipc.link import Timing
 from peoplecounter.common.process.control import sources_to_decode
 from peoplecounter.common.settings import (
     CONFIG_VARIABLE,
@@ -201,9 +200,7 @@ def run_group(
 
 def _tell_url(settings: Settings, say: Callable[[str], None], done: threading.Event) -> None:
     """Says where the dashboard is as soon as it answers: a port may belong to another group's."""
-    group = client.RunningGroup(
-        settings, settings.run_dir, Timing.of_ms(settings.link.beat_ms, settings.link.silent_ms)
-    )
+    group = client.RunningGroup(settings)
     while not done.wait(LOOK_S):
         pid = client.owners(settings.run_dir).get("dashboard.0")
         answer = client.describe(group, "dashboard.0", pid) if pid else None

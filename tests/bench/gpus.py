@@ -27,7 +27,7 @@ from peoplecounter.deploy.group.client import owners
 from peoplecounter.deploy.group.subscribe import Follower
 from tests.bench import spread
 from tests.bench.gpu import CLIP, PLAN, machine
-from tests.support.cli import DEFAULTS, argv
+from tests.support.cli import DEFAULTS, argv, without_settings
 
 CAMERAS = 7  # of 30 frames/s, that one GPU holds
 SETTLED_S = 30  # see SETTLED of common/process/runtime.py
@@ -59,7 +59,7 @@ class Run:
             "engine__model": PLAN, "sources": json.dumps(dict.fromkeys(self.sources, camera)),
             "workers__infer_tiles": 2, "views__levels": levels,
         }  # fmt: skip
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("PEOPLECOUNTER_")} | DEFAULTS
+        environment = without_settings() | DEFAULTS
         environment |= {f"PEOPLECOUNTER_{key.upper()}": str(value) for key, value in settings.items()}
         self.process = subprocess.Popen(
             argv("run", "--json"), env=environment, stdout=subprocess.DEVNULL, stderr=self.log

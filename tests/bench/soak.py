@@ -19,7 +19,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from peoplecounter.common.ipc.link import Timing
 from peoplecounter.common.ipc.messages import Stop
 from peoplecounter.common.process.journal import Journal
 from peoplecounter.common.process.runtime import usage
@@ -105,7 +104,7 @@ def end(g: Group) -> dict[str, dict]:
     """Ends the sources as `source remove` does; the books of each, beside how many frames its decoder numbered."""
     for name in (*KILLED, *SPARED):
         g.wait_for(lambda name=name: g.state(name) == "up", f"{name} to be up", 120)
-    group = client.RunningGroup(Settings(run_dir=g.run_dir), g.run_dir, Timing())
+    group = client.RunningGroup(Settings(run_dir=g.run_dir))
     books = {}
     for source in ("a", "b"):
         client.ask(group, [f"decoder.{source}"], Stop())

@@ -1,14 +1,13 @@
 """A real systemd runs the units of `peoplecounter install systemd`: killed, frozen, scaled, at their limits."""
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.ops.conftest import ENOUGH, FPS, check_started_again
-from tests.support.cli import missing_as_root
+from tests.support.cli import missing_as_root, without_settings
 from tests.support.dashboard import JPEG, Dashboard
 from tests.support.published import Published
 from tests.support.rtsp import free_port
@@ -178,7 +177,7 @@ def test_the_units_are_valid_and_closed_to_the_outside(installation, tmp_path):
     config = tmp_path / "peoplecounter.toml"
     config.write_text(CONFIG.format(clip=installation.clip, fps=FPS, port=PORT))
     command = [installation.bin / "peoplecounter", "install", "systemd", "--config", config, "--root", tmp_path]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PEOPLECOUNTER_")}
+    environment = without_settings()
     subprocess.run(command, check=True, capture_output=True, cwd="/", env=environment)
     units = sorted((tmp_path / "etc/systemd/system").glob("*.service"))
     assert len(units) == len(UNITS)

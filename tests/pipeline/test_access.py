@@ -13,7 +13,6 @@ import pytest
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
 from peoplecounter.common.errors import AppError
-from peoplecounter.common.ipc.link import Timing
 from peoplecounter.common.settings import Settings
 from peoplecounter.deploy.dashboard import tokens, web
 from peoplecounter.deploy.dashboard.guard import allowed_hosts, url_of
@@ -39,7 +38,7 @@ def serve(run_dir):
         port = free_port()
         dashboard = {"listen": f"127.0.0.1:{port}", **dashboard}
         settings = Settings(run_dir=run_dir, sources={"cam": {"url": "rtsp://camera/1"}}, dashboard=dashboard)
-        group = RunningGroup(settings, run_dir, Timing())
+        group = RunningGroup(settings)
         servers.append(WebServer(group, Known(settings), LiveFrames(), Happenings()))
         return Dashboard(port)
 

@@ -5,7 +5,6 @@ from collections import Counter
 import pytest
 
 from peoplecounter.common.errors import AppError
-from peoplecounter.common.ipc.link import Timing
 from peoplecounter.common.settings import Settings
 from peoplecounter.common.sources import known_sources
 from peoplecounter.deploy.group.client import RunningGroup
@@ -44,7 +43,7 @@ def test_a_group_that_is_away_for_a_moment_keeps_its_cameras():
 
 
 def test_the_list_becomes_the_sources_of_this_group(tmp_path):
-    group = RunningGroup(Settings(run_dir=tmp_path), tmp_path, Timing.of_ms(250, 2000))
+    group = RunningGroup(Settings(run_dir=tmp_path))
     pinned = {"a": SharedCamera(url="a.mp4", group=0, loop=True), "b": SharedCamera(url="b.mp4", group=1)}
     assert apply(group, pinned, {0, 1}, own=0) == ["a: counted by this group"]
     assert known_sources(group.settings)["a"].source.loop

@@ -19,9 +19,12 @@ def argv(*arguments):
 
 
 def command(run_dir, *arguments, **variables):
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PEOPLECOUNTER_")}
-    environment |= {"PEOPLECOUNTER_RUN_DIR": str(run_dir), **DEFAULTS, **variables}
-    return argv(*arguments), environment
+    return argv(*arguments), {**without_settings(), "PEOPLECOUNTER_RUN_DIR": str(run_dir), **DEFAULTS, **variables}
+
+
+def without_settings() -> dict[str, str]:
+    """This process' environment without settings of ours."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("PEOPLECOUNTER_")}
 
 
 def missing(*tools):

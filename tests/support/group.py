@@ -1,14 +1,13 @@
 """A real group of service processes that a test may kill, freeze, slow down and start again; it is the supervisor."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from peoplecounter.common.topology import BY_NAME
-from tests.support.cli import DEFAULTS, ROOT, argv
+from tests.support.cli import DEFAULTS, ROOT, argv, without_settings
 from tests.support.published import Published
 
 SERVICES = ("fusion.0", "infer_global.0", "infer_tiles.0", "preprocess.0", "decoder.cam")
@@ -23,7 +22,7 @@ class Group(Published):
         self.killed: set[str] = set()
         self.log = (run_dir.parent / f"{run_dir.name}.log").open("w+")
         self.environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith("PEOPLECOUNTER_")},
+            **without_settings(),
             **DEFAULTS,
             "PEOPLECOUNTER_RUN_DIR": str(run_dir),
             "PEOPLECOUNTER_ENGINE__MODEL": str(model),

@@ -7,7 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.support.cli import checked
+from tests.support.cli import checked, without_settings
 
 SCRIPT = Path(__file__).with_suffix(".sh")
 TOOLS = ("unshare", "nsenter", "systemctl", "journalctl", "systemd-analyze", "systemd-sysusers")
@@ -45,7 +45,7 @@ class Systemd:
     def do(self, *command: object, check: bool = True, timeout: float = 90) -> str:
         """What a command printed in there; with `check`, an error is one here."""
         inside = ("nsenter", "-t", self.pid1, "-m", "-p", "-C", "-i", "-u", "--")
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("PEOPLECOUNTER_")}
+        environment = without_settings()
         done = checked(*inside, *command, check=check, timeout=timeout, cwd="/", env=environment)
         return done.stdout + done.stderr
 
