@@ -33,12 +33,13 @@ class Placement(msgspec.Struct):
     """The content of FILE."""
 
     uuids: list[str]  # of the GPUs; a number of a GPU is an index of this list
+    asked: list[str] = []  # the setting `gpus` that they come from
     sources: dict[str, int] = {}  # source -> number of its GPU
     lost_ns: dict[int, int] = {}  # number of a GPU -> when a process lost it last (CLOCK_MONOTONIC)
 
     def is_healthy(self, number: int, now_ns: int) -> bool:
         """False for a GPU that was lost of late."""
-        return now_ns - self.lost_ns.get(number, -REST_NS) >= REST_NS
+        return not 0 <= now_ns - self.lost_ns.get(number, -REST_NS) < REST_NS
 
     def healthy(self, now_ns: int) -> list[int]:
         """Numbers of the GPUs that were not lost of late; all of them where none is healthy."""
@@ -48,7 +49,7 @@ class Placement(msgspec.Struct):
     def rests(self, number: int, now_ns: int) -> bool:
         """True while no worker should try this GPU, because it was just lost and others are healthy."""
         lost_ns = self.lost_ns.get(number, -RETRY_NS)
-        return now_ns - lost_ns < RETRY_NS and number not in self.healthy(now_ns)
+        return 0 <= now_ns - lost_ns < RETRY_NS and number not in self.healthy(now_ns)
 
     def place(self, source: str, current: Collection[str], now_ns: int) -> int:
         """The GPU of a source: the one that it has, while that is healthy; otherwise a new one, which is noted.
@@ -169,14 +170,18 @@ def weight(number: int, name: str) -> bytes:
 
 
 def gpus_of(settings: Settings) -> Gpus | None:
-    """The placement of a group with several GPUs; None for any other. The first process to ask writes the file."""
-    if not settings.gpus:
-        return None
-    gpus = Gpus(settings.run_dir)
-    if not gpus.placement.uuids and (uuids := backend.gpus(settings)):
+    """The placement of a group with several GPUs; None for any other."""
+    gpus = Gpus(settings.run_dir) if settings.gpus else None
+    return gpus if gpus and gpus.placement.uuids else None
+
+
+def establish(settings: Settings) -> None:
+    """Writes down which GPUs the group has, when it starts or its setting has changed; all processes then agree."""
+    asked, gpus = list(settings.gpus), Gpus(settings.run_dir)
+    if asked and gpus.placement.asked != asked and (uuids := backend.gpus(settings)):
         with gpus.change() as placement:
-            placement.uuids = placement.uuids or list(uuids)
-    return gpus if gpus.placement.uuids else None
+            if placement.asked != asked:
+                placement.uuids, placement.asked, placement.sources, placement.lost_ns = list(uuids), asked, {}, {}
 
 
 def may_start(settings: Settings, row: ServiceRow, instance: str) -> bool:

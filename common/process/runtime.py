@@ -43,7 +43,7 @@ from peoplecounter.common.process.liveness import Liveness, notify, write_heartb
 from peoplecounter.common.process.tracer import Tracer
 from peoplecounter.common.process.usage import usage
 from peoplecounter.common.settings import Settings, load_settings, requested_log_format
-from peoplecounter.common.topology import BY_NAME, LENT, SURFACES
+from peoplecounter.common.topology import BY_NAME, LENT, SURFACES, ServiceRow
 
 SUPERVISOR_PID = "SUPERVISOR_PID_OF_PEOPLECOUNTER"  # environment variable, set by `run`: services end with that process
 CLAIM_S = 0.25  # how often a process without work looks for some
@@ -281,8 +281,9 @@ def serve(service: str, run: Callable[[Runtime], None]) -> None:
             (shape_changes.FOLDER, shape_changes.folder(settings)),
         ):
             sources.link_folder(settings.run_dir, folder, stored)
+        gpus.establish(settings)
         while (claimed := claim_instance(settings, service, instance)) is None:
-            _wait(settings)
+            _wait(settings, BY_NAME[service])
         name, lock = claimed
         gpu = gpus.choose(settings, BY_NAME[service], name, list(sources_to_decode(settings)))
         if gpu:
@@ -316,9 +317,12 @@ def _stop(runtime: Runtime, *_: object) -> None:
     runtime.running = False
 
 
-def _wait(settings: Settings) -> None:
-    """A process without work is alive and says so to its supervisor."""
-    notify("READY=1\nWATCHDOG=1\nSTATUS=waits for a source without a decoder, or for a GPU that was lost")
+def _wait(settings: Settings, row: ServiceRow) -> None:
+    """A process without work is alive and says so to its supervisor; a worker that will load an engine is not ready."""
+    if row.each == "source":
+        notify("READY=1\nWATCHDOG=1\nSTATUS=waits for a source without a decoder")
+    else:
+        notify("STATUS=waits before it tries a lost GPU again")
     if settings.heartbeat:
         write_heartbeat(Path(settings.heartbeat))
     time.sleep(CLAIM_S)

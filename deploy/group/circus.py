@@ -25,6 +25,10 @@ from peoplecounter.deploy.group.client import owners
 
 LEFTOVERS = ("*.sock", "*.shm", "*.journal", "*.lock", gpus.FILE)
 FOLDERS = (sources.FOLDER, shape_changes.FOLDER, DATA)
+WANTED: dict[str, Callable[[Settings], object]] = {  # which optional services a group has
+    "history": lambda settings: settings.history_url,
+    "dashboard": lambda settings: settings.dashboard.address,
+}
 RESTARTS_MAX, WITHIN_S = 10, 60.0  # with more restarts within that time the group gives up
 CHECK_S = 0.25  # how often circus looks for dead processes
 STOP_S = 5.0  # then SIGKILL
@@ -50,9 +54,7 @@ def process_count(row: ServiceRow, settings: Settings) -> int:
     """How many processes of a service a group starts with."""
     if row.each == "source":
         return len(list(sources_to_decode(settings)))
-    if (row.name == "history" and not settings.history_url) or (
-        row.name == "dashboard" and not settings.dashboard.address
-    ):
+    if row.optional and not WANTED[row.name](settings):
         return 0
     return cores.process_count(settings, row.name) * gpu_count(settings) if row.each == "worker" else 1
 

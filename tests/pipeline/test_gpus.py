@@ -25,6 +25,7 @@ def gpus(run_dir):
     found = Gpus(run_dir)
     with found.change() as placement:
         placement.uuids = [f"GPU-00000000-0000-0000-0000-00000000000{i}" for i in range(2)]
+        placement.asked = ["all"]
     return found
 
 

@@ -12,6 +12,7 @@ from peoplecounter.common.process.gpus import (
     Gpus,
     Placement,
     choose,
+    establish,
     exit_code,
     gpus_of,
     healthy_uuids,
@@ -103,7 +104,7 @@ def test_when_all_are_lost_each_is_tried_at_once():
 @pytest.fixture
 def settings(run_dir):
     with Gpus(run_dir).change() as placement:
-        placement.uuids = UUIDS[:2]
+        placement.uuids, placement.asked = UUIDS[:2], ["all"]
     return Settings(run_dir=run_dir, backend="cpu", gpus="all")
 
 
@@ -160,3 +161,18 @@ def test_a_damaged_file_is_one_error(settings, run_dir):
     (run_dir / FILE).write_text("{")
     with pytest.raises(AppError, match=r"gpus\.json is damaged"):
         healthy_uuids(settings)
+
+
+def test_what_was_lost_before_a_reboot_is_not_lost():
+    placement = placed(2, NAMES)
+    placement.lost_ns[1] = NOW_NS + 1  # of another clock
+    assert placement.is_healthy(1, NOW_NS) and not placement.rests(1, NOW_NS)
+
+
+def test_another_setting_is_another_placement(settings):
+    choose(settings, BY_NAME["decoder"], "a", ["a"])
+    establish(settings)
+    assert gpus_of(settings).placement.sources.keys() == {"a"}
+    establish(settings.model_copy(update={"backend": "cuda", "gpus": (UUIDS[2],)}))
+    changed = gpus_of(settings).placement
+    assert (changed.uuids, changed.asked, changed.sources) == ([UUIDS[2]], [UUIDS[2]], {})
