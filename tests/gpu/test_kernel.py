@@ -20,8 +20,9 @@ from tests.support import kernels  # noqa: E402
 DEVICE = kernels.DEVICE
 SIZE = 64
 SHAPES = [  # width, height, extra pitch
-    (64, 64, 0), (1, 1, 0), (150, 110, 0), (151, 111, 9), (33, 99, 31), (200, 30, 64), (320, 160, 0)
+    (64, 64, 0), (1, 1, 0), (150, 110, 0), (151, 111, 9), (33, 99, 31), (200, 30, 64), (224, 128, 0)
 ]  # fmt: skip
+SMALL_SHAPES = [(1, 1, 0), (33, 99, 31), (97, 65, 9)]  # the interpreter takes seconds for each
 
 
 def surface(width, height, extra_pitch, matrix, full, sample_bytes, seed=0):
@@ -70,7 +71,7 @@ def test_random_frames_of_odd_sizes_and_pitches(launch, dtype, width, height, ex
 @pytest.mark.parametrize("read", INPUTS.values(), ids=INPUTS)
 def test_every_input_gets_the_references_values(launch, read):
     """Rectangular, channels last, bytes, another order, range or place of the letterbox."""
-    for width, height, extra in SHAPES:
+    for width, height, extra in SMALL_SHAPES:
         layout, pixels = surface(width, height, extra, "bt709", False, 1)
         views = views_of(layout, read)
         difference = run(launch, layout, pixels, read, views).astype(float) - reference(pixels, layout, read, views)

@@ -139,7 +139,8 @@ def test_a_live_source_counts_on_while_a_viewer_is_frozen_and_killed(shown, clip
         g.wait_counts(60)
         g.signal("dashboard.0", signal.SIGKILL)
     g.wait_counts(30)
-    assert sum(g.totals()["dropped"].values()) == sum(before["dropped"].values())
+    lost = sum(g.totals()["dropped"].values()) - sum(before["dropped"].values())
+    assert lost < 5  # a busy machine may drop one; a viewer that is waited for costs all 60
     g.start("dashboard.0")
     dashboard.wait()
     with dashboard.live(LOOKING) as connection:
@@ -179,7 +180,7 @@ def test_what_a_draft_would_have_counted(shown, tmp_path):
     walk, model = make_walk(tmp_path / "walk.mp4"), walking_model(tmp_path / "walk.onnx")
     source = {"url": str(walk), "loop": True, "realtime": True, "lines": {"door": WALK_LINE}}
     g, dashboard = shown({"cam": source}, engine__model=str(model))
-    g.wait_for(lambda: sum(g.of("status")[-1].get("lines", {}).get("door", {"in": 0}).values()) >= 4, "crossings", 60)
+    g.wait_for(lambda: sum(g.of("status")[-1].get("lines", {}).get("door", {"in": 0}).values()) >= 6, "crossings", 60)
     found = dashboard.json("/api/v1/sources/cam/try", "POST", {"line": WALK_LINE})
     truth = g.of("status")[-1]["lines"]["door"]
     assert abs(found["in"] - truth["in"]) <= 1 and abs(found["out"] - truth["out"]) <= 1 and found["in"] >= 2
