@@ -56,12 +56,9 @@ def process_count(row: ServiceRow, settings: Settings) -> int:
         return len(list(sources_to_decode(settings)))
     if row.optional and not WANTED[row.name](settings):
         return 0
-    return cores.process_count(settings, row.name) * gpu_count(settings) if row.each == "worker" else 1
-
-
-def gpu_count(settings: Settings) -> int:
-    """How many GPUs a group uses; each has workers of its own. On a CPU it is one."""
-    return max(1, len(backend.gpus(settings)))
+    if row.each == "worker":
+        return cores.process_count(settings, row.name) * max(1, len(backend.gpus(settings)))
+    return 1
 
 
 def circus_endpoint(run_dir: Path) -> str:
@@ -155,7 +152,7 @@ class GroupSupervisor:
         pids = owners(self._run_dir)
         name = next((name for name, pid in pids.items() if pid == process_pid), watcher.name)
         if exit_code == RESTART:
-            self._say(f"{name} restarts as requested")
+            self._say(f"{name} restarts")
         else:
             self._count_restart(name, exit_code)
         return True
@@ -166,7 +163,7 @@ class GroupSupervisor:
             watcher.numprocesses = 0
             self._say(f"{watcher.name} has stopped: counting goes on without it")
         elif exit_code == RESTART:
-            self._say(f"{watcher.name} restarts as requested")
+            self._say(f"{watcher.name} restarts")
         else:
             self._say(f"{watcher.name} ended with {_how(exit_code)}: restarted")
 

@@ -7,9 +7,10 @@ import subprocess
 from collections.abc import Callable
 
 from peoplecounter.common.errors import SOFTWARE, AppError
+from peoplecounter.common.process.gpus import Gpus
 from peoplecounter.common.settings import WorkerSettings
 from peoplecounter.deploy.group import client
-from peoplecounter.deploy.group.circus import circus_endpoint, gpu_count
+from peoplecounter.deploy.group.circus import circus_endpoint
 from peoplecounter.deploy.group.client import RunningGroup
 from peoplecounter.deploy.group.shell import COMMAND_S, call
 
@@ -27,7 +28,7 @@ def scale(group: RunningGroup, service: str, number: int) -> str:
     (limit,) = (rule.le for rule in WorkerSettings.model_fields[service].metadata if hasattr(rule, "le"))
     if not 1 <= number <= limit:
         raise AppError(f"{service} cannot have {number} processes: choose 1 to {limit}.")
-    before, gpus = running(group, service), gpu_count(group.settings)
+    before, gpus = running(group, service), max(1, len(Gpus(group.run_dir).placement.uuids))
     total = number * gpus  # each GPU has workers of its own
     set_instances(group, service, [str(i) for i in range(total)])
     client.wait_until(
