@@ -71,7 +71,10 @@ def gpus(settings: Settings) -> tuple[str, ...]:
     if names == (ALL_GPUS,):
         visible = os.environ.get(VISIBLE, "")
         names = tuple(visible.split(",")) if visible else tuple(map(str, range(_gpu_count())))
-    return tuple(map(_uuid_of, names))
+    uuids = tuple(map(_uuid_of, names))
+    if len(set(uuids)) < len(uuids):
+        raise AppError("gpus names a GPU twice, by its number and by its UUID: name it once.")
+    return uuids
 
 
 def is_endpoint(model: str) -> bool:

@@ -30,7 +30,11 @@ class NoGpu(AppError):
 
 
 class GpuLost(AppError):
-    """The GPU failed or does not answer. The process' CUDA context is unusable, even for cleaning up."""
+    """The GPU failed or does not answer. The process' CUDA context is unusable, even for cleaning up.
 
-    def __init__(self, message: str):
+    `noted`: another process has noted it already.
+    """
+
+    def __init__(self, message: str, noted: bool = False):
         super().__init__(message, SOFTWARE)
+        self.noted = noted

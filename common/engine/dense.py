@@ -10,6 +10,7 @@ import numpy as np
 
 from peoplecounter.common.cubins import Launch, Pointer, TritonFunction
 from peoplecounter.common.engine.heads import DENSE_ANCHORS_MAX, DENSE_IOU, Head
+from peoplecounter.common.errors import AppError
 
 if TYPE_CHECKING:
     from peoplecounter.common.engine.tensorrt_io import OutputBuffer
@@ -120,7 +121,11 @@ class GpuDenseHead:
             self._arrays[name] = Pointer(upload(array), KINDS[array.dtype.name])
         self.address, self.shape = self._arrays["rows"].address, (images, DENSE_ANCHORS_MAX, 5)
         self._launches: dict[int, list[Launch]] = {}  # by number of images
-        self.launches(1)  # compiled now, not with the first frame
+        try:
+            self.launches(1)  # compiled now, not with the first frame
+        except AppError:
+            self.close()
+            raise
 
     def run(self, count: int) -> None:
         """Queues the work on the first `count` images."""

@@ -16,7 +16,7 @@ def pick(
 ):  # fmt: skip
     """One image: scores float [PLACES] -> kept_scores float32 and kept_places int32 [count], by place.
 
-    A score that is NaN is kept, as infinity: so it comes first, and is not taken for nobody.
+    A score that is NaN is kept, as infinity: so it comes first, and is not taken for an empty place.
     """
     image = tl.program_id(0)
     scores_ptr += image * image_step
@@ -89,7 +89,7 @@ def rank(
 
 @triton.jit
 def suppress(counts_ptr, rows_ptr, iou, ROWS: tl.constexpr):
-    """One image: rows float32 [ROWS, 5] as rank() gives them; 0 become those behind, and those a better one removes."""
+    """One image: rows float32 [ROWS, 5] as rank() gives them; rows behind the count, or removed, become 0."""
     image = tl.program_id(0)
     rows_ptr += image * ROWS * 5
     count = tl.minimum(tl.load(counts_ptr + image), ROWS)

@@ -54,7 +54,7 @@ class RingConnection:
             return  # the owner has replaced it: the next Welcome is on its way
         except AppError:
             if self.link.owner_ended or not self._wanted():
-                return  # its handle ended with it and its successor will answer; or it is for others now
+                return  # its handle ended with it and its successor will answer; or we do not read it any more
             raise
         self.epoch, self.layout = welcome.epoch, ring.layout
 

@@ -6,6 +6,7 @@ gone: a pidfd reports that at once, and cannot be fooled by a reused pid.
 """
 
 import contextlib
+import errno
 import os
 import secrets
 import select
@@ -33,7 +34,7 @@ from peoplecounter.common.ipc.messages import (
     namespaces,
 )
 
-MAX_PEERS = 1024
+MAX_PEERS = 400  # each needs two descriptors
 RECONNECT_MS = 50  # without backoff: an owner that is killed should be found again as soon as it is back
 BURST = 500  # messages handled before the loop continues: a flood on one socket must not starve the others
 
@@ -177,7 +178,9 @@ class LinkServer:
                 if hello.namespaces[0] != namespaces()[0]:
                     raise ProcessLookupError
                 pidfd = os.pidfd_open(hello.pid)
-            except OSError:
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    return self._reject(identity, "this process has too many open files.", final=False)
                 hidden = f"process {hello.pid} of {hello.service} is not visible from here"
                 return self._reject(identity, f"{hidden}: run all services in one PID namespace.")
             peer = self.peers[identity] = Peer(identity, hello, pidfd, self.loop.now_ns())

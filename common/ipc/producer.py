@@ -117,9 +117,10 @@ class RingProducer:
 
     @property
     def deserted(self) -> bool:
-        """True when it has consumers and all of them are silent; viewers do not count."""
-        silent = [peer.silent for peer in self._link.peers.values() if peer.hello.part != self._lent]
-        return bool(silent) and all(silent)
+        """True when it has consumers and none has been heard for silent_ms; viewers do not count."""
+        heard_ns = [peer.heard_ns for peer in self._link.peers.values() if peer.hello.part != self._lent]
+        silent_ns = self.loop.now_ns() - max([self.loop.woke_ns, *heard_ns])
+        return bool(heard_ns) and silent_ns > self._link.timing.silent_ns
 
     def holding(self) -> list[tuple[str, int]]:
         """(source, seq) of every frame that waits or is being read."""

@@ -104,7 +104,10 @@ def claim_instance(settings: Settings, service: str, instance: str | None) -> tu
     if row.each == "group":
         instance = instance or "0"
     free = sources_to_decode(settings) if row.each == "source" else map(str, count())
+    waits = False  # for a lost GPU: then only a number that was used before is free, there are no more workers
     for name in free if instance is None else [instance]:
+        if waits and not (settings.run_dir / f"{PREFIX}{service}.{name}.lock").exists():
+            break
         try:
             lock = _lock(settings.run_dir, f"{service}.{name}")
         except AppError:
@@ -115,7 +118,7 @@ def claim_instance(settings: Settings, service: str, instance: str | None) -> tu
             return name, lock
         lock.forget()
         lock.close()
-        break
+        waits = True
     return None
 
 

@@ -3,7 +3,8 @@
 Each GPU has preprocess and infer processes of its own, and the decoders of some of the sources: a frame never goes from
 one GPU to another. Worker number i uses GPU i, modulo the number of GPUs. A source goes to the GPU with the fewest
 sources, among those to the one whose hash with its name is highest. A GPU that a process has lost gets no source for
-REST_NS, and its sources go to the others; when it has rested, sources come back one at a time.
+REST_NS, and not before its preprocess has started again; its sources go to the others. Later, sources come back one at
+a time.
 
 All processes read this from one file in the run directory, which is changed under a lock.
 """
@@ -12,7 +13,7 @@ import contextlib
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from fcntl import LOCK_EX, flock
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from peoplecounter.common.topology import ServiceRow
 
 FILE, LOCK = "gpus.json", "gpus.lock"
 REST_NS = 60_000_000_000  # without a failure, until a GPU that was lost gets sources again
-RETRY_NS = 10_000_000_000  # until a worker tries a GPU again that was lost
+RETRY_NS = 10_000_000_000  # until a worker tries a lost GPU again
 
 
 class Placement(msgspec.Struct):
@@ -36,13 +37,17 @@ class Placement(msgspec.Struct):
     asked: list[str] = []  # the setting `gpus` that they come from
     sources: dict[str, int] = {}  # source -> number of its GPU
     lost_ns: dict[int, int] = {}  # number of a GPU -> when a process lost it last (CLOCK_MONOTONIC)
+    found_ns: dict[int, int] = {}  # number of a GPU that was lost -> when a preprocess started there last
 
     def is_healthy(self, number: int, now_ns: int) -> bool:
-        """False for a GPU that was lost of late."""
-        return not 0 <= now_ns - self.lost_ns.get(number, -REST_NS) < REST_NS
+        """False for a GPU that was lost recently, or on which preprocess has not started since."""
+        lost_ns = self.lost_ns.get(number)
+        if lost_ns is None or lost_ns > now_ns:  # of the time before a reboot
+            return True
+        return now_ns - lost_ns >= REST_NS and self.found_ns.get(number, 0) > lost_ns
 
     def healthy(self, now_ns: int) -> list[int]:
-        """Numbers of the GPUs that were not lost of late; all of them where none is healthy."""
+        """Numbers of the GPUs that are healthy; all of them where none is."""
         numbers = range(len(self.uuids))
         return [number for number in numbers if self.is_healthy(number, now_ns)] or list(numbers)
 
@@ -52,15 +57,16 @@ class Placement(msgspec.Struct):
         return 0 <= now_ns - lost_ns < RETRY_NS and number not in self.healthy(now_ns)
 
     def place(self, source: str, current: Collection[str], now_ns: int) -> int:
-        """The GPU of a source: the one that it has, while that is healthy; otherwise a new one, which is noted.
+        """The GPU of a source whose decoder starts, which is noted: the one that it has, or a better one.
 
         `current`: the sources that are decoded now; others do not count.
         """
         self.sources = {name: number for name, number in self.sources.items() if name in current}
-        healthy, number = self.healthy(now_ns), self.sources.get(source)
-        if number is None or number not in healthy:
-            loads = Counter(of for name, of in self.sources.items() if name != source)
-            number = max(healthy, key=lambda n: (-loads[n], weight(n, source)))
+        number = self.sources.get(source)
+        if number is None:
+            number = self._emptiest(source, self.healthy(now_ns))
+        elif (other := self.better(source, now_ns)) is not None:
+            number = other
         self.sources[source] = number
         return number
 
@@ -73,13 +79,17 @@ class Placement(msgspec.Struct):
         own, healthy = self.sources.get(source), self.healthy(now_ns)
         if own is None:
             return None
+        if own not in healthy:
+            return self._emptiest(source, healthy)
         loads = Counter(self.sources.values())
         other = min(healthy, key=lambda n: (loads[n], n))
-        if own not in healthy:
-            return other
         movable = [name for name, number in self.sources.items() if number == own]
         chosen = max(movable, key=lambda name: weight(other, name)) == source
         return other if chosen and loads[own] - loads[other] >= 2 else None
+
+    def _emptiest(self, source: str, numbers: list[int]) -> int:
+        loads = Counter(of for name, of in self.sources.items() if name != source)
+        return max(numbers, key=lambda number: (-loads[number], weight(number, source)))
 
 
 class Gpus:
@@ -142,26 +152,26 @@ class ProcessGpu:
         others = set(range(len(placement.uuids))) - {self.number}
         return any(placement.is_healthy(number, now_ns) for number in others)
 
-    def moves(self, source: str) -> bool:
-        """True when the decoder of this source should go on at another GPU, which is noted.
+    def should_move(self, source: str) -> bool:
+        """True when the decoder of this source should start again, at another GPU.
 
         Raises GpuLost when another process has lost this GPU since this process began.
         """
         now_ns, placement = time.monotonic_ns(), self._gpus.placement
-        if placement.lost_ns.get(self.number, 0) > self._began_ns:
-            raise GpuLost(f"Another process has lost GPU {self.number}: {source} moves to another one.")
-        if placement.better(source, now_ns) is None:
-            return False
-        with self._gpus.change() as placement:
-            other = placement.better(source, now_ns)
-            if other is not None:
-                placement.sources[source] = other
-        return other is not None
+        if self._began_ns < placement.lost_ns.get(self.number, 0) <= now_ns:
+            raise GpuLost(f"Another process has lost GPU {self.number}: {source} moves to another one.", noted=True)
+        return placement.better(source, now_ns) is not None
 
     def lose(self) -> None:
         """Notes that this process could not use its GPU any more."""
         with self._gpus.change() as placement:
             placement.lost_ns[self.number] = time.monotonic_ns()
+
+    def find(self) -> None:
+        """Notes that this process has started on its GPU."""
+        if self.number in self._gpus.placement.lost_ns:
+            with self._gpus.change() as placement:
+                placement.found_ns[self.number] = time.monotonic_ns()
 
 
 def weight(number: int, name: str) -> bytes:
@@ -176,12 +186,19 @@ def gpus_of(settings: Settings) -> Gpus | None:
 
 
 def establish(settings: Settings) -> None:
-    """Writes down which GPUs the group has, when it starts or its setting has changed; all processes then agree."""
+    """Writes down which GPUs the group has, when it starts or its setting has changed; all processes then agree.
+
+    Sources stay on GPUs that the group keeps.
+    """
     asked, gpus = list(settings.gpus), Gpus(settings.run_dir)
-    if asked and gpus.placement.asked != asked and (uuids := backend.gpus(settings)):
+    if not asked:
+        (settings.run_dir / FILE).unlink(missing_ok=True)
+    elif gpus.placement.asked != asked and (uuids := list(backend.gpus(settings))):
         with gpus.change() as placement:
             if placement.asked != asked:
-                placement.uuids, placement.asked, placement.sources, placement.lost_ns = list(uuids), asked, {}, {}
+                sources = {name: placement.uuids[number] for name, number in placement.sources.items()}
+                placement.sources = {name: uuids.index(uuid) for name, uuid in sources.items() if uuid in uuids}
+                placement.uuids, placement.asked, placement.lost_ns, placement.found_ns = uuids, asked, {}, {}
 
 
 def may_start(settings: Settings, row: ServiceRow, instance: str) -> bool:
@@ -193,8 +210,13 @@ def may_start(settings: Settings, row: ServiceRow, instance: str) -> bool:
     return not placement.rests(int(instance) % len(placement.uuids), time.monotonic_ns())
 
 
-def choose(settings: Settings, row: ServiceRow, instance: str, current: Collection[str]) -> ProcessGpu | None:
-    """The GPU of a process that starts; None where the group has one, or the process serves the whole group."""
+def choose(
+    settings: Settings, row: ServiceRow, instance: str, current: Callable[[], Collection[str]]
+) -> ProcessGpu | None:
+    """The GPU of a process that starts; None where the group has one, or the process serves the whole group.
+
+    `current()`: the sources that are decoded now.
+    """
     gpus = gpus_of(settings) if row.each != "group" else None
     if gpus is None:
         return None
@@ -202,25 +224,26 @@ def choose(settings: Settings, row: ServiceRow, instance: str, current: Collecti
         if not instance.isdecimal():
             raise AppError(f"{row.name}.{instance} of a group with several GPUs needs a number: it decides which GPU.")
         return ProcessGpu(gpus, int(instance) % len(gpus.placement.uuids))
+    sources = current()
     with gpus.change() as placement:
-        number = placement.place(instance, current, time.monotonic_ns())
+        number = placement.place(instance, sources, time.monotonic_ns())
     return ProcessGpu(gpus, number)
 
 
-def healthy_uuids(settings: Settings) -> tuple[str, ...]:
-    """UUIDs of the group's GPUs that were not lost of late; empty where the group has one."""
-    gpus = gpus_of(settings)
+def healthy_uuids(gpus: Gpus | None) -> tuple[str, ...]:
+    """UUIDs of the group's GPUs that are healthy; empty where the group has one."""
     if gpus is None:
         return ()
     return tuple(gpus.placement.uuids[number] for number in gpus.placement.healthy(time.monotonic_ns()))
 
 
 def exit_code(error: AppError, gpu: ProcessGpu | None) -> int:
-    """Of a process that ends with this error. Where there are other GPUs, losing one is no reason to give up."""
+    """Of a process that ends with this error. Where there is another GPU, losing one is no reason to give up."""
     if gpu is None or not isinstance(error, (GpuLost, NoGpu)):
         return error.code
     try:
-        gpu.lose()
+        if not getattr(error, "noted", False):
+            gpu.lose()
+        return RESTART if gpu.others_are_healthy() else SOFTWARE
     except (AppError, OSError):
         return SOFTWARE
-    return RESTART

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from peoplecounter.common import backend, logs, shape_changes, sources
-from peoplecounter.common.errors import RESTART, SOFTWARE, AppError, GpuLost
+from peoplecounter.common.errors import RESTART, SOFTWARE, AppError, GpuLost, NoGpu
 from peoplecounter.common.files import Lock, make_private
 from peoplecounter.common.ipc.consumer import RingConsumer
 from peoplecounter.common.ipc.link import Peer, Timing
@@ -43,7 +43,7 @@ from peoplecounter.common.process.liveness import Liveness, notify, write_heartb
 from peoplecounter.common.process.tracer import Tracer
 from peoplecounter.common.process.usage import usage
 from peoplecounter.common.settings import Settings, load_settings, requested_log_format
-from peoplecounter.common.topology import BY_NAME, LENT, SURFACES, ServiceRow
+from peoplecounter.common.topology import BY_NAME, LENT, SURFACES, TENSORS, ServiceRow
 
 SUPERVISOR_PID = "SUPERVISOR_PID_OF_PEOPLECOUNTER"  # environment variable, set by `run`: services end with that process
 CLAIM_S = 0.25  # how often a process without work looks for some
@@ -81,6 +81,7 @@ class Runtime:
         self.producer: RingProducer | None = None  # of the ring that topology.py says this service owns
         self.consumers: list[RingConsumer] = []  # of the rings that it reads
         self.about = ""  # what `ps` shows of this process
+        self.ends = False  # True: its source has ended, so it does not move to another GPU any more
         self._liveness = Liveness(settings.heartbeat, self.loop.now_ns)
         self._ready = False
         self._report_due_ns = 0
@@ -157,6 +158,8 @@ class Runtime:
     def ready(self) -> None:
         """Everything is loaded: tells the service manager."""
         self._ready = True
+        if self.gpu and self.row.owns == TENSORS:
+            self.gpu.find()
         gc.collect()
         gc.freeze()  # to walk through what is loaded takes the collector 20 ms, in the middle of frames
         notify("READY=1")
@@ -172,7 +175,7 @@ class Runtime:
             self.tracer.count_lost()
             gauges = self._gauges() if self.settings.telemetry.metrics else {}
             self.results.report(self.producer.holding() if self.producer else [], gauges)
-            if self.gpu:
+            if self.gpu and self.running and not self.ends:
                 self._look_at_gpu(self.gpu)
 
     def _look_at_gpu(self, gpu: gpus.ProcessGpu) -> None:
@@ -183,7 +186,7 @@ class Runtime:
         settled = time.monotonic() - self.control.began_s > SETTLED * self.timing.silent_ns / 1e9
         if settled and self.producer and self.producer.deserted and gpu.others_are_healthy():
             raise GpuLost(f"No process that reads {self.producer.name} answers on GPU {gpu.number}: it may be lost.")
-        if self.row.each == "source" and gpu.moves(self.instance):
+        if self.row.each == "source" and gpu.should_move(self.instance):
             self.log.info("moves to another GPU")
             self.running, self.exit_code = False, RESTART
 
@@ -221,6 +224,8 @@ class Runtime:
             gauges |= {"leases": self.leases, "credits": sum(consumer.credits for consumer in self.consumers)}
         if "work" in self.__dict__:  # asking for it would create a CUDA context
             gauges |= self.work.gauges()
+        if self.gpu:
+            gauges["gpu"] = self.gpu.number
         return gauges
 
     def _close(self, resource: Closable) -> None:
@@ -285,11 +290,11 @@ def serve(service: str, run: Callable[[Runtime], None]) -> None:
         while (claimed := claim_instance(settings, service, instance)) is None:
             _wait(settings, BY_NAME[service])
         name, lock = claimed
-        gpu = gpus.choose(settings, BY_NAME[service], name, list(sources_to_decode(settings)))
+        gpu = gpus.choose(settings, BY_NAME[service], name, lambda: list(sources_to_decode(settings)))
         if gpu:
             settings = settings.model_copy(update={"gpu": gpu.uuid, "gpus": ()})
         elif settings.gpus:
-            settings = settings.model_copy(update={"gpus": gpus.healthy_uuids(settings)})
+            settings = settings.model_copy(update={"gpus": gpus.healthy_uuids(gpus.gpus_of(settings))})
         runtime = Runtime(service, name, settings, lock, gpu)
     except AppError as error:
         sys.exit(_report(f"{service}.{instance}" if instance else service, error))
@@ -302,6 +307,8 @@ def serve(service: str, run: Callable[[Runtime], None]) -> None:
         os._exit(_report(runtime.name, lost, gpu))
     except AppError as error:
         runtime.exit_code = _report(runtime.name, error, gpu)
+        if isinstance(error, NoGpu) and settings.gpus:  # one of several: the next start uses the others
+            runtime.exit_code = SOFTWARE
     except Exception:
         runtime.log.exception("failed")
         runtime.exit_code = SOFTWARE

@@ -45,6 +45,7 @@ class Viewer:
     def __init__(self, rt: Runtime, known: Known, live: LiveFrames):
         self.rt, self.known, self.live, self.mode = rt, known, live, rt.settings.dashboard.pictures
         self.inputs: list[PictureInput] = []
+        self.gpus = gpus_of(rt.settings)
         self.pending: dict[str, OrderedDict[int, av.VideoFrame]] = {}  # source -> seq -> picture
         self.taken_ns: dict[str, int] = {}  # source -> when its last picture was captured
         self.shown_s: dict[str, float] = {}  # source -> when a frame of it was shown last
@@ -64,7 +65,7 @@ class Viewer:
             if not demand:
                 return
             self.inputs = self.open_inputs()  # on a GPU this creates a context: not before it is needed
-        if healthy_uuids(self.rt.settings) != self.rt.settings.gpus:  # one was lost, or is back
+        if healthy_uuids(self.gpus) != self.rt.settings.gpus:  # a GPU was lost or has come back
             self.rt.running, self.rt.exit_code = False, RESTART
             return
         for one in self.inputs:
@@ -76,7 +77,7 @@ class Viewer:
 
     def open_inputs(self) -> list[PictureInput]:
         """The rings of the sources that somebody looks at, by GPU."""
-        rt, gpus = self.rt, gpus_of(self.rt.settings)
+        rt, gpus = self.rt, self.gpus
 
         def looked_at(source: str, number: int | None) -> bool:
             here = gpus is None or gpus.placement.sources.get(source) == number

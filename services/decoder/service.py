@@ -173,6 +173,7 @@ class Decoder:
             detail = f": {event.detail}" if event.detail else ""
             self.rt.log.info("%s is %s%s", redacted(self.source.url), event.state, detail)
         self.state, self.detail, self.ended = event.state, event.detail[:DETAIL_MAX], event.state == "ended"
+        self.rt.ends = self.ended
         self.status_due_ns = 0
 
     def stop(self, peer: Peer, message: Stop) -> None:

@@ -153,7 +153,7 @@ class Join:
         queue.end_receipts.append(receipt)
 
     def settle(self, now_ns: int) -> Iterator[Settled | Gap | Ended]:
-        """Everything that is due, each source in the order of its frames: at once, or LOOK_NS after its time is up."""
+        """Everything that is due, each source in the order of its frames; at most LOOK_NS after its time is up."""
         heard, self._heard = self._heard, set()
         if now_ns >= self._all_due_ns:
             self._all_due_ns, heard = now_ns + LOOK_NS, set(self._sources)

@@ -102,13 +102,15 @@ def _gauge(key: str) -> Callable[[GroupState], Rows]:
 
 
 def _gpu_gauge(key: str) -> Callable[[GroupState], Rows]:
-    """A gauge of the GPU: all processes report the same, so the first report is used."""
+    """A gauge of each GPU: all its processes report the same, so the first report is used."""
 
     def rows(group: GroupState) -> Rows:
+        seen = set()
         for gauges, _ in _gauges(group):
-            if key in gauges:
-                yield gauges[key], {}
-                return
+            number = gauges.get("gpu")
+            if key in gauges and number not in seen:
+                seen.add(number)
+                yield gauges[key], {} if number is None else {"hw.id": str(number)}
 
     return rows
 

@@ -190,7 +190,7 @@ class Fusion:
 
     def merge(self, frame: PendingFrame, source: SourceState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The persons of a frame, see merge(), float32 [n, 6]; which are sure, and which are counted, bool [n]."""
-        boxes = b"".join(answer.boxes for answer in frame.answers.values())  # is_acceptable() has looked at them
+        boxes = b"".join(answer.boxes for answer in frame.answers.values())  # is_acceptable() has checked them
         rows = np.frombuffer(boxes, "<f4").reshape(-1, ROW_VALUES)
         persons = merge(rows, self.settings.same_iou, self.settings.same_ios)
         return persons, *hysteresis(persons, source.persons, self.settings.new_score)

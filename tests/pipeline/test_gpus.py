@@ -10,7 +10,7 @@ import time
 import pytest
 
 from peoplecounter.common.errors import RESTART
-from peoplecounter.common.process.gpus import RETRY_NS, Gpus
+from peoplecounter.common.process.gpus import REST_NS, RETRY_NS, Gpus
 from peoplecounter.common.process.runtime import SETTLED
 from tests.support.dashboard import Dashboard, parts
 from tests.support.rtsp import free_port
@@ -83,10 +83,15 @@ def test_the_sources_of_a_lost_gpu_are_counted_by_the_others(pair, gpus):
     assert "preprocess.1" not in rows_of(g)  # it waits before it tries that GPU again
     g.wait_for(lambda: rows_of(g).get("preprocess.1", {}).get("state") == "ready", "its return", RETRY_NS / 1e9 + 20)
     assert set(gpus.placement.sources.values()) == {0}  # until the GPU has rested
+    with gpus.change() as placement:
+        placement.lost_ns[1] -= REST_NS
+    g.wait_for(lambda: any(g.processes[name].poll() == RESTART for name in DECODERS), "a decoder that moves back")
+    (back,) = (name for name in DECODERS if g.processes[name].poll() == RESTART)
+    g.start(back)
+    counted(g, back.partition(".")[2], 20)
+    assert sorted(gpus.placement.sources.values()) == [0, 1]
     for source in ("a", "b"):
         g.check_books(source)
-    for ring in g.run_dir.glob("tensors.1.*.shm"):  # of the lost process: its successor has had no frame to replace it
-        ring.unlink()
 
 
 def test_a_gpu_on_which_nobody_answers_is_lost(pair, gpus):

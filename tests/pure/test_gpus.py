@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 from peoplecounter.common.errors import CONFIG, RESTART, SOFTWARE, AppError, GpuLost, NoGpu
+from peoplecounter.common.process.control import claim_instance
 from peoplecounter.common.process.gpus import (
     FILE,
     REST_NS,
@@ -76,6 +77,8 @@ def test_the_sources_of_a_lost_gpu_go_to_the_others_and_come_back():
     for name in lost:
         placement.place(name, NAMES, NOW_NS + 1)
     assert sorted(Counter(placement.sources.values()).values()) == [7, 7]
+    assert settle(placement, NOW_NS + REST_NS) == 0  # nothing has started there again
+    placement.found_ns[1] = NOW_NS + 1
     assert settle(placement, NOW_NS + REST_NS - 1) == 0
     assert settle(placement, NOW_NS + REST_NS) == 4
     assert sorted(Counter(placement.sources.values()).values()) == [4, 5, 5]
@@ -110,57 +113,74 @@ def settings(run_dir):
 
 def test_processes_agree_by_a_file(settings):
     decoder, worker, fusion = (BY_NAME[name] for name in ("decoder", "infer_tiles", "fusion"))
-    first = choose(settings, decoder, "a", ["a", "b"])
-    other = choose(settings, decoder, "b", ["a", "b"])
+    first = choose(settings, decoder, "a", lambda: ["a", "b"])
+    other = choose(settings, decoder, "b", lambda: ["a", "b"])
     assert {first.number, other.number} == {0, 1} and first.uuid == UUIDS[first.number]
-    assert choose(settings, decoder, "a", ["a", "b"]).number == first.number
-    assert [choose(settings, worker, str(i), []).number for i in range(4)] == [0, 1, 0, 1]
-    assert choose(settings, fusion, "0", []) is None
+    assert choose(settings, decoder, "a", lambda: ["a", "b"]).number == first.number
+    assert [choose(settings, worker, str(i), lambda: []).number for i in range(4)] == [0, 1, 0, 1]
+    assert choose(settings, fusion, "0", lambda: []) is None
     assert first.is_of_source("a") and not first.is_of_source("b") and not first.is_of_source("unknown")
     assert other.is_of_worker("3") == (other.number == 1) and not other.is_of_worker("x")
     with pytest.raises(AppError, match=r"infer_tiles\.x .* needs a number"):
-        choose(settings, worker, "x", [])
+        choose(settings, worker, "x", lambda: [])
 
 
 def test_a_process_that_loses_its_gpu_ends_to_be_started_elsewhere(settings):
     worker, decoder = BY_NAME["preprocess"], BY_NAME["decoder"]
-    lost = choose(settings, worker, "1", [])
+    lost = choose(settings, worker, "1", lambda: [])
     sources = [f"cam{i}" for i in range(6)]
-    decoders = {name: choose(settings, decoder, name, sources) for name in sources}
+    decoders = {name: choose(settings, decoder, name, lambda: sources) for name in sources}
     assert lost.others_are_healthy() and decoders["cam0"].others_are_healthy()
-    assert may_start(settings, worker, "1") and healthy_uuids(settings) == (UUIDS[0], UUIDS[1])
+    assert may_start(settings, worker, "1") and healthy_uuids(gpus_of(settings)) == (UUIDS[0], UUIDS[1])
     assert exit_code(GpuLost("it failed"), lost) == RESTART
     assert not may_start(settings, worker, "1") and may_start(settings, worker, "0")
-    assert may_start(settings, BY_NAME["fusion"], "0") and healthy_uuids(settings) == (UUIDS[0],)
+    assert may_start(settings, BY_NAME["fusion"], "0") and healthy_uuids(gpus_of(settings)) == (UUIDS[0],)
     for name, gpu in decoders.items():
         assert gpu.others_are_healthy() == (gpu.number == 1)
         if gpu.number == 1:
             with pytest.raises(GpuLost, match=f"{name} moves to another one"):
-                gpu.moves(name)
+                gpu.should_move(name)
         else:
-            assert not gpu.moves(name)
-    assert {choose(settings, decoder, name, sources).number for name in sources} == {0}
+            assert not gpu.should_move(name)
+    assert {choose(settings, decoder, name, lambda: sources).number for name in sources} == {0}
+
+
+def test_a_lost_gpu_does_not_hold_up_the_workers_of_others(settings):
+    """Two workers on each of two GPUs: 0 and 2, 1 and 3. One of each has ended."""
+    locks = dict(claim_instance(settings, "preprocess", None) for _ in range(4))
+    assert list(locks) == ["0", "1", "2", "3"]
+    choose(settings, BY_NAME["preprocess"], "1", list).lose()
+    for number in ("1", "2"):
+        locks.pop(number).close()
+    again = claim_instance(settings, "preprocess", None)
+    assert again is not None and again[0] == "2"
+    assert claim_instance(settings, "preprocess", None) is None  # 1 waits, and there is no 4
+    for lock in (*locks.values(), again[1]):
+        lock.close()
 
 
 def test_what_is_no_fault_of_the_gpu_ends_as_before(settings):
-    gpu = choose(settings, BY_NAME["preprocess"], "0", [])
+    gpu = choose(settings, BY_NAME["preprocess"], "0", lambda: [])
     assert exit_code(AppError("a bad setting"), gpu) == CONFIG
     assert exit_code(GpuLost("the only one"), None) == SOFTWARE
+    assert exit_code(GpuLost("noted by another process", noted=True), gpu) == RESTART
     assert exit_code(NoGpu("none"), None) == CONFIG
-    assert healthy_uuids(settings) == tuple(UUIDS[:2])
+    assert healthy_uuids(gpus_of(settings)) == tuple(UUIDS[:2])
 
 
 def test_a_group_with_one_gpu_or_none_has_no_file(run_dir):
+    for settings in (Settings(run_dir=run_dir), Settings(run_dir=run_dir, backend="cpu", gpus="all")):
+        establish(settings)
+        assert not (run_dir / FILE).exists()
     assert gpus_of(Settings(run_dir=run_dir)) is None
     assert gpus_of(Settings(run_dir=run_dir, backend="cpu", gpus="all")) is None
-    assert choose(Settings(run_dir=run_dir), BY_NAME["decoder"], "a", ["a"]) is None
-    assert not (run_dir / FILE).exists()
+    assert choose(Settings(run_dir=run_dir), BY_NAME["decoder"], "a", lambda: ["a"]) is None
 
 
 def test_a_damaged_file_is_one_error(settings, run_dir):
     (run_dir / FILE).write_text("{")
     with pytest.raises(AppError, match=r"gpus\.json is damaged"):
-        healthy_uuids(settings)
+        healthy_uuids(gpus_of(settings))
 
 
 def test_what_was_lost_before_a_reboot_is_not_lost():
@@ -169,10 +189,32 @@ def test_what_was_lost_before_a_reboot_is_not_lost():
     assert placement.is_healthy(1, NOW_NS) and not placement.rests(1, NOW_NS)
 
 
-def test_another_setting_is_another_placement(settings):
-    choose(settings, BY_NAME["decoder"], "a", ["a"])
+def test_another_setting_keeps_sources_where_it_can(settings):
+    numbers = {name: choose(settings, BY_NAME["decoder"], name, lambda: ["a", "b"]).number for name in ("a", "b")}
     establish(settings)
-    assert gpus_of(settings).placement.sources.keys() == {"a"}
-    establish(settings.model_copy(update={"backend": "cuda", "gpus": (UUIDS[2],)}))
+    assert gpus_of(settings).placement.sources == numbers
+    establish(settings.model_copy(update={"backend": "cuda", "gpus": (UUIDS[2], UUIDS[1])}))
     changed = gpus_of(settings).placement
-    assert (changed.uuids, changed.asked, changed.sources) == ([UUIDS[2]], [UUIDS[2]], {})
+    (kept,) = (name for name, number in numbers.items() if number == 1)
+    assert (changed.uuids, changed.asked, changed.sources) == ([UUIDS[2], UUIDS[1]], [UUIDS[2], UUIDS[1]], {kept: 1})
+    establish(settings.model_copy(update={"gpus": ()}))
+    assert gpus_of(settings) is None
+
+
+def test_one_decoder_at_a_time_starts_again_elsewhere(settings):
+    """The placement changes when its next process starts: until then the source's frames are read where they are."""
+    gpus = {name: choose(settings, BY_NAME["decoder"], name, lambda: ["a", "b"]) for name in ("a", "b")}
+    with Gpus(settings.run_dir).change() as placement:
+        placement.sources = {"a": 0, "b": 0}
+    (mover,) = (name for name, gpu in gpus.items() if gpu.should_move(name))
+    assert gpus_of(settings).placement.sources == {"a": 0, "b": 0}
+    assert choose(settings, BY_NAME["decoder"], mover, lambda: ["a", "b"]).number == 1
+    assert not any(gpu.should_move(name) for name, gpu in gpus.items())
+
+
+def test_the_only_gpu_or_the_last_one_ends_as_if_it_were_alone(settings):
+    first, second = (choose(settings, BY_NAME["preprocess"], str(i), list) for i in range(2))
+    assert exit_code(NoGpu("the first"), first) == RESTART
+    assert exit_code(NoGpu("the second"), second) == SOFTWARE
+    first.find()
+    assert gpus_of(settings).placement.found_ns.keys() == {0}
