@@ -120,8 +120,7 @@ def triton_kernel(wanted: Variant) -> Any:
     except ModuleNotFoundError as error:
         raise AppError(
             f"The kernel {wanted.kernel.function} was not compiled ahead and cannot be compiled here ({error}): "
-            "install triton, or compile where it is installed: 'peoplecounter doctor --warm' does so for cameras of common "
-            "sizes."
+            "install triton. 'peoplecounter doctor --warm', where it is installed, compiles for cameras of common sizes."
         ) from None
     function = getattr(importlib.import_module(wanted.kernel.module), wanted.kernel.function)
     names, constants = function.arg_names, dict(wanted.constants)
