@@ -120,7 +120,7 @@ def triton_kernel(wanted: Variant) -> Any:
     except ModuleNotFoundError as error:
         raise AppError(
             f"The kernel {wanted.kernel.function} was not compiled ahead and cannot be compiled here ({error}): "
-            "install triton. 'peoplecounter doctor --warm', where it is installed, compiles for cameras of common sizes."
+            "install triton. Where it is installed, 'peoplecounter doctor --warm' compiles for cameras of common sizes."
         ) from None
     function = getattr(importlib.import_module(wanted.kernel.module), wanted.kernel.function)
     names, constants = function.arg_names, dict(wanted.constants)
