@@ -472,9 +472,8 @@ class Settings(BaseSettings):
     @classmethod
     def _a_list_of_texts(cls, value: object) -> object:
         if isinstance(value, str):
-            value = re.findall(r"[^\s,\[\]\"']+", value)
-        values = value if isinstance(value, list) else [value]
-        return value if isinstance(value, tuple) else [str(one) if isinstance(one, int) else one for one in values]
+            return re.findall(r"[^\s,\[\]\"']+", value)
+        return [str(one) for one in value] if isinstance(value, (list, tuple)) else [str(value)]
 
     @model_validator(mode="after")
     def _one_way_to_say(self) -> "Settings":

@@ -170,6 +170,7 @@ class TensorRTEngine:
     def _free(self) -> None:
         if self._dense:
             self._dense.close()
+            self._dense = None
         if self._outputs:
             self._outputs.close()
         self._contexts = []

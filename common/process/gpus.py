@@ -56,6 +56,10 @@ class Placement(msgspec.Struct):
         lost_ns = self.lost_ns.get(number, -RETRY_NS)
         return 0 <= now_ns - lost_ns < RETRY_NS and number not in self.healthy(now_ns)
 
+    def of_worker(self, instance: str) -> int | None:
+        """The GPU of the worker with this number; None for a name that is no number."""
+        return int(instance) % len(self.uuids) if instance.isdecimal() else None
+
     def place(self, source: str, current: Collection[str], now_ns: int) -> int:
         """The GPU of a source whose decoder starts, which is noted: the one that it has, or a better one.
 
@@ -140,7 +144,7 @@ class ProcessGpu:
 
     def is_of_worker(self, instance: str) -> bool:
         """True for the number of a worker that uses this GPU."""
-        return instance.isdecimal() and int(instance) % len(self._gpus.placement.uuids) == self.number
+        return self._gpus.placement.of_worker(instance) == self.number
 
     def is_of_source(self, name: str) -> bool:
         """True for a source that is decoded on this GPU."""
@@ -203,11 +207,9 @@ def establish(settings: Settings) -> None:
 
 def may_start(settings: Settings, row: ServiceRow, instance: str) -> bool:
     """False for a worker whose GPU was just lost."""
-    gpus = gpus_of(settings) if row.each == "worker" and instance.isdecimal() else None
-    if gpus is None:
-        return True
-    placement = gpus.placement
-    return not placement.rests(int(instance) % len(placement.uuids), time.monotonic_ns())
+    gpus = gpus_of(settings) if row.each == "worker" else None
+    number = gpus.placement.of_worker(instance) if gpus else None
+    return gpus is None or number is None or not gpus.placement.rests(number, time.monotonic_ns())
 
 
 def choose(
@@ -221,9 +223,10 @@ def choose(
     if gpus is None:
         return None
     if row.each == "worker":
-        if not instance.isdecimal():
+        number = gpus.placement.of_worker(instance)
+        if number is None:
             raise AppError(f"{row.name}.{instance} of a group with several GPUs needs a number: it decides which GPU.")
-        return ProcessGpu(gpus, int(instance) % len(gpus.placement.uuids))
+        return ProcessGpu(gpus, number)
     sources = current()
     with gpus.change() as placement:
         number = placement.place(instance, sources, time.monotonic_ns())

@@ -564,15 +564,21 @@ def sources(number: int, seconds: int, mps: bool, infer_tiles: int) -> dict:
         time.sleep(seconds)
         after = {name: g.totals(name) for name in cameras}
         counts = g.of("counts")[first:]
-    dropped = Counter()
-    for name in cameras:
-        dropped.update(Counter(after[name]["dropped"]) - Counter(before[name]["dropped"]))
+    dropped = dropped_between(before, after)
     incomplete = sum(after[n]["incomplete"] - before[n]["incomplete"] for n in cameras)
     return {
         "sources": number, "mps": mps, "infer_tiles": infer_tiles, "seconds": seconds, "frames": len(counts),
         "frames_per_s": round((len(counts) - 1) / _seconds(counts[0], counts[-1]), 1),
         "dropped": dict(dropped), "incomplete": incomplete, "ms": stages(counts),
     }  # fmt: skip
+
+
+def dropped_between(before: dict[str, dict], after: dict[str, dict]) -> Counter[str]:
+    """Reason -> frames of all sources; both are source -> totals."""
+    dropped: Counter[str] = Counter()
+    for name, totals in after.items():
+        dropped.update(Counter(totals["dropped"]) - Counter(before[name]["dropped"]))
+    return dropped
 
 
 def machine() -> dict:

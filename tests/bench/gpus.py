@@ -1,10 +1,10 @@
 """A group on several GPUs: `python -m tests.bench.gpus --number 1 2 4 --seconds 10` on a GPU host.
 
 Each number of GPUs is a run of `peoplecounter run` with seven 4K cameras of 30 frames/s for each, two infer_tiles on
-each: how many frames/s are counted, and what is dropped. With `--lose 2`, on two GPUs: three cameras for
-each, then a kernel that writes to a wrong address makes the last one fail, under the MPS daemon that all share.
-How long is it from the last complete count of each of its cameras to the tenth that comes from another GPU? PLAN and
-FOOTAGE as for tests/bench/gpu.py. `--levels "[1.0]"`: 33 views instead of all 43.
+each: how many frames/s are counted, and what is dropped. With `--lose 2`, on two GPUs: three cameras for each, then a
+kernel that writes to a wrong address makes the last one fail, under the MPS daemon that all share. How long is it from
+the last complete count of each of its cameras to the tenth that comes from another GPU? `--levels "[1.0]"`: 33 views
+instead of all 43. PLAN and FOOTAGE as for tests/bench/gpu.py.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from peoplecounter.common.process.gpus import Gpus
 from peoplecounter.deploy.group.client import owners
 from peoplecounter.deploy.group.subscribe import Follower
 from tests.bench import spread
-from tests.bench.gpu import CLIP, PLAN, machine
+from tests.bench.gpu import CLIP, PLAN, dropped_between, machine
 from tests.support.cli import DEFAULTS, argv, without_settings
 
 CAMERAS = 7  # of 30 frames/s, that one GPU holds
@@ -119,13 +119,10 @@ def hold(number: int, seconds: float, levels: str) -> dict:
         after, lasted_s = run.totals(), time.monotonic() - began_s
         times_ms = run.times_ms[first:]
         loads = Counter(Gpus(run.run_dir).placement.sources.values())
-    dropped: Counter[str] = Counter()
-    for name in run.sources:
-        dropped.update(Counter(after[name]["dropped"]) - Counter(before[name]["dropped"]))
     frames = sum(after[name]["counted"] - before[name]["counted"] for name in run.sources)
     return {
         "gpus": number, "cameras": len(run.sources), "cameras_of_each": dict(sorted(loads.items())),
-        "frames_per_s": round(frames / lasted_s, 1), "dropped": dict(dropped),
+        "frames_per_s": round(frames / lasted_s, 1), "dropped": dict(dropped_between(before, after)),
         "all_counted_after_s": round(started_s, 1), "cores": cores,
         "packet_to_count_ms": spread([end_to_end for end_to_end, _ in times_ms]),
         "fusion_ms": spread([fusion for _, fusion in times_ms]),

@@ -1,15 +1,13 @@
 """On a machine with several GPUs: a group uses the chosen one, or all of them, and the dashboard sees them all."""
 
-import json
-import subprocess
-
 import pytest
 
 from peoplecounter.common import backend
 from peoplecounter.common.errors import AppError
 from peoplecounter.common.process.gpus import Gpus
 from peoplecounter.common.settings import Settings
-from tests.support.dashboard import Dashboard, parts
+from tests.support.cli import gpus_used_mb
+from tests.support.dashboard import Dashboard, acknowledge, parts
 from tests.support.rtsp import free_port
 
 try:
@@ -20,23 +18,18 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not SEVERAL, reason="this mach
 SERVICES = ("infer_global", "infer_tiles", "preprocess")
 
 
-def used_mb() -> list[int]:
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    return [int(line) for line in subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()]
-
-
 def test_a_group_uses_the_gpu_that_was_chosen(gpu_group, street):
-    before = used_mb()
+    before = gpus_used_mb()
     group = gpu_group({"cam": {"url": str(street), "loop": True, "realtime": True}}, gpu="1")
     group.start()
     group.wait_counts(30, 90)
-    more = [now - then for now, then in zip(used_mb(), before)]
+    more = [now - then for now, then in zip(gpus_used_mb(), before)]
     print(f"MB of GPU memory: {more}")
     assert more[1] > 1000 > 50 > more[0]
 
 
 def test_both_gpus_count_and_the_dashboard_shows_both(gpu_group, street):
-    before, port = used_mb(), free_port()
+    before, port = gpus_used_mb(), free_port()
     camera = {"url": str(street), "loop": True, "realtime": True}
     group = gpu_group({"a": camera, "b": camera}, gpus="0,1", dashboard__listen=f"127.0.0.1:{port}")
     workers = [f"{service}.{number}" for service in SERVICES for number in (0, 1)]
@@ -44,7 +37,7 @@ def test_both_gpus_count_and_the_dashboard_shows_both(gpu_group, street):
     for source in ("a", "b"):
         group.wait_for(lambda source=source: len(group.of("counts", source)) > 60, f"counts of {source}", 120)
     assert sorted(Gpus(group.run_dir).placement.sources.values()) == [0, 1]
-    assert all(now - then > 1000 for now, then in zip(used_mb(), before[:2]))
+    assert all(now - then > 1000 for now, then in zip(gpus_used_mb(), before[:2]))
     dashboard, seen = Dashboard(port), dict.fromkeys(("a", "b"), 0)
     dashboard.wait()
     with dashboard.live(*({"source": source, "width": 640, "fps": 20} for source in seen)) as looking:
@@ -52,6 +45,6 @@ def test_both_gpus_count_and_the_dashboard_shows_both(gpu_group, street):
             about, jpeg = parts(looking.recv(timeout=60))
             assert len(about["boxes"]) == about["count"] > 50 and len(jpeg) > 10_000
             seen[about["source"]] += 1
-            looking.send(json.dumps({"ack": about["source"], "seq": about["seq"]}))
+            acknowledge(looking, about)
     for source in seen:
         group.check_books(source, unheard=200)

@@ -12,7 +12,7 @@ import pytest
 from peoplecounter.common.errors import RESTART
 from peoplecounter.common.process.gpus import REST_NS, RETRY_NS, Gpus
 from peoplecounter.common.process.runtime import SETTLED
-from tests.support.dashboard import Dashboard, parts
+from tests.support.dashboard import Dashboard, acknowledge, parts
 from tests.support.rtsp import free_port
 
 WORKERS = [f"{service}.{number}" for service in ("infer_global", "infer_tiles", "preprocess") for number in (0, 1)]
@@ -123,4 +123,4 @@ def test_the_dashboard_shows_the_pictures_of_all(pair):
             about, jpeg = parts(looking.recv(timeout=20))
             assert len(about["boxes"]) == about["count"] and jpeg
             seen.add(about["source"])
-            looking.send(json.dumps({"ack": about["source"], "seq": about["seq"]}))
+            acknowledge(looking, about)

@@ -47,9 +47,14 @@ def checked(*words, check=True, timeout=120, **options):
 
 
 def gpu_used_mb() -> int:
-    """GPU memory in use by all processes, MB."""
+    """Memory of the first GPU in use by all processes, MB."""
+    return gpus_used_mb()[0]
+
+
+def gpus_used_mb() -> list[int]:
+    """The same of each GPU."""
     query = ("--query-gpu=memory.used", "--format=csv,noheader,nounits")
-    return int(checked("nvidia-smi", *query).stdout.split()[0])
+    return [int(line) for line in checked("nvidia-smi", *query).stdout.split()]
 
 
 def peoplecounter(run_dir, *arguments, **variables):
