@@ -179,8 +179,12 @@ def test_lines_are_added_moved_and_removed_while_the_group_runs(make, tmp_path):
 def test_an_area_is_corrected_and_the_history_knows_it_all(make, tmp_path):
     """The history process is killed, too; in the end the database has what the log has."""
     g = make(areas=json.dumps({"room": {"lines": ["cam.door"]}}))
+
+    def stored():
+        return [(r["number"], r["direction"]) for r in rows(g, "--rows", "crossings") or ()]
+
     g.start("history.0", *SERVICES)
-    g.wait_for(lambda: len(g.of("crossings")) >= 5, "crossings", 60)
+    g.wait_for(lambda: len(stored()) >= 5, "crossings in the database", 60)
     g.signal("history.0", signal.SIGKILL)
     corrected = g.peoplecounter("correct", "room", "7", "--note", "by hand")
     assert corrected.returncode == 0 and corrected.stdout.endswith("-> 7 people\n"), corrected.stderr
@@ -192,11 +196,6 @@ def test_an_area_is_corrected_and_the_history_knows_it_all(make, tmp_path):
     g.start("history.0")
     log = [(r.number, r.direction) for r in logged(tmp_path / "data", Crossing)]
     assert len(log) == 30
-
-    def stored():
-        with sqlite3.connect(tmp_path / "data" / "history.db") as database:
-            return database.execute("select number, direction from crossings order by number").fetchall()
-
     g.wait_for(lambda: stored() == log, "the database has what the log has", 20)
     shown = rows(g, "--by", "total", "--line", "cam.door")
     assert [(r["in"], r["out"]) for r in shown] == [(15, 15)]
