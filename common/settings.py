@@ -1,11 +1,15 @@
 """Every setting. Environment variables PEOPLECOUNTER_SECTION__KEY take precedence over one TOML file."""
 
+import ast
 import difflib
 import importlib.util
+import inspect
 import os
 import re
 import tomllib
+from collections.abc import Iterator
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -409,9 +413,7 @@ def default_run_dir() -> str:
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, use_attribute_docstrings=True
-    )
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True)
 
     run_dir: Annotated[Path, AfterValidator(Path.absolute)] = Field(default_factory=lambda: Path(default_run_dir()))
     """Private directory of sockets, locks and shared memory: put it on a tmpfs"""
@@ -586,19 +588,38 @@ def requested_log_format() -> str:
     return "json" if chosen == "json" else "text"
 
 
-def key_paths(model: type[BaseModel] = Settings, prefix: str = "") -> dict[str, Any]:
+def key_paths() -> dict[str, Any]:
     """Dotted name -> pydantic field of every setting; `sources.NAME` stands for each source, and so on."""
-    paths: dict[str, Any] = {}
+    return {path: model.model_fields[name] for path, model, name in _fields(Settings)}
+
+
+def meaning(path: str) -> str:
+    """What the docstring below a setting of key_paths() says.
+
+    It is read from the source when it is asked for: pydantic would do it in every process that starts.
+    """
+    (model, field), found = next((model, name) for known, model, name in _fields(Settings) if known == path), ""
+    for kind in model.__mro__:
+        if kind in (BaseSettings, BaseModel) or found:
+            break
+        (written,) = ast.parse(inspect.getsource(kind)).body
+        assert isinstance(written, ast.ClassDef)
+        for one, below in pairwise(written.body):
+            if isinstance(one, ast.AnnAssign) and ast.unparse(one.target) == field and isinstance(below, ast.Expr):
+                found = ast.literal_eval(below.value)
+    return found
+
+
+def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, type[BaseModel], str]]:
+    """(dotted name, model, its field) of every setting in a model."""
     for name, field in model.model_fields.items():
-        kind = field.annotation
+        kind, path = field.annotation, prefix + name
         if isinstance(kind, type) and issubclass(kind, Section):
-            paths |= key_paths(kind, f"{prefix}{name}.")
-        elif get_origin(kind) is dict and issubclass(section := get_args(kind)[1], Section):
-            paths[prefix + name] = field
-            paths |= key_paths(section, f"{prefix}{name}.NAME.")
-        else:
-            paths[prefix + name] = field
-    return paths
+            yield from _fields(kind, f"{path}.")
+            continue
+        yield path, model, name
+        if get_origin(kind) is dict and issubclass(section := get_args(kind)[1], Section):
+            yield from _fields(section, f"{path}.NAME.")
 
 
 def _is_known(path: str, known: dict[str, Any]) -> bool:
@@ -626,9 +647,9 @@ def _message(error: Exception, known: dict[str, Any]) -> str:
     if first["type"] == "extra_forbidden":
         return f"The setting {path!r} does not exist: {_nearest(generic, known)}"
     problem = first["msg"].removeprefix("Value error, ")
-    about = known.get(re.sub(r"(\.\d+)+$", "", generic))
-    if about is not None and first["type"] in DESCRIBED and about.description:
-        problem = f"{problem}. It is: {about.description}"
+    setting = re.sub(r"(\.\d+)+$", "", generic)
+    if setting in known and first["type"] in DESCRIBED:
+        problem = f"{problem}. It is: {meaning(setting)}"
     if not path:
         return f"The settings are not valid: {problem}."
     if first["loc"][-1] in SECRET or isinstance(first["input"], dict):

@@ -6,7 +6,7 @@
 from types import NoneType, UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin
 
-from peoplecounter.common.settings import key_paths
+from peoplecounter.common.settings import key_paths, meaning
 
 
 def table() -> str:
@@ -15,7 +15,7 @@ def table() -> str:
     for name, field in key_paths().items():
         if get_origin(field.annotation) is dict:  # its tables follow
             continue
-        lines.append(f"| `{name}` | {_kind(field)} | {_default(field)} | {field.description} |")
+        lines.append(f"| `{name}` | {_kind(field)} | {_default(field)} | {meaning(name)} |")
     return "\n".join(lines)
 
 
