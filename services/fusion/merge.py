@@ -18,6 +18,7 @@ import numpy as np
 from peoplecounter.common.boxes import greedy_keep, iou_matrix, overlapping_pairs
 
 SCORE, CUT, VIEW, SCALE = 4, 5, 6, 7  # columns after x1, y1, x2, y2, see messages.Detections
+KEPT_COLUMNS = [0, 1, 2, 3, SCORE, SCALE]
 BOXES_MAX = 3000  # the best boxes that are compared with each other: memory grows with the square
 COPY_IOU, COPY_IOS = 0.7, 0.9  # within one view
 SAME_PLACE_IOU = 0.3  # with a person of the previous frame: people move little between two frames
@@ -34,6 +35,8 @@ def merge(rows: np.ndarray, same_iou: float, same_ios: float) -> np.ndarray:
     A row is x1, y1, x2, y2 in px of the frame, score, px of its view for one of the frame.
     """
     uncut = rows[rows[:, CUT] == 0]
+    if not len(uncut):
+        return uncut[:, KEPT_COLUMNS]
     worth = uncut[:, SCORE] * _share(uncut, uncut[:, SCALE])
     uncut = uncut[(-worth).argsort(kind="stable")][:BOXES_MAX]
     first, second, iou, ios = overlapping_pairs(uncut)
@@ -42,7 +45,7 @@ def merge(rows: np.ndarray, same_iou: float, same_ios: float) -> np.ndarray:
     group = _groups(uncut, first, second, ~one_view & (ios > same_ios))
     same &= ~(group[first] | group[second])
     kept = greedy_keep(len(uncut), first[same], second[same]) & ~group
-    return uncut[kept][:, [0, 1, 2, 3, SCORE, SCALE]]
+    return uncut[kept][:, KEPT_COLUMNS]
 
 
 def hysteresis(persons: np.ndarray, previous: np.ndarray, new_score: float) -> tuple[np.ndarray, np.ndarray]:
@@ -50,11 +53,12 @@ def hysteresis(persons: np.ndarray, previous: np.ndarray, new_score: float) -> t
     with KEPT_SHARE of it, too, where the previous frame [m, 6] had one. People who are small in their view need less.
     """
     needed = new_score * _share(persons, persons[:, 5])
-    strong = persons[:, SCORE] >= needed
-    if not len(persons) or not len(previous):
-        return strong, strong
-    seen = iou_matrix(persons[:, :4], previous[:, :4]).max(axis=1) > SAME_PLACE_IOU
-    return strong, strong | (seen & (persons[:, SCORE] >= KEPT_SHARE * needed))
+    strong, counted = persons[:, SCORE] >= needed, persons[:, SCORE] >= KEPT_SHARE * needed
+    weak = (strong < counted).nonzero()[0]
+    if len(weak) and len(previous):
+        counted[weak] = iou_matrix(persons[weak, :4], previous[:, :4]).max(axis=1) > SAME_PLACE_IOU
+        return strong, counted
+    return strong, strong
 
 
 def _share(boxes: np.ndarray, scale: np.ndarray) -> np.ndarray:

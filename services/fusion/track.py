@@ -22,7 +22,8 @@ PLACE = slice(4, 8)
 COLUMNS = 10
 CONFIRMED_HITS = 3
 LOST_S, TENTATIVE_LOST_S, GAP_S = 1.5, 0.35, 2.5
-STAGES = ((0.0, 0.3), (0.3, 0.2))  # how far a side moves out, as a share of its length, and the least overlap (IoU)
+PLAIN_IOU, WIDENED_IOU = 0.3, 0.2  # the least overlap
+WIDENED = 0.3  # how far a side moves out, as a share of its length
 STEP_MIN_S = 0.01  # between two frames: a shorter one would make a jump of a pixel a speed
 ALPHA, SIZE_ALPHA, BETA = 0.5, 0.2, 0.15
 
@@ -136,30 +137,40 @@ def _boxes(place: np.ndarray) -> np.ndarray:
 
 def _match(boxes: np.ndarray, sure: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Detections [n, 4 or more] and the tracks that are expected there [k, 4]: the indices of both, int64 [pairs]."""
-    track = [-1] * len(boxes)
-    free = [True] * len(expected)
     if not len(boxes) or not len(expected):
         return np.zeros(0, int), np.zeros(0, int)
     boxes, expected = boxes[:, :4].astype(np.float32), expected.astype(np.float32)
-    plain = iou_matrix(boxes, expected)
+    track, free = np.full(len(boxes), -1), np.ones(len(expected), bool)
+    pairs = _pairs(boxes, expected, PLAIN_IOU)
     for wanted in (sure, ~sure):
-        for widened, overlap_min in STAGES:
-            found = (wanted & (np.array(track) < 0)).nonzero()[0]
-            left = np.array(free).nonzero()[0]
-            if not len(found) or not len(left):
-                break
-            if widened:
-                iou = iou_matrix(_wider(boxes[found], widened), _wider(expected[left], widened))
-            else:
-                iou = plain[found[:, None], left]
-            first, second = (iou > overlap_min).nonzero()
-            best = (-iou[first, second]).argsort(kind="stable")
-            for i, j in zip(found[first[best]].tolist(), left[second[best]].tolist()):
-                if track[i] < 0 and free[j]:
-                    track[i], free[j] = j, False
-    matched = np.array(track)
-    detections = (matched >= 0).nonzero()[0]
-    return detections, matched[detections]
+        _take(pairs, wanted, track, free)
+        found, left = (wanted & (track < 0)).nonzero()[0], free.nonzero()[0]
+        if len(found) and len(left):
+            first, second = _pairs(_wider(boxes[found], WIDENED), _wider(expected[left], WIDENED), WIDENED_IOU)
+            _take((found[first], left[second]), wanted, track, free)
+    detections = (track >= 0).nonzero()[0]
+    return detections, track[detections]
+
+
+def _pairs(boxes: np.ndarray, expected: np.ndarray, iou_min: float) -> tuple[np.ndarray, np.ndarray]:
+    """The indices of boxes [n, 4] and [k, 4] that overlap by more than that, the best pair first, int64 [pairs]."""
+    iou = iou_matrix(boxes, expected)
+    first, second = (iou > iou_min).nonzero()
+    best = (-iou[first, second]).argsort(kind="stable")
+    return first[best], second[best]
+
+
+def _take(pairs: tuple[np.ndarray, np.ndarray], wanted: np.ndarray, track: np.ndarray, free: np.ndarray) -> None:
+    """Gives the wanted detections, bool [n], that have no track yet (`track` [n] is -1) one that is free, bool [k]."""
+    possible = (wanted & (track < 0))[pairs[0]] & free[pairs[1]]
+    given: dict[int, int] = {}
+    taken = set()
+    for i, j in zip(pairs[0][possible].tolist(), pairs[1][possible].tolist()):
+        if i not in given and j not in taken:
+            given[i] = j
+            taken.add(j)
+    track[list(given)] = list(given.values())
+    free[list(taken)] = False
 
 
 def _wider(boxes: np.ndarray, share: float) -> np.ndarray:
