@@ -34,7 +34,7 @@ def available(affinity: set[int], *quotas: float) -> int:
 
 
 def process_count(settings: Settings, service: str) -> int:
-    """How many processes of a service with workers a group starts."""
+    """How many processes of a service with workers a group starts, on each of its GPUs if it uses them."""
     chosen = getattr(settings.workers, service)
     if chosen:
         return chosen

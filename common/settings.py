@@ -396,6 +396,8 @@ class BudgetSettings(Section):
 
 
 class WorkerSettings(Section):
+    fusion: int = Field(1, ge=1, le=16)
+    """Number of fusion processes, which share the sources by their names; more of them for several GPUs"""
     preprocess: int = Field(1, ge=1, le=16)
     """Number of preprocess processes"""
     infer_global: int = Field(1, ge=1, le=16)

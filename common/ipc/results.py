@@ -1,10 +1,12 @@
 """Results on their way to fusion: numbered, at most WINDOW unsettled at once, sent again when fusion restarts.
 
-Every process has a ResultSender, fusion has the ResultReceiver. A result is settled when fusion's ledger says that
-its frame was published or dropped, so a fusion that is killed loses nothing that its senders still hold.
+Every process has a ResultSender for each fusion, a fusion has the ResultReceiver. A result is settled when fusion's
+ledger says that its frame was published or dropped, so a fusion that is killed loses nothing that its senders still
+hold. Where a group has several, each counts sources of its own: counted_by() says which.
 """
 
 import os
+import zlib
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -33,16 +35,52 @@ Body = Detections | Dropped | Confirmed | Status
 Receipt = tuple[Peer, int]  # the sender and the number of a result: what is needed to acknowledge it
 
 
-class ResultSender:
-    """Sends results to fusion without ever blocking; `full` says when to stop producing them."""
+def counted_by(source: str, fusions: int) -> int:
+    """The number of the fusion that counts a source, in a group with so many."""
+    return zlib.crc32(source.encode()) % fusions
 
-    def __init__(self, loop: Loop, run_dir: Path, hello: Hello, timing: Timing):
+
+class ResultSenders:
+    """Sends each result to the fusion that counts its source; see ResultSender."""
+
+    def __init__(self, loop: Loop, run_dir: Path, hello: Hello, timing: Timing, fusions: int):
+        self._senders = [ResultSender(loop, run_dir, hello, timing, number) for number in range(fusions)]
+
+    def full(self, source: str) -> bool:
+        """True while the fusion of this source is behind, or away, by a whole window."""
+        return self._of(source).full
+
+    @property
+    def settled(self) -> bool:
+        """True when everything that was sent is settled."""
+        return all(sender.settled for sender in self._senders)
+
+    def send(self, body: Body) -> None:
+        self._of(body.source if isinstance(body, Status) else body.header.source).send(body)
+
+    def report(self, holding: list[tuple[str, int]], gauges: dict[str, int]) -> None:
+        """See ResultSender.report(); a fusion hears only of frames of its own sources."""
+        for sender in self._senders:
+            sender.report([held for held in holding if self._of(held[0]) is sender], gauges)
+
+    def close(self, bye: bool = True) -> None:
+        for sender in self._senders:
+            sender.close(bye)
+
+    def _of(self, source: str) -> "ResultSender":
+        return self._senders[counted_by(source, len(self._senders))]
+
+
+class ResultSender:
+    """Sends results to one fusion without ever blocking; `full` says when to stop producing them."""
+
+    def __init__(self, loop: Loop, run_dir: Path, hello: Hello, timing: Timing, fusion: int = 0):
         self._loop, self._hello = loop, hello
         self._waiting: deque[Body] = deque()
         self._unsettled: dict[int, Body] = {}
         self._number = 0
         self._link = LinkClient(
-            loop, run_dir / f"{RESULTS}.sock", hello, timing, self._on_welcome, self._on_message, lambda: None
+            loop, run_dir / f"{RESULTS}{fusion}.sock", hello, timing, self._on_welcome, self._on_message, lambda: None
         )
 
     @property
@@ -108,12 +146,13 @@ class ResultReceiver:
         timing: Timing,
         on_result: Callable[[Body | Report, Receipt], None],
         on_change: Callable[[str, str], None] = lambda process, state: None,
+        fusion: int = 0,
     ):
         self._loop, self._epoch, self._on_result, self._on_change = loop, epoch, on_result, on_change
         self._settled: dict[bytes, tuple[Peer, list[int]]] = {}  # sender -> numbers that it was not told yet
         self._ack_due_ns = 0
         self._link = LinkServer(
-            loop, run_dir, RESULTS, timing, self._welcome, self._on_message, self._on_silent, self._on_gone
+            loop, run_dir, f"{RESULTS}{fusion}", timing, self._welcome, self._on_message, self._on_silent, self._on_gone
         )
         loop.every_tick(self._acknowledge)
 

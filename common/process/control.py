@@ -97,20 +97,29 @@ def claim_instance(settings: Settings, service: str, instance: str | None) -> tu
     """The instance this process is, and the lock that keeps other processes from being it; None: none is free now.
 
     Without an instance, a decoder takes a source that has no decoder, a worker takes the lowest free number; a worker
-    whose GPU was just lost waits. Raises AppError when the requested instance, or the only possible one, is owned by
-    another process.
+    whose GPU was just lost waits. Raises AppError when the requested instance does not exist, or when it, or every
+    possible one, is owned by another process.
     """
     row = BY_NAME[service]
     if row.each == "group":
         instance = instance or "0"
     free = sources_to_decode(settings) if row.each == "source" else map(str, count())
+    if row.fixed:
+        number = getattr(settings.workers, service)
+        free = iter(numbers := [str(i) for i in range(number)])
+        if instance is not None and instance not in numbers:
+            raise AppError(
+                f"There is no {service}.{instance} in this group: workers.{service} is {number}, and its first is 0."
+            )
+    taken: AppError | None = None
     waits = False  # for a lost GPU: then only a number that was used before is free, there are no more workers
     for name in free if instance is None else [instance]:
         if waits and not (settings.run_dir / f"{PREFIX}{service}.{name}.lock").exists():
             break
         try:
             lock = _lock(settings.run_dir, f"{service}.{name}")
-        except AppError:
+        except AppError as error:
+            taken = error
             if instance is None:
                 continue
             raise
@@ -119,6 +128,8 @@ def claim_instance(settings: Settings, service: str, instance: str | None) -> tu
         lock.forget()
         lock.close()
         waits = True
+    if row.fixed and taken:
+        raise taken
     return None
 
 

@@ -207,7 +207,7 @@ def establish(settings: Settings) -> None:
 
 def may_start(settings: Settings, row: ServiceRow, instance: str) -> bool:
     """False for a worker whose GPU was just lost."""
-    gpus = gpus_of(settings) if row.each == "worker" else None
+    gpus = gpus_of(settings) if row.each == "worker" and row.on_gpu else None
     number = gpus.placement.of_worker(instance) if gpus else None
     return gpus is None or number is None or not gpus.placement.rests(number, time.monotonic_ns())
 
@@ -219,7 +219,7 @@ def choose(
 
     `current()`: the sources that are decoded now.
     """
-    gpus = gpus_of(settings) if row.each != "group" else None
+    gpus = gpus_of(settings) if row.on_gpu else None
     if gpus is None:
         return None
     if row.each == "worker":

@@ -36,7 +36,7 @@ from peoplecounter.common.ipc.messages import (
     Stop,
 )
 from peoplecounter.common.ipc.producer import RingProducer
-from peoplecounter.common.ipc.results import ResultSender
+from peoplecounter.common.ipc.results import ResultSenders
 from peoplecounter.common.process import gpus
 from peoplecounter.common.process.control import ControlServer, claim_instance, sources_to_decode
 from peoplecounter.common.process.liveness import Liveness, notify, write_heartbeat
@@ -77,7 +77,7 @@ class Runtime:
         self.control.on(Stop, lambda peer, message: self._leave(peer, 0))
         self.control.on(SetLevel, self._set_level)
         self.tracer = Tracer(self.name, settings, self.counters)
-        self.results = ResultSender(self.loop, settings.run_dir, self.hello(), self.timing)
+        self.results = ResultSenders(self.loop, settings.run_dir, self.hello(), self.timing, settings.workers.fusion)
         self.producer: RingProducer | None = None  # of the ring that topology.py says this service owns
         self.consumers: list[RingConsumer] = []  # of the rings that it reads
         self.about = ""  # what `ps` shows of this process

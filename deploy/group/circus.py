@@ -57,7 +57,7 @@ def process_count(row: ServiceRow, settings: Settings) -> int:
     if row.optional and not WANTED[row.name](settings):
         return 0
     if row.each == "worker":
-        return cores.process_count(settings, row.name) * max(1, len(backend.gpus(settings)))
+        return cores.process_count(settings, row.name) * (max(1, len(backend.gpus(settings))) if row.on_gpu else 1)
     return 1
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from peoplecounter.common.errors import SOFTWARE, AppError
 from peoplecounter.common.process.gpus import Gpus
 from peoplecounter.common.settings import WorkerSettings
+from peoplecounter.common.topology import SERVICES
 from peoplecounter.deploy.group import client
 from peoplecounter.deploy.group.circus import circus_endpoint
 from peoplecounter.deploy.group.client import RunningGroup
@@ -23,8 +24,13 @@ def scale(group: RunningGroup, service: str, number: int) -> str:
 
     Raises AppError for an unknown service, a number out of bounds, or processes that do not get ready.
     """
-    if service not in WorkerSettings.model_fields:
-        raise AppError(f"{service!r} cannot be scaled: choose {', '.join(WorkerSettings.model_fields)}.")
+    scalable = [row.name for row in SERVICES if row.each == "worker" and not row.fixed]
+    if service not in scalable:
+        if service in WorkerSettings.model_fields:
+            raise AppError(
+                f"{service} cannot be scaled while the group runs: set workers.{service} and start it again."
+            )
+        raise AppError(f"{service!r} cannot be scaled: choose {', '.join(scalable)}.")
     (limit,) = (rule.le for rule in WorkerSettings.model_fields[service].metadata if hasattr(rule, "le"))
     if not 1 <= number <= limit:
         raise AppError(f"{service} cannot have {number} processes: choose 1 to {limit}.")

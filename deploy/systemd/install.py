@@ -149,7 +149,7 @@ def instances(settings: Settings, name: str) -> list[str]:
 
 
 def stem(service: ServiceRow, name: str) -> str:
-    """A unit's name up to its instance: peoplecounter-infer-tiles@, peoplecounter-fusion."""
+    """A unit's name up to its instance: peoplecounter-infer-tiles@, peoplecounter-history."""
     return f"{name}-{service.name.replace('_', '-')}" + ("" if service.each == "group" else "@")
 
 

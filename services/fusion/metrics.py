@@ -16,8 +16,8 @@ from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetr
 from peoplecounter.common.errors import AppError
 from peoplecounter.common.process.telemetry import identity, resource
 from peoplecounter.common.settings import TelemetrySettings
+from peoplecounter.services.fusion.group import Group, SourceView
 from peoplecounter.services.fusion.members import ProcessState
-from peoplecounter.services.fusion.state import GroupState, SourceState
 
 PUSH_MS = 10_000
 IDLE_S = 5.0  # after which a connection without a request is closed
@@ -33,67 +33,67 @@ DURATIONS = {
 Rows = Iterator[tuple[float, dict[str, str]]]  # value, attributes
 
 
-def _sources(value: Callable[[SourceState, int], float]) -> Callable[[GroupState], Rows]:
+def _sources(value: Callable[[SourceView, int], float]) -> Callable[[Group], Rows]:
     """A value of each source, computed from the source and the time, ns."""
 
-    def rows(group: GroupState) -> Rows:
+    def rows(group: Group) -> Rows:
         now_ns = group.now_ns()
-        for name, source in list(group.sources.states.items()):
+        for name, source in list(group.sources.items()):
             yield value(source, now_ns), {"source": name}
 
     return rows
 
 
-def _people(group: GroupState) -> Rows:
-    for name, source in list(group.sources.states.items()):
+def _people(group: Group) -> Rows:
+    for name, source in list(group.sources.items()):
         if source.people is not None:
             yield source.people, {"source": name}
 
 
-def _dropped(group: GroupState) -> Rows:
-    for name, source in list(group.sources.states.items()):
-        for reason, frames in list(source.ledger.totals.dropped.items()):
+def _dropped(group: Group) -> Rows:
+    for name, source in list(group.sources.items()):
+        for reason, frames in list(source.totals["dropped"].items()):
             yield frames, {"source": name, "reason": reason}
 
 
-def _crossings(group: GroupState) -> Rows:
-    for name, source in list(group.sources.states.items()):
-        for line in source.flow.lines:
-            for direction, times in source.flow.line_totals(line).public().items():
+def _crossings(group: Group) -> Rows:
+    for name, source in list(group.sources.items()):
+        for line in list(source.lines):
+            for direction, times in group.line_totals(f"{name}.{line}").public().items():
                 yield times, {"source": name, "line": line, "direction": direction}
 
 
-def _zones(group: GroupState) -> Rows:
-    for name, source in list(group.sources.states.items()):
-        for zone in source.flow.zones:
-            yield source.flow.zone_people(zone) or 0, {"source": name, "zone": zone}
+def _zones(group: Group) -> Rows:
+    for name, source in list(group.sources.items()):
+        for zone, people in list(source.zones.items()):
+            yield people, {"source": name, "zone": zone}
 
 
-def _areas(group: GroupState) -> Rows:
+def _areas(group: Group) -> Rows:
     for name, area in group.areas.items():
         yield area.occupancy(), {"area": name}
 
 
-def _processes(group: GroupState) -> Iterator[tuple[ProcessState, dict[str, str]]]:
+def _processes(group: Group) -> Iterator[tuple[ProcessState, dict[str, str]]]:
     """(state, attributes) of each process."""
     for name, process in list(group.members.processes.items()):
         yield process, identity(name)
 
 
-def _counters(group: GroupState) -> Iterator[tuple[dict[str, int], dict[str, str]]]:
+def _counters(group: Group) -> Iterator[tuple[dict[str, int], dict[str, str]]]:
     """(counters, attributes) of each process that is not down."""
     return ((process.counters, named) for process, named in _processes(group) if process.state != "down")
 
 
-def _gauges(group: GroupState) -> Iterator[tuple[dict[str, int], dict[str, str]]]:
+def _gauges(group: Group) -> Iterator[tuple[dict[str, int], dict[str, str]]]:
     """(gauges, attributes) of each process that is not down."""
     return ((process.gauges, named) for process, named in _processes(group) if process.state != "down")
 
 
-def _gauge(key: str) -> Callable[[GroupState], Rows]:
+def _gauge(key: str) -> Callable[[Group], Rows]:
     """A gauge of each process that reports it."""
 
-    def rows(group: GroupState) -> Rows:
+    def rows(group: Group) -> Rows:
         for gauges, named in _gauges(group):
             if key in gauges:
                 yield gauges[key], named
@@ -101,10 +101,10 @@ def _gauge(key: str) -> Callable[[GroupState], Rows]:
     return rows
 
 
-def _gpu_gauge(key: str) -> Callable[[GroupState], Rows]:
+def _gpu_gauge(key: str) -> Callable[[Group], Rows]:
     """A gauge of each GPU: all its processes report the same, so the first report is used."""
 
-    def rows(group: GroupState) -> Rows:
+    def rows(group: Group) -> Rows:
         seen = set()
         for gauges, _ in _gauges(group):
             number = gauges.get("gpu")
@@ -115,60 +115,60 @@ def _gpu_gauge(key: str) -> Callable[[GroupState], Rows]:
     return rows
 
 
-def _slots(group: GroupState) -> Rows:
+def _slots(group: Group) -> Rows:
     for gauges, named in _gauges(group):
         for key, slots in gauges.items():
             if key.startswith("slots_"):
                 yield slots, {**named, "state": key.removeprefix("slots_")}
 
 
-def _up(group: GroupState) -> Rows:
+def _up(group: Group) -> Rows:
     for process, named in _processes(group):
         yield int(process.state == "up"), named
 
 
-def _spans(group: GroupState) -> Rows:
+def _spans(group: Group) -> Rows:
     for counters, named in _counters(group):
         if "spans_ended" in counters:
             yield counters.get("spans_exported", 0), named
             yield counters.get("spans_lost", 0), {**named, "error.type": "lost"}
 
 
-def _batches(group: GroupState) -> Rows:
+def _batches(group: Group) -> Rows:
     for counters, named in _counters(group):
         for mode in ("graph", "plain"):
             if f"batches_{mode}" in counters:
                 yield counters[f"batches_{mode}"], {**named, "mode": mode}
 
 
-def _events(group: GroupState) -> Rows:
+def _events(group: Group) -> Rows:
     for counters, named in _counters(group):
         for event, times in counters.items():
             if not event.startswith(("batches_", "spans_")):
                 yield times, {**named, "event": event}
 
 
-def _budgets(key: str) -> Callable[[GroupState], Rows]:
-    def rows(group: GroupState) -> Rows:
+def _budgets(key: str) -> Callable[[Group], Rows]:
+    def rows(group: Group) -> Rows:
         for name, state in list(group.budgets.items()):
             yield state[key] / 1000, {"budget": name}
 
     return rows
 
 
-Observed = tuple[str, str, str, str, Callable[[GroupState], Rows]]  # name, kind of instrument, unit, description, rows
+Observed = tuple[str, str, str, str, Callable[[Group], Rows]]  # name, kind of instrument, unit, description, rows
 OBSERVED: tuple[Observed, ...] = (
     (
         "peoplecounter.frames", "counter", "{frame}", "Frames, counted or not",
-        _sources(lambda s, _: s.ledger.totals.next_seq),
+        _sources(lambda s, _: s.totals["frames"]),
     ),
     (
         "peoplecounter.frames.counted", "counter", "{frame}", "Frames counted",
-        _sources(lambda s, _: s.ledger.totals.counted),
+        _sources(lambda s, _: s.totals["counted"]),
     ),
     (
         "peoplecounter.frames.incomplete", "counter", "{frame}", "Counted frames of which a part was missing",
-        _sources(lambda s, _: s.ledger.totals.incomplete),
+        _sources(lambda s, _: s.totals["incomplete"]),
     ),
     ("peoplecounter.frames.dropped", "counter", "{frame}", "Frames not counted", _dropped),
     ("peoplecounter.people", "gauge", "{person}", "People in the last complete frame", _people),
@@ -177,7 +177,7 @@ OBSERVED: tuple[Observed, ...] = (
     ("peoplecounter.area.people", "gauge", "{person}", "Occupancy of an area; below 0: more have left", _areas),
     (
         "peoplecounter.source.online", "gauge", "", "1 while the source is online",
-        _sources(lambda s, now: int(s.published_state(now) == "online")),
+        _sources(lambda s, now: int(s.state_at(now) == "online")),
     ),
     (
         "peoplecounter.source.frame.age", "gauge", "s", "Since the last counted frame",
@@ -204,7 +204,7 @@ OBSERVED: tuple[Observed, ...] = (
 class Metrics:
     """The group's instruments. Raises AppError when the address for Prometheus cannot be bound."""
 
-    def __init__(self, group: GroupState, process: str, settings: TelemetrySettings):
+    def __init__(self, group: Group, process: str, settings: TelemetrySettings):
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
         readers = [reader for make in (self._scraped, _pushed) if (reader := make(settings))]
@@ -278,5 +278,5 @@ def _pushed(settings: TelemetrySettings) -> MetricReader | None:
     return PeriodicExportingMetricReader(exporter, PUSH_MS, export_timeout_millis=5000)
 
 
-def _callback(rows: Callable[[GroupState], Rows], group: GroupState) -> Callable[[CallbackOptions], list[Observation]]:
+def _callback(rows: Callable[[Group], Rows], group: Group) -> Callable[[CallbackOptions], list[Observation]]:
     return lambda options: [Observation(value, attributes) for value, attributes in rows(group)]

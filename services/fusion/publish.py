@@ -1,6 +1,7 @@
 """What subscribers read: JSON on a PUB socket, one topic per kind and source. See README.md for the messages."""
 
 import logging
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 from peoplecounter.common.errors import AppError
+from peoplecounter.common.ipc.link import RECONNECT_MS
 from peoplecounter.common.keys import key_pair, public_keys
 from peoplecounter.common.settings import FusionSettings, Settings
 
@@ -16,12 +18,41 @@ _encode = msgspec.json.Encoder().encode
 SUBSCRIPTION_BYTES_MAX = 1024  # of a topic that a client subscribes to
 
 
+class ToFirst:
+    """What a fusion but the first one publishes: it goes to the first one, who publishes it. It never blocks.
+
+    Messages wait while the first one starts; when it is away for long, some are lost, as subscribers are without it.
+    """
+
+    def __init__(self, context: zmq.Context, settings: Settings, counters: Counter[str]):
+        self._counters = counters
+        self._socket = context.socket(zmq.PUSH)
+        self._socket.setsockopt(zmq.LINGER, 500)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+        self._socket.connect(first_endpoint(settings))
+
+    def send(self, kind: str, name: str, content: dict) -> None:
+        """Publishes one message on the topic `<kind>.<name>`."""
+        try:
+            self._socket.send_multipart([f"{kind}.{name}".encode(), _encode(content)], zmq.NOBLOCK)
+        except zmq.Again:
+            self._counters["messages_unpublished"] += 1
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def first_endpoint(settings: Settings) -> str:
+    """Where the first fusion gets what the others publish."""
+    return f"ipc://{settings.run_dir}/publish.sock"
+
+
 class Publisher:
     """The PUB socket, bound in the run directory and, if the settings say so, on TCP. It never blocks."""
 
     def __init__(self, context: zmq.Context, settings: Settings):
         self._path = Path(settings.publish.removeprefix("ipc://"))
-        self._path.unlink(missing_ok=True)  # this process holds the lock of results.fusion
+        self._path.unlink(missing_ok=True)  # this process holds the lock of results.fusion.0
         self._authenticator: ThreadAuthenticator | None = None
         self._socket = context.socket(zmq.PUB)
         self._socket.setsockopt(zmq.LINGER, 500)
@@ -31,7 +62,11 @@ class Publisher:
 
     def send(self, kind: str, name: str, content: dict) -> None:
         """Publishes one message on the topic `<kind>.<name>`."""
-        self._socket.send_multipart([f"{kind}.{name}".encode(), _encode(content)])
+        self.pass_on(f"{kind}.{name}".encode(), _encode(content))
+
+    def pass_on(self, topic: bytes, body: bytes) -> None:
+        """Publishes a message as it is."""
+        self._socket.send_multipart([topic, body])
 
     def close(self) -> None:
         self._socket.close()

@@ -6,32 +6,26 @@ from collections.abc import Callable
 
 import numpy as np
 
-from peoplecounter.common.budgets import BudgetWindow
 from peoplecounter.common.errors import AppError
 from peoplecounter.common.files import Lock, make_private_folder
-from peoplecounter.common.ipc.link import Peer
 from peoplecounter.common.ipc.messages import (
     DROP_REASONS,
     ROW_VALUES,
     Confirmed,
-    Correct,
-    Corrected,
     Detections,
     Dropped,
     FrameHeader,
     Report,
     Status,
 )
-from peoplecounter.common.ipc.results import Body, Receipt, ResultReceiver
+from peoplecounter.common.ipc.results import Body, Receipt, ResultReceiver, counted_by
 from peoplecounter.common.process.runtime import Runtime
-from peoplecounter.services.fusion.alerts import Alerts
-from peoplecounter.services.fusion.areas import Area
 from peoplecounter.services.fusion.flow import Event, SeenFrame
+from peoplecounter.services.fusion.group import HEARD, Group
 from peoplecounter.services.fusion.join import Ended, Gap, Join, PendingFrame, Settled
-from peoplecounter.services.fusion.members import Members
 from peoplecounter.services.fusion.merge import hysteresis, merge
-from peoplecounter.services.fusion.publish import Publisher, utc
-from peoplecounter.services.fusion.state import GroupState, SourceState, SourceStates
+from peoplecounter.services.fusion.publish import Publisher, ToFirst, utc
+from peoplecounter.services.fusion.state import SourceState, SourceStates
 from peoplecounter.services.fusion.timings import timings
 
 STATUS_NS = 1_000_000_000
@@ -39,40 +33,34 @@ NOT_LOST = ("no_slot", "no_credit")  # drops that only thin out a live source: t
 
 
 class Fusion:
-    """The loop of fusion calls settle() and publish_statuses() after every tick."""
+    """The loop of fusion calls settle() and publish_statuses() after every tick. The first fusion has the `group`."""
 
     def __init__(self, rt: Runtime):
-        settings, now_ns = rt.settings, rt.loop.now_ns()
+        settings, now_ns, number = rt.settings, rt.loop.now_ns(), int(rt.instance)
         self.rt, self.settings = rt, settings.fusion
         self.join = Join(settings.fusion.reorder_frames, int(settings.fusion.idle_s * 1e9))
+        epoch, on_change = secrets.token_hex(8), self.on_process_change
         self.receiver = rt.closing(
-            ResultReceiver(
-                rt.loop, settings.run_dir, secrets.token_hex(8), rt.timing, self.on_result, self.on_process_change
-            )
+            ResultReceiver(rt.loop, settings.run_dir, epoch, rt.timing, self.on_result, on_change, number)
         )
-        self.publisher = rt.closing(Publisher(rt.loop.context, settings))
+        self.publisher: Publisher | ToFirst = rt.closing(
+            ToFirst(rt.loop.context, settings, rt.counters) if number else Publisher(rt.loop.context, settings)
+        )
         make_private_folder(settings.data, "data_dir")
-        rt.closing(Lock(settings.data / "fusion.lock", f"the data_dir {settings.data}", "data_dir"))
-        self.sources = rt.closing(SourceStates(settings, now_ns, self.join.resume, self.publish_events))
+        rt.closing(Lock(settings.data / lock_of(number), f"the data_dir {settings.data}", "data_dir"))
+        self.group: Group | None = None
+        self.sources = rt.closing(
+            SourceStates(
+                settings, now_ns, self.join.resume, self.publish_events,
+                lambda name: counted_by(name, settings.workers.fusion) == number,
+            )
+        )  # fmt: skip
         for name in self.sources.known:
-            self.source(name)  # so that areas know all lines from the start
-        self.areas = {
-            name: Area(settings.data, name, area, settings.timezone, self.sources.line_totals)
-            for name, area in settings.areas.items()
-        }
-        self.alerts = rt.closing(Alerts(settings, self.alert_value))
-        self.raised: dict[str, dict] = {}  # alerts, as published last
-        rt.control.on(Correct, self.on_correct)
-        self.members = Members()
-        self.group = GroupState(self.sources, self.members, self.areas, rt.loop.now_ns)
-        self.window = BudgetWindow(settings.budgets)
+            self.source(name)  # what an earlier run has not logged is logged before areas read it
+        if isinstance(self.publisher, Publisher):
+            self.group = Group(rt, self.publisher, lambda: self.sources.names() | self.sources.others)
         self.status_due_ns = 0
-        self.warned: set[tuple[str, str]] = set()  # kind and name of what was logged, and is still so
-        self.metrics = None
-        if settings.telemetry.metrics:
-            from peoplecounter.services.fusion.metrics import Metrics  # an SDK and an HTTP server, if needed
-
-            self.metrics = rt.closing(Metrics(self.group, rt.name, settings.telemetry))
+        self.warned: set[str] = set()  # sources of which a warning was logged, and is still so
 
     def source(self, name: str) -> SourceState:
         return self.sources.get(name, self.rt.loop.now_ns())
@@ -95,22 +83,15 @@ class Fusion:
 
     def on_report(self, report: Report, now_ns: int) -> None:
         """A process sends its counters, and which frames its ring holds."""
-        self.log_change(self.members.report(report, now_ns))
-        self.publish_process(report.service, now_ns)
+        if self.group:
+            self.group.report(report)
         for source, seq in report.holding:
             self.join.held(source, seq, now_ns)
 
     def on_process_change(self, name: str, state: str) -> None:
         """A process is silent, down or ended."""
-        now_ns = self.rt.loop.now_ns()
-        self.log_change(self.members.change(name, state, now_ns))
-        self.publish_process(name, now_ns)
-        if state == "ended":
-            self.members.forget(name)
-
-    def log_change(self, line: str) -> None:
-        if line:
-            self.rt.log.warning("%s", line)
+        if self.group:
+            self.group.change(name, state)
 
     def on_status(self, status: Status, receipt: Receipt, now_ns: int) -> None:
         """A decoder sends the state of its source. Its end is settled behind its last frame."""
@@ -151,6 +132,8 @@ class Fusion:
                 self.drop(due.source, due.first, "stale", due.count)
             else:
                 self.end(due)
+        if self.group:
+            self.group.update()
 
     def count(self, frame: PendingFrame, reason: str) -> None:
         """Merges the frame's boxes, commits it to the ledger, then publishes it."""
@@ -177,16 +160,12 @@ class Fusion:
         self.publish_count(frame, len(persons), missing, end_to_end_ms, stages_ms, hops_ms)
         tracks, events = source.follow(seen)
         detections = {**stored_boxes(header, persons), "ids": [track or None for track in tracks]}
-        self.publisher.send("detections", header.source, {**identity(header), **detections})
+        self.send("detections", header.source, {**identity(header), **detections})
         self.publish_events(header.source, events)
         self.rt.counters["frames_counted"] += 1
         self.rt.tracer.record(
             "fusion", header, began_ns, self.rt.loop.now_ns(), people=len(persons), complete=not missing
         )
-        if header.deadline_ns:  # a lossless file waits in its own queue: its times say nothing about the budgets
-            self.window.add(ended_ns, {**stages_ms, **hops_ms, "end_to_end": end_to_end_ms})
-        if self.metrics:
-            self.metrics.record(header.source, stages_ms, hops_ms, end_to_end_ms)
 
     def merge(self, frame: PendingFrame, source: SourceState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The persons of a frame, see merge(), float32 [n, 6]; which are sure, and which are counted, bool [n]."""
@@ -204,7 +183,7 @@ class Fusion:
         self.rt.counters[f"dropped_{reason}"] += frames
         totals = source.ledger.totals.public()
         content = {"source": name, "seq": first, "frames": frames, "reason": reason, "totals": totals}
-        self.publisher.send("dropped", name, content)
+        self.send("dropped", name, content)
 
     def end(self, due: Ended) -> None:
         """All frames of a source are settled: its tracks end, and its last minute."""
@@ -237,71 +216,27 @@ class Fusion:
             "hops_ms": hops_ms,
             "totals": self.source(header.source).ledger.totals.public(),
         }
-        self.publisher.send("counts", header.source, content)
+        self.send("counts", header.source, content)
 
     def publish_events(self, name: str, events: list[Event]) -> None:
         """Publishes what happened at a source; it is in the journal and in the log already."""
         for kind, content in events:
-            self.publisher.send(kind, name, content)
-            if kind == "crossings":
-                self.alerts.crossed(f"{name}.{content['line']}", self.rt.loop.now_ns() / 1e9)
-        if events:
-            self.publish_areas({f"{name}.{content['line']}" for kind, content in events if kind == "crossings"})
-            self.check_alerts()
+            self.send(kind, name, content)
 
-    def publish_areas(self, crossed: set[str] | None = None) -> None:
-        """Publishes the areas; `crossed`: only those with one of these lines."""
-        for name, area in self.areas.items():
-            if crossed is None or crossed & set(area.lines):
-                missing = self.sources.missing_lines(area.lines)
-                if missing and ("area", name) not in self.warned:
-                    self.rt.log.warning("the area %s has lines that do not exist: %s", name, ", ".join(missing))
-                (self.warned.add if missing else self.warned.discard)(("area", name))
-                self.publisher.send("areas", name, area.public(time.time()) | ({"missing": missing} if missing else {}))
-
-    def check_alerts(self) -> None:
-        for name, content in self.alerts.update(self.rt.loop.now_ns() / 1e9):
-            self.publisher.send("alerts", name, content)
-
-    def alert_value(self, kind: str, name: str) -> float | None:
-        """What an alert watches: people in an area, or in a zone; 0 for a line; None: there is none of this name."""
-        if kind == "area":
-            return self.areas[name].occupancy()
-        source, _, shape = name.partition(".")
-        state = self.sources.states.get(source)
-        if state is None or kind == "zone":
-            return state.flow.zone_people(shape) if state else None
-        return 0 if shape in state.flow.lines else None
-
-    def on_correct(self, peer: Peer, message: Correct) -> None:
-        """Somebody has counted the people in an area."""
-        area = self.areas.get(message.area)
-        try:
-            if area is None:
-                raise AppError(f"There is no area {message.area!r}: the settings have no table [areas.{message.area}].")
-            answer = Corrected(*area.correct(message.people, time.time(), message.note))
-        except AppError as error:
-            answer = Corrected(refusal=str(error))
-        self.rt.control.send(peer, answer)
-        self.publish_areas()
-        self.check_alerts()
+    def send(self, kind: str, name: str, content: dict) -> None:
+        """Publishes a message of a source, and tells the group."""
+        self.publisher.send(kind, name, content)
+        if self.group and kind in HEARD:
+            self.group.hear(kind, name, content)
 
     def keep_time(self) -> None:
-        """What time alone changes: minutes end, areas are reset, alerts have waited long enough."""
+        """What time alone changes: minutes end."""
         now_s = time.time()
         if lost := sum(state.flow.events_lost for state in self.sources.states.values()):
             self.rt.counters["events_lost"] = lost
         for state in self.sources.states.values():
             if state.live and state.start_s is None and state.flow.tick(now_s):
                 state.keep()
-        for name, area in self.areas.items():
-            try:
-                if area.reset_if_due(now_s):
-                    self.rt.log.info("the area %s was reset: %+d people had not been seen to leave", name, area.drift)
-            except AppError as error:
-                self.rt.log.error("%s", error)
-        self.publish_areas()
-        self.check_alerts()
 
     def publish_statuses(self) -> None:
         """Publishes every source's state once a second, for late subscribers and for sources without frames."""
@@ -317,26 +252,21 @@ class Fusion:
         for name in self.sources.names():
             self.publish_status(name, now_ns)
         self.keep_time()
-        for name, process in self.members.processes.items():
-            if process.state != "up":  # the others have just published their report
-                self.publish_process(name, now_ns)
-        before, self.group.budgets = self.group.budgets, self.window.states(now_ns)
-        if self.group.budgets or before:  # once more when there are none any more
-            self.publisher.send("budgets", "group", self.group.budgets)
-        raised, self.raised = self.raised, self.alerts.raised(now_ns / 1e9)
-        if self.raised or raised:
-            self.publisher.send("raised", "group", self.raised)
-
-    def publish_process(self, name: str, now_ns: int) -> None:
-        self.publisher.send("service", name, self.members.processes[name].public(now_ns))
+        if self.group:
+            self.group.tell()
 
     def publish_status(self, name: str, now_ns: int) -> None:
         content = self.source(name).public(name, now_ns)
         warning = content.get("warning")
-        if warning and ("source", name) not in self.warned:
+        if warning and name not in self.warned:
             self.rt.log.warning("%s: %s", name, warning)
-        (self.warned.add if warning else self.warned.discard)(("source", name))
-        self.publisher.send("status", name, content)
+        (self.warned.add if warning else self.warned.discard)(name)
+        self.send("status", name, content)
+
+
+def lock_of(number: int) -> str:
+    """The file in data_dir that a fusion keeps locked, because it is the only one that writes its sources' logs."""
+    return f"fusion.{number}.lock"
 
 
 def identity(header: FrameHeader) -> dict:

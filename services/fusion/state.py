@@ -1,26 +1,24 @@
-"""What fusion knows of the sources and of the group."""
+"""What a fusion knows of the sources that it counts."""
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from peoplecounter.common import events, shape_changes
+from peoplecounter.common import shape_changes
 from peoplecounter.common.errors import AppError
-from peoplecounter.common.events import EventLog, LineTotals, Sums
+from peoplecounter.common.events import EventLog
 from peoplecounter.common.files import sha256
 from peoplecounter.common.process.control import sources_to_decode
 from peoplecounter.common.process.journal import Journal
 from peoplecounter.common.settings import Settings
 from peoplecounter.common.shape_changes import known_shapes
 from peoplecounter.common.sources import SourceChange, known_sources
-from peoplecounter.services.fusion.areas import Area
 from peoplecounter.services.fusion.clock import start_of
 from peoplecounter.services.fusion.flow import Event, Flow, SeenFrame
 from peoplecounter.services.fusion.ledger import Ledger, Totals
-from peoplecounter.services.fusion.members import Members
 
 REFRESH_NS = 100_000_000  # a result of an unknown source makes fusion read the sources again, at most this often
 SHAPES_NS = 200_000_000  # how often fusion looks whether lines or zones have changed
@@ -86,8 +84,8 @@ class SourceState:
 
 
 class SourceStates:
-    """The sources of the group. `on_new(name, next_seq)` is called when fusion first learns of one,
-    `on_events(name, events)` when something happens at one apart from a frame."""
+    """The sources that one fusion counts. `on_new(name, next_seq)` is called when it first learns of one,
+    `on_events(name, events)` when something happens at one apart from a frame; `is_mine(name)`: it counts this one."""
 
     def __init__(
         self,
@@ -95,12 +93,14 @@ class SourceStates:
         now_ns: int,
         on_new: Callable[[str, int], None],
         on_events: Callable[[str, list[Event]], None] = lambda name, events: None,
+        is_mine: Callable[[str], bool] = lambda name: True,
     ):
-        self._settings, self._on_new, self._on_events = settings, on_new, on_events
+        self._settings, self._on_new, self._on_events, self._is_mine = settings, on_new, on_events, is_mine
         self._told: set[str] = set()  # errors that were logged
-        self._gone: dict[str, Sums] = {}  # of sources that are not there any more, for areas
         self.states: dict[str, SourceState] = {}
-        self.known: dict[str, SourceChange] = known_sources(settings)
+        self.known: dict[str, SourceChange] = {}
+        self.others: set[str] = set()  # that other fusions count
+        self._read()
         self._refreshed_ns = now_ns
         self._shapes_ns, self._shapes_due_ns = self._shapes_written_ns(), now_ns
 
@@ -121,7 +121,9 @@ class SourceStates:
         return self.states[name]
 
     def is_known(self, name: str, now_ns: int) -> bool:
-        """True for a source of this group: one that was just added, or was removed and has not ended yet, too."""
+        """True for a source that is counted here, also if it was just added, or was removed and has not ended yet."""
+        if not self._is_mine(name):
+            return False
         if name not in self.states and name not in self.known and now_ns - self._refreshed_ns > REFRESH_NS:
             self.refresh(now_ns)
         return name in self.states or name in self.known
@@ -132,11 +134,10 @@ class SourceStates:
         Raises AppError when a source cannot be read; nothing changes then.
         """
         self._refreshed_ns = now_ns
-        self.known = known_sources(self._settings)
+        self._read()
         for name, source in list(self.states.items()):
             if name not in self.known:
                 if source.state == "ended" or now_ns - source.heard_ns > STALE_NS:
-                    self._gone[name] = source.flow.sums
                     self.states.pop(name).close()
                 continue
             if source.change != self.known[name].id:
@@ -147,6 +148,11 @@ class SourceStates:
                 if source.state == "ended":
                     source.state, source.detail = "waiting", ""
             self._set_shapes(name)
+
+    def _read(self) -> None:
+        every = known_sources(self._settings)
+        self.known = {name: change for name, change in every.items() if self._is_mine(name)}
+        self.others = every.keys() - self.known.keys()
 
     def follow_shapes(self, now_ns: int) -> None:
         """Reads the lines and zones again soon after one of them has changed."""
@@ -186,26 +192,8 @@ class SourceStates:
         if changed and not state.ledger.totals.untracked:  # otherwise follow() keeps both
             state.keep()
 
-    def line_totals(self, line: str) -> LineTotals:
-        """The sums of SOURCE.LINE, also of one that is not there any more."""
-        source, _, name = line.partition(".")
-        if source in self.states:
-            return self.states[source].flow.line_totals(name)
-        if source not in self._gone:
-            self._gone[source] = events.sums_of(self._settings.data, source) or Sums()
-        return self._gone[source].lines.get(name) or LineTotals()
-
-    def missing_lines(self, lines: Iterable[str]) -> list[str]:
-        """Which of these lines, SOURCE.LINE, do not exist."""
-
-        def exists(line: str) -> bool:
-            source, _, name = line.partition(".")
-            return source in self.states and name in self.states[source].flow.lines
-
-        return [line for line in lines if not exists(line)]
-
     def names(self) -> set[str]:
-        """All sources: those that exist, and those that have not ended yet."""
+        """All sources that are counted here: those that exist, and those that have not ended yet."""
         return self.known.keys() | self.states.keys()
 
     def close(self) -> None:
@@ -218,14 +206,3 @@ def played(change: SourceChange | None) -> str:
     if change is None or change.source is None:
         return ""
     return sha256(f"{change.id} {change.source.start_time} {change.source.url}".encode())[:16]
-
-
-@dataclass
-class GroupState:
-    """Everything that metrics report."""
-
-    sources: SourceStates
-    members: Members
-    areas: dict[str, Area]
-    now_ns: Callable[[], int]
-    budgets: dict[str, dict] = field(default_factory=dict)  # see BudgetWindow.states

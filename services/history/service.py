@@ -52,8 +52,9 @@ class History:
         self._follow()
         until_s = time.monotonic() + STOP_S / 2
         while not self._failure and time.monotonic() < until_s:
-            with contextlib.suppress(AppError):  # fusion still holds it
-                Lock(self._rt.settings.data / "fusion.lock").close()
+            with contextlib.suppress(AppError):  # a fusion still holds its own
+                for path in self._rt.settings.data.glob("fusion.*.lock"):
+                    Lock(path).close()
                 break
             time.sleep(0.05)
         with contextlib.suppress(SQLAlchemyError, OSError):

@@ -1,10 +1,10 @@
 """A group on several GPUs: `python -m tests.bench.gpus --number 1 2 4 --seconds 10` on a GPU host.
 
 Each number of GPUs is a run of `peoplecounter run` with seven 4K cameras of 30 frames/s for each, two infer_tiles on
-each: how many frames/s are counted, and what is dropped. With `--lose 2`, on two GPUs: three cameras for each, then a
-kernel that writes to a wrong address makes the last one fail, under the MPS daemon that all share. How long is it from
-the last complete count of each of its cameras to the tenth that comes from another GPU? `--levels "[1.0]"`: 33 views
-instead of all 43. PLAN and FOOTAGE as for tests/bench/gpu.py.
+each, and a fusion for each: how many frames/s are counted, and what is dropped. With `--lose 2`, on two GPUs: three
+cameras for each, then a kernel that writes to a wrong address makes the last one fail, under the MPS daemon that all
+share. How long is it from the last complete count of each of its cameras to the tenth that comes from another GPU?
+`--levels "[1.0]"`: 33 views instead of all 43. PLAN and FOOTAGE as for tests/bench/gpu.py.
 """
 
 import argparse
@@ -57,7 +57,7 @@ class Run:
         settings = {
             "run_dir": self.run_dir, "backend": "cuda", "gpus": ",".join(map(str, range(number))),
             "engine__model": PLAN, "sources": json.dumps(dict.fromkeys(self.sources, camera)),
-            "workers__infer_tiles": 2, "views__levels": levels,
+            "workers__infer_tiles": 2, "workers__fusion": number, "views__levels": levels,
         }  # fmt: skip
         environment = without_settings() | DEFAULTS
         environment |= {f"PEOPLECOUNTER_{key.upper()}": str(value) for key, value in settings.items()}

@@ -51,7 +51,7 @@ def test_forged_results_are_refused_and_counted(group, clip, run_dir):
     g.wait_counts(10)
     context = zmq.Context()
     socket = context.socket(zmq.DEALER)
-    socket.connect(f"ipc://{run_dir}/{RESULTS}.sock")
+    socket.connect(f"ipc://{run_dir}/{RESULTS}0.sock")
     socket.send(encode(Hello(SCHEMA, "evil", os.getpid())))
     for number, body in enumerate(FORGED, 1):
         socket.send(encode(Result(number, body)))

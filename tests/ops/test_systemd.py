@@ -34,7 +34,7 @@ UNITS = {
     "preprocess.0": "peoplecounter-preprocess@0",
     "infer_global.0": "peoplecounter-infer-global@0",
     "infer_tiles.1": "peoplecounter-infer-tiles@1",
-    "fusion.0": "peoplecounter-fusion",
+    "fusion.0": "peoplecounter-fusion@0",
     "dashboard.0": "peoplecounter-dashboard",
 }
 
@@ -54,10 +54,12 @@ class Machine(Systemd):
         self.seen.tail = lambda: self.do("journalctl", "--no-pager", "-n", "50", "-t", "python", check=False)
 
     def pids(self) -> dict[str, str]:
-        """Unit -> main pid, of every service that runs."""
-        listed = self.do("systemctl", "show", "peoplecounter-*.service", "-p", "Id", "-p", "MainPID")
+        """Unit -> main pid, of every service that is ready: only then its watchdog notices that it is frozen."""
+        shown = ("-p", "Id", "-p", "MainPID", "-p", "ActiveState")
+        listed = self.do("systemctl", "show", "peoplecounter-*.service", *shown)
         rows = [dict(line.split("=", 1) for line in block.splitlines()) for block in listed.split("\n\n")]
-        return {row["Id"].removesuffix(".service"): row["MainPID"] for row in rows if row and row["MainPID"] != "0"}
+        ready = [row for row in rows if row and row["ActiveState"] == "active"]
+        return {row["Id"].removesuffix(".service"): row["MainPID"] for row in ready}
 
     def peoplecounter(self, *arguments: object, check: bool = True) -> str:
         return self.do(self.cli, *arguments, check=check)

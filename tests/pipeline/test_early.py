@@ -34,7 +34,7 @@ def decoder(run_dir, clip):
     rt = Runtime("decoder", instance, settings, lock)
     one = Decoder(rt)
     one.surfaces.open(LAYOUT)
-    one.sent = lambda: [body for body in rt.results._waiting if not hasattr(body, "state")]
+    one.sent = lambda: [body for body in rt.results._senders[0]._waiting if not hasattr(body, "state")]
     yield one
     rt.close()
 

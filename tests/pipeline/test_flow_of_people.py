@@ -46,8 +46,8 @@ def make(group, walk, tmp_path):
     return start
 
 
-def logged(folder, *kinds):
-    read = [r for path in events.files(folder / events.FOLDER, "cam") for r, _ in events.read(path)]
+def logged(folder, *kinds, source="cam"):
+    read = [r for path in events.files(folder / events.FOLDER, source) for r, _ in events.read(path)]
     return [r for r in read if isinstance(r, kinds)]
 
 

@@ -78,7 +78,7 @@ def test_systemd_has_the_services(kind, monkeypatch):
     }
     started = {name.removesuffix(".service") for name in install.instances(settings, "pc")} - {"pc-mps"}
     workers = {"pc-infer-tiles@0", "pc-infer-tiles@1", "pc-infer-global@0", "pc-preprocess@0"}
-    assert started == workers | {"pc-decoder@door", "pc-fusion"}
+    assert started == workers | {"pc-decoder@door", "pc-fusion@0"}
 
 
 def test_optional_services_have_units_and_a_data_dir_elsewhere_may_be_written():
@@ -86,9 +86,9 @@ def test_optional_services_have_units_and_a_data_dir_elsewhere_may_be_written():
     settings = Settings(sources={"door": {"url": "rtsp://camera/1"}}, data_dir="/srv/counts", dashboard=listen)
     units = install.units(settings, Path("/etc/peoplecounter.toml"), "pc", "pc")
     assert "pc-history.service" in units and "pc-history.service" in install.instances(settings, "pc")
-    assert "PEOPLECOUNTER_DATA_DIR=/srv/counts " in units["pc-fusion.service"]
+    assert "PEOPLECOUNTER_DATA_DIR=/srv/counts " in units["pc-fusion@.service"]
     writers = {name for name, text in units.items() if "ReadWritePaths=/srv/counts\n" in text}
-    assert writers == {"pc-fusion.service", "pc-history.service", "pc-dashboard.service"}
+    assert writers == {"pc-fusion@.service", "pc-history.service", "pc-dashboard.service"}
     assert " -m peoplecounter.deploy.dashboard\n" in units["pc-dashboard.service"]
     assert "pc-dashboard.service" in install.instances(settings, "pc")
     usual = install.units(settings.model_copy(update={"data_dir": "/var/lib/pc"}), Path("/etc/x.toml"), "pc", "pc")
