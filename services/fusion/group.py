@@ -7,24 +7,20 @@ the others publish, and passes it on, so that subscribers need one address.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import msgspec
-import zmq
 
 from peoplecounter.common import events
 from peoplecounter.common.budgets import BudgetWindow
 from peoplecounter.common.errors import AppError
 from peoplecounter.common.events import LineTotals, Sums
-from peoplecounter.common.ipc.link import BURST, Peer
-from peoplecounter.common.ipc.loop import Loop
-from peoplecounter.common.ipc.messages import MAX_BYTES, Correct, Corrected, Report
+from peoplecounter.common.ipc.link import Peer
+from peoplecounter.common.ipc.messages import Correct, Corrected, Report
 from peoplecounter.common.process.runtime import Runtime
-from peoplecounter.common.settings import Settings
 from peoplecounter.services.fusion.alerts import Alerts
 from peoplecounter.services.fusion.areas import Area
 from peoplecounter.services.fusion.members import Members
-from peoplecounter.services.fusion.publish import Publisher, first_endpoint
+from peoplecounter.services.fusion.publish import Inbox, Publisher
 
 HEARD = ("counts", "dropped", "status", "crossings", "zones")  # topics of a source that say something new
 SILENT_NS = 3_000_000_000  # the state of a source is published once a second
@@ -241,30 +237,3 @@ class Group:
         self._publisher.pass_on(topic, body)
         if content:
             self.hear(kind, name, content)
-
-
-class Inbox:
-    """What the other fusions publish, see ToFirst: `on_message(topic, body)`. Anything else is counted and ignored."""
-
-    def __init__(self, loop: Loop, settings: Settings, on_message: Callable[[bytes, bytes], None]):
-        self._on_message, self._counters = on_message, loop.counters
-        self._path = Path(first_endpoint(settings).removeprefix("ipc://"))
-        self._path.unlink(missing_ok=True)  # this process holds the lock of results.fusion.0
-        self._socket = loop.context.socket(zmq.PULL)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
-        self._socket.bind(first_endpoint(settings))
-        loop.watch(self._socket, self._receive)
-
-    def close(self) -> None:
-        self._socket.close()
-        self._path.unlink(missing_ok=True)
-
-    def _receive(self) -> None:
-        for _ in range(BURST):
-            try:
-                topic, body = self._socket.recv_multipart(zmq.NOBLOCK)
-                self._on_message(topic, body)
-            except zmq.Again:
-                return
-            except (ValueError, msgspec.MsgspecError):
-                self._counters["messages_malformed"] += 1

@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,41 +11,14 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 from peoplecounter.common.errors import AppError
-from peoplecounter.common.ipc.link import RECONNECT_MS
+from peoplecounter.common.ipc.link import BURST, RECONNECT_MS
+from peoplecounter.common.ipc.loop import Loop
+from peoplecounter.common.ipc.messages import MAX_BYTES
 from peoplecounter.common.keys import key_pair, public_keys
 from peoplecounter.common.settings import FusionSettings, Settings
 
 _encode = msgspec.json.Encoder().encode
 SUBSCRIPTION_BYTES_MAX = 1024  # of a topic that a client subscribes to
-
-
-class ToFirst:
-    """What a fusion but the first one publishes: it goes to the first one, who publishes it. It never blocks.
-
-    Messages wait while the first one starts; when it is away for long, some are lost, as subscribers are without it.
-    """
-
-    def __init__(self, context: zmq.Context, settings: Settings, counters: Counter[str]):
-        self._counters = counters
-        self._socket = context.socket(zmq.PUSH)
-        self._socket.setsockopt(zmq.LINGER, 500)
-        self._socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
-        self._socket.connect(first_endpoint(settings))
-
-    def send(self, kind: str, name: str, content: dict) -> None:
-        """Publishes one message on the topic `<kind>.<name>`."""
-        try:
-            self._socket.send_multipart([f"{kind}.{name}".encode(), _encode(content)], zmq.NOBLOCK)
-        except zmq.Again:
-            self._counters["messages_unpublished"] += 1
-
-    def close(self) -> None:
-        self._socket.close()
-
-
-def first_endpoint(settings: Settings) -> str:
-    """Where the first fusion gets what the others publish."""
-    return f"ipc://{settings.run_dir}/publish.sock"
 
 
 class Publisher:
@@ -92,6 +66,62 @@ class Publisher:
             raise AppError(
                 f"Counts cannot be published on {settings.publish}: {error.strerror}. Set fusion.publish."
             ) from None
+
+
+class Forwarder:
+    """Publishes for a fusion that is not the first one: the first one gets its messages, in its Inbox. It never blocks.
+
+    Messages wait while the first one starts. When it is away for long, some are lost: subscribers have nothing to read
+    then, either.
+    """
+
+    def __init__(self, context: zmq.Context, settings: Settings, counters: Counter[str]):
+        self._counters = counters
+        self._socket = context.socket(zmq.PUSH)
+        self._socket.setsockopt(zmq.LINGER, 500)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+        self._socket.connect(_inbox(settings))
+
+    def send(self, kind: str, name: str, content: dict) -> None:
+        """Publishes one message on the topic `<kind>.<name>`."""
+        try:
+            self._socket.send_multipart([f"{kind}.{name}".encode(), _encode(content)], zmq.NOBLOCK)
+        except zmq.Again:
+            self._counters["messages_unpublished"] += 1
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Inbox:
+    """Gets what the other fusions publish, see Forwarder: `on_message(topic, body)`. Anything else is only counted."""
+
+    def __init__(self, loop: Loop, settings: Settings, on_message: Callable[[bytes, bytes], None]):
+        self._on_message, self._counters = on_message, loop.counters
+        self._path = Path(_inbox(settings).removeprefix("ipc://"))
+        self._path.unlink(missing_ok=True)  # this process holds the lock of results.fusion.0
+        self._socket = loop.context.socket(zmq.PULL)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
+        self._socket.bind(_inbox(settings))
+        loop.watch(self._socket, self._receive)
+
+    def close(self) -> None:
+        self._socket.close()
+        self._path.unlink(missing_ok=True)
+
+    def _receive(self) -> None:
+        for _ in range(BURST):
+            try:
+                topic, body = self._socket.recv_multipart(zmq.NOBLOCK)
+                self._on_message(topic, body)
+            except zmq.Again:
+                return
+            except (ValueError, msgspec.MsgspecError):
+                self._counters["messages_malformed"] += 1
+
+
+def _inbox(settings: Settings) -> str:
+    return f"ipc://{settings.run_dir}/publish.sock"
 
 
 class SubscriberKeys:

@@ -24,7 +24,7 @@ from peoplecounter.services.fusion.flow import Event, SeenFrame
 from peoplecounter.services.fusion.group import HEARD, Group
 from peoplecounter.services.fusion.join import Ended, Gap, Join, PendingFrame, Settled
 from peoplecounter.services.fusion.merge import hysteresis, merge
-from peoplecounter.services.fusion.publish import Publisher, ToFirst, utc
+from peoplecounter.services.fusion.publish import Forwarder, Publisher, utc
 from peoplecounter.services.fusion.state import SourceState, SourceStates
 from peoplecounter.services.fusion.timings import timings
 
@@ -43,8 +43,8 @@ class Fusion:
         self.receiver = rt.closing(
             ResultReceiver(rt.loop, settings.run_dir, epoch, rt.timing, self.on_result, on_change, number)
         )
-        self.publisher: Publisher | ToFirst = rt.closing(
-            ToFirst(rt.loop.context, settings, rt.counters) if number else Publisher(rt.loop.context, settings)
+        self.publisher: Publisher | Forwarder = rt.closing(
+            Forwarder(rt.loop.context, settings, rt.counters) if number else Publisher(rt.loop.context, settings)
         )
         make_private_folder(settings.data, "data_dir")
         rt.closing(Lock(settings.data / lock_of(number), f"the data_dir {settings.data}", "data_dir"))
