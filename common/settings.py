@@ -396,14 +396,14 @@ class BudgetSettings(Section):
 
 
 class WorkerSettings(Section):
-    fusion: int = Field(1, ge=1, le=16)
-    """Number of fusion processes, which share the sources by their names; more of them for several GPUs"""
     preprocess: int = Field(1, ge=1, le=16)
     """Number of preprocess processes"""
     infer_global: int = Field(1, ge=1, le=16)
     """Number of infer_global processes"""
     infer_tiles: int = Field(0, ge=0, le=32)
     """Number of infer_tiles processes; 0: on a CPU one for each core, at most 16; on a GPU 1"""
+    fusion: int = Field(1, ge=1, le=16)
+    """Number of fusion processes, which share the sources by their names; more of them for several GPUs"""
 
 
 def default_run_dir() -> str:
