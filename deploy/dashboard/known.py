@@ -45,6 +45,12 @@ class FoundPeople(msgspec.Struct):
     boxes: list[list[float]]
     ids: list[str | None]
 
+    @property
+    def shares(self) -> np.ndarray:
+        """float64 [n, 4]: the boxes, as shares of the frame's width and height."""
+        boxes = np.array([box[:4] for box in self.boxes]).reshape(-1, 4)
+        return boxes / [self.width, self.height, self.width, self.height]
+
 
 @dataclass
 class WatchedSource:
@@ -170,9 +176,7 @@ class Known:
             if time_s is not None and source.trail.is_due(time_s):
                 aspect = people.pixel_aspect
                 size = round(people.width * max(aspect, 1.0)), round(people.height / min(aspect, 1.0))
-                boxes = np.array([box[:4] for box in people.boxes]).reshape(-1, 4)
-                shares = boxes / [people.width, people.height, people.width, people.height]
-                source.trail.add(time_s, shares, tuple(people.ids), size, time.time())
+                source.trail.add(time_s, people.shares, tuple(people.ids), size, time.time())
         return people
 
     def public(self, name: str) -> dict | None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import av
 import msgspec
-import numpy as np
 import zmq
 
 from peoplecounter.common.errors import RESTART
@@ -166,8 +165,7 @@ class Viewer:
         """A frame for the background, if it is time for one, and everybody in it was looked for."""
         now_s = time.monotonic()
         if complete and background.is_due(now_s):
-            boxes = np.array([box[:4] for box in people.boxes]).reshape(-1, 4)
-            background.learn(picture, boxes / [people.width, people.height, people.width, people.height], now_s)
+            background.learn(picture, people.shares, now_s)
 
     def about(self, watched: WatchedSource, source: str, people: FoundPeople) -> dict[str, Any]:
         """What a client gets with the picture of a frame."""
