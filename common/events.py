@@ -15,6 +15,7 @@ import secrets
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 
 import msgspec
@@ -270,6 +271,10 @@ class EventLog:
                 self._open()
             if not self._size:
                 self._begin(self.sums)
+        except BlockingIOError:
+            raise AppError(
+                f"The event log {self._path} is written by another process: stop its group, or use another data_dir."
+            ) from None
         except OSError as error:
             raise AppError(f"The event log {self._path} cannot be used: {error.strerror}.", SOFTWARE) from None
 
@@ -300,6 +305,7 @@ class EventLog:
 
     def _open(self) -> None:
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_APPEND, 0o600)
+        flock(self._fd, LOCK_EX | LOCK_NB)
         self._size = 0
         for record, end in read(self._path):
             if record is not None:

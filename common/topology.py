@@ -9,7 +9,7 @@ from typing import Literal
 SURFACES, TENSORS = "surfaces", "tensors"  # rings: NV12 pixels of a source; the network's input images
 FRAME, PICTURE = "frame", "picture"  # parts of a surface: for inference; for viewers, who are never waited for
 GLOBAL, TILES = "global", "tiles"  # parts of a tensor slot
-RESULTS = "results.fusion."  # and the number of a fusion: the link on which every process sends it results
+RESULTS = "results.fusion."  # followed by a fusion's number: the link on which every process sends it results
 
 
 @dataclass(frozen=True)

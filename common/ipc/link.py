@@ -253,6 +253,11 @@ class LinkClient:
         loop.every_tick(self._on_tick)
 
     @property
+    def answers(self) -> bool:
+        """True while the owner has welcomed this peer and is heard."""
+        return self.welcome is not None and self.loop.now_ns() - self._heard_ns <= self.timing.silent_ns
+
+    @property
     def owner_ended(self) -> bool:
         """True when the process that sent the Welcome has ended, even if on_lost was not called yet."""
         return self._pidfd is None or bool(select.select([self._pidfd], [], [], 0)[0])
@@ -329,7 +334,7 @@ class LinkClient:
 
     def _on_tick(self, now_ns: int) -> None:
         if now_ns >= self._send_due_ns:
-            silent = self.welcome is not None and now_ns - self._heard_ns > self.timing.silent_ns
+            silent = self.welcome is not None and not self.answers
             interval_ns = self.timing.beat_ns * (10 if silent else 1)  # do not fill a frozen owner's queue
             sent = self.send(self.hello if self.welcome is None else Beat())
             waits = self.welcome is None and not sent  # for an owner, to be greeted as soon as it is there

@@ -50,6 +50,10 @@ class ResultSenders:
         """True while the fusion of this source is behind, or away, by a whole window."""
         return self._of(source).full
 
+    def away(self, source: str) -> bool:
+        """True while the fusion of this source does not run, or does not answer."""
+        return self._of(source).away
+
     @property
     def settled(self) -> bool:
         """True when everything that was sent is settled."""
@@ -87,6 +91,11 @@ class ResultSender:
     def full(self) -> bool:
         """True while fusion is behind, or away, by a whole window."""
         return len(self._waiting) + len(self._unsettled) >= WINDOW
+
+    @property
+    def away(self) -> bool:
+        """True while fusion does not run, or does not answer."""
+        return not self._link.answers
 
     @property
     def settled(self) -> bool:

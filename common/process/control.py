@@ -7,6 +7,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from peoplecounter.common.process.journal import Journal
 from peoplecounter.common.settings import Settings
 from peoplecounter.common.topology import BY_NAME
 
+AGREE_S = 12.0  # longer than supervisors let a process end
 SUPERVISOR = "SUPERVISOR_OF_PEOPLECOUNTER"  # environment variable: what starts this process again
 PREFIX = "control."
 
@@ -91,6 +93,33 @@ class ControlServer:
     def _on_lost(self, peer: Peer) -> None:
         for callback in self.on_lost:
             callback(peer)
+
+
+def agree_on_fusions(settings: Settings) -> None:
+    """Makes sure that all processes of the group know the same number of fusions, which decides who counts a source.
+
+    Processes that know another number may be about to end, so this waits for them. Raises AppError when they do not.
+    """
+    number = str(settings.workers.fusion)
+    lock = os.open(settings.run_dir / "fusions.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    until_s = time.monotonic() + AGREE_S
+    while True:
+        with contextlib.suppress(BlockingIOError):  # each process holds it shared, until it ends
+            flock(lock, LOCK_EX | LOCK_NB)  # there is no other one
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, number.encode(), 0)
+        with contextlib.suppress(BlockingIOError):
+            flock(lock, LOCK_SH | LOCK_NB)
+            known = os.pread(lock, 16, 0).decode()
+            if known == number:
+                return
+            flock(lock, LOCK_UN)
+            if time.monotonic() > until_s:
+                raise AppError(
+                    f"workers.fusion is {number}, but this group runs with {known}: "
+                    f"stop all its processes, then start them again."
+                )
+        time.sleep(0.05)
 
 
 def claim_instance(settings: Settings, service: str, instance: str | None) -> tuple[str, Lock] | None:

@@ -38,7 +38,7 @@ from peoplecounter.common.ipc.messages import (
 from peoplecounter.common.ipc.producer import RingProducer
 from peoplecounter.common.ipc.results import ResultSenders
 from peoplecounter.common.process import gpus
-from peoplecounter.common.process.control import ControlServer, claim_instance, sources_to_decode
+from peoplecounter.common.process.control import ControlServer, agree_on_fusions, claim_instance, sources_to_decode
 from peoplecounter.common.process.liveness import Liveness, notify, write_heartbeat
 from peoplecounter.common.process.tracer import Tracer
 from peoplecounter.common.process.usage import usage
@@ -286,6 +286,7 @@ def serve(service: str, run: Callable[[Runtime], None]) -> None:
             (shape_changes.FOLDER, shape_changes.folder(settings)),
         ):
             sources.link_folder(settings.run_dir, folder, stored)
+        agree_on_fusions(settings)
         gpus.establish(settings)
         while (claimed := claim_instance(settings, service, instance)) is None:
             _wait(settings, BY_NAME[service])

@@ -212,6 +212,7 @@ def remove_units(root: Path, name: str) -> list[Path]:
     """Removes the files that install() wrote for this group."""
     folder = root / UNITS
     found = [folder / f"{name}.target", folder / f"{name}-mps.service"]
+    found.append(folder / f"{name}-fusion.service")  # as it was named when a group had one fusion
     found += [folder / f"{stem(service, name)}.service" for service in SERVICES]
     found += sorted((folder / f"{name}.target.wants").glob(f"{name}-*.service"))
     removed = [path for path in found if path.is_symlink() or path.exists()]

@@ -142,8 +142,13 @@ class Decoder:
         self.surfaces.open(layout)
 
     def acquire_slot(self) -> int | None:
-        """A slot; None when a live source finds none, or when the service or the source ends."""
+        """A slot; None when a live source finds none, or when the service or the source ends.
+
+        A source that can wait does so while its fusion is away: its frames must not fill the rings of the others.
+        """
         live = self.live
+        while not live and self.goes_on and self.rt.results.away(self.rt.instance):
+            self.rt.tick()
         index = self.surfaces.acquire(evict=lambda older: live)
         while index is None and not live and self.goes_on:
             self.rt.tick()

@@ -34,13 +34,20 @@ class RaisedAlerts(Struct):
 
 
 class Alerts:
-    """All alerts of a group. `value(kind, name)` of an "area", "zone" or "line" (0); None: there is none of this name.
+    """All alerts of a group. `value(kind, name)` of an "area", "zone" or "line" (0); None: there is none now, and
+    `is_missing(name)` says whether a line or zone of that name does not exist.
 
     Times, `now_s`, are of a clock that is never set.
     """
 
-    def __init__(self, settings: Settings, value: Callable[[str, str], float | None]):
-        self._value, self._crossed_s, self._unknown = value, dict[str, deque[float]](), set[str]()
+    def __init__(
+        self,
+        settings: Settings,
+        value: Callable[[str, str], float | None],
+        is_missing: Callable[[str], bool] = lambda name: True,
+    ):
+        self._value, self._is_missing = value, is_missing
+        self._crossed_s, self._missing_told = dict[str, deque[float]](), set[str]()
         make_private_folder(settings.data, "data_dir")
         self._journal = Journal(settings.data / "alerts.journal", RaisedAlerts)
         self._record = self._journal.read() or RaisedAlerts()
@@ -57,7 +64,8 @@ class Alerts:
         changes = []
         for name, alert in self._alerts.items():
             value = self._of(alert.settings, now_s)
-            self._tell_unknown(name, value is None)
+            shape = alert.settings.line or alert.settings.zone
+            self._tell_missing(name, value is None and shape is not None and self._is_missing(shape))
             if value is None or not alert.update(value, now_s):
                 continue
             number = self._record.numbers[name] = self._record.numbers.get(name, 0) + 1
@@ -93,11 +101,11 @@ class Alerts:
             self._webhooks.close()
         self._journal.close()
 
-    def _tell_unknown(self, name: str, unknown: bool) -> None:
+    def _tell_missing(self, name: str, missing: bool) -> None:
         """Logs once that an alert watches something that does not exist."""
-        if unknown and name not in self._unknown:
+        if missing and name not in self._missing_told:
             logging.getLogger("fusion.alerts").warning("the alert %s watches a line or zone that does not exist", name)
-        (self._unknown.add if unknown else self._unknown.discard)(name)
+        (self._missing_told.add if missing else self._missing_told.discard)(name)
 
     def _of(self, settings: AlertSettings, now_s: float) -> float | None:
         if settings.line is not None:

@@ -12,10 +12,11 @@ import msgspec
 
 from peoplecounter.common import events
 from peoplecounter.common.budgets import BudgetWindow
-from peoplecounter.common.errors import AppError
+from peoplecounter.common.errors import SOFTWARE, AppError
 from peoplecounter.common.events import LineTotals, Sums
 from peoplecounter.common.ipc.link import Peer
 from peoplecounter.common.ipc.messages import Correct, Corrected, Report
+from peoplecounter.common.ipc.results import counted_by
 from peoplecounter.common.process.runtime import Runtime
 from peoplecounter.services.fusion.alerts import Alerts
 from peoplecounter.services.fusion.areas import Area
@@ -23,6 +24,7 @@ from peoplecounter.services.fusion.members import Members
 from peoplecounter.services.fusion.publish import Inbox, Publisher
 
 HEARD = ("counts", "dropped", "status", "crossings", "zones")  # topics of a source that say something new
+READ_TRIES = 5
 SILENT_NS = 3_000_000_000  # the state of a source is published once a second
 
 
@@ -31,18 +33,21 @@ class SourceView:
     """A source, as it was published last."""
 
     frame_ns: int  # when a frame of it was last counted
-    heard_ns: int = 0  # when its state was published; 0: not yet
-    state: str = "waiting"
-    live: bool = False  # it cannot be paused
-    people: int | None = None  # in the last complete frame
+    heard_ns: int = 0  # when its status was published; 0: not yet
+    status: dict = field(default_factory=lambda: {"state": "waiting", "live": False})
     totals: dict = field(default_factory=lambda: {"frames": 0, "counted": 0, "incomplete": 0, "dropped": {}})
+    people: int | None = None  # in the last complete frame
     lines: set[str] = field(default_factory=set)  # that it has now
     zones: dict[str, int] = field(default_factory=dict)  # people in each
 
-    def state_at(self, now_ns: int) -> str:
+    def is_silent(self, now_ns: int) -> bool:
+        """True when its fusion says nothing of it."""
+        return now_ns - self.heard_ns > SILENT_NS
+
+    def state(self, now_ns: int) -> str:
         """Its state: "stale" when its fusion says nothing."""
-        silent = self.state not in ("waiting", "ended") and now_ns - self.heard_ns > SILENT_NS
-        return "stale" if silent else self.state
+        state = self.status["state"]
+        return "stale" if state != "ended" and self.is_silent(now_ns) else state
 
 
 class Group:
@@ -55,7 +60,7 @@ class Group:
         settings = rt.settings
         self._rt, self._settings, self._publisher, self._known = rt, settings, publisher, known
         self.now_ns = rt.loop.now_ns
-        self._began_ns = self.now_ns()
+        self._whole_ns = self.now_ns()  # since when all fusions should run
         self.sources: dict[str, SourceView] = {}
         self.members = Members()
         self._lines: dict[str, LineTotals] = {}  # SOURCE.LINE -> its totals
@@ -64,7 +69,7 @@ class Group:
             name: Area(settings.data, name, area, settings.timezone, self.line_totals)
             for name, area in settings.areas.items()
         }
-        self.alerts = rt.closing(Alerts(settings, self.alert_value))
+        self.alerts = rt.closing(Alerts(settings, self.alert_value, self._is_missing))
         self._raised: dict[str, dict] = {}  # alerts, as published last
         self._window = BudgetWindow(settings.budgets)
         self.budgets: dict[str, dict] = {}  # see BudgetWindow.states
@@ -91,6 +96,7 @@ class Group:
         self._publish_process(process)
         if state == "ended":
             self.members.forget(process)
+            self._whole_ns = self.now_ns()
 
     def hear(self, kind: str, name: str, content: dict) -> None:
         """A message of one of the topics HEARD was published."""
@@ -106,11 +112,11 @@ class Group:
             source.zones[content["zone"]] = content["people"]
             self._changed = True
         else:
-            source.totals = content["totals"]
+            source.totals = {**content["totals"]}
         if kind == "counts":
             self._count(name, source, content, now_ns)
         elif kind == "status":
-            source.heard_ns, source.state, source.live = now_ns, content["state"], content["live"]
+            source.heard_ns, source.status = now_ns, content
             source.frame_ns = now_ns - int(content["seconds_since_frame"] * 1e9)
             source.lines = set(content.get("lines", ()))
             source.zones = {zone: totals["people"] for zone, totals in content.get("zones", {}).items()}
@@ -128,11 +134,10 @@ class Group:
         """Publishes all of it, once a second; what time alone changes, too."""
         now_ns, now_s, known = self.now_ns(), time.time(), self._known()
         for name, source in list(self.sources.items()):
-            if name not in known and now_ns - source.heard_ns > SILENT_NS:
+            if name not in known and source.is_silent(now_ns):
                 del self.sources[name]
-        for number in range(1, self._settings.workers.fusion):
-            if (name := f"fusion.{number}") not in self.members.processes and now_ns - self._began_ns > SILENT_NS:
-                self.change(name, "down")  # it was not started, so nobody counts its sources
+        if now_ns - self._whole_ns > SILENT_NS:
+            self._tell_of_silent(known, now_ns)
         for name, area in self.areas.items():
             try:
                 if area.reset_if_due(now_s):
@@ -157,8 +162,19 @@ class Group:
             return self._lines[line]
         source, _, name = line.partition(".")
         if source not in self._logged:
-            self._logged[source] = events.sums_of(self._settings.data, source) or Sums()
+            self._logged[source] = self._read_sums(source)
         return self._logged[source].lines.get(name) or LineTotals()
+
+    def _read_sums(self, source: str) -> Sums:
+        """What the log of a source adds up to. Its fusion may be renaming a file of it right now."""
+        for tries_left in reversed(range(READ_TRIES)):
+            try:
+                return events.sums_of(self._settings.data, source) or Sums()
+            except OSError as error:
+                if not tries_left:
+                    raise AppError(f"The event log of {source} cannot be read: {error.strerror}.", SOFTWARE) from None
+                time.sleep(0.01)
+        raise AssertionError
 
     def alert_value(self, kind: str, name: str) -> float | None:
         """What an alert watches: people in an area, or in a zone; 0 for a line; None: there is none of this name."""
@@ -170,12 +186,30 @@ class Group:
             return view.zones.get(shape) if view else None
         return 0 if shape in view.lines else None
 
+    def _tell_of_silent(self, known: set[str], now_ns: int) -> None:
+        """Publishes what is known of fusions that do not run, and of their sources: nobody counts these."""
+        fusions = self._settings.workers.fusion
+        for number in range(1, fusions):
+            if (process := f"fusion.{number}") not in self.members.processes:
+                self.change(process, "down")
+        for name in known:
+            number, source = counted_by(name, fusions), self.sources.get(name) or SourceView(self._whole_ns)
+            if number and source.is_silent(now_ns):
+                seconds = round((now_ns - source.frame_ns) / 1e9, 3)
+                content = {
+                    "source": name, "detail": "", "totals": source.totals, **source.status,
+                    "state": source.state(now_ns), "seconds_since_frame": seconds,
+                }  # fmt: skip
+                if content["state"] == "stale":
+                    content["detail"] = f"fusion.{number} does not answer"
+                self._publisher.send("status", name, content)
+
     def _count(self, name: str, source: SourceView, content: dict, now_ns: int) -> None:
         source.frame_ns = now_ns
         if content["complete"]:
             source.people = content["count"]
         stages_ms, hops_ms, all_ms = content["stages_ms"], content["hops_ms"], content["end_to_end_ms"]
-        if source.live:  # a lossless file waits in its own queue: its times say nothing about the budgets
+        if source.status["live"]:  # a lossless file waits in its own queue: its times say nothing about the budgets
             self._window.add(now_ns, {**stages_ms, **hops_ms, "end_to_end": all_ms})
         if self.metrics:
             self.metrics.record(name, stages_ms, hops_ms, all_ms)
@@ -183,32 +217,28 @@ class Group:
     def _set_line(self, line: str, totals: dict[str, int]) -> None:
         self._lines[line] = LineTotals(totals["in"], totals["out"])
 
-    @property
-    def _all_heard(self) -> bool:
-        """False right after the start, while it is not known of each source which lines and zones it has."""
-        if self.now_ns() - self._began_ns > SILENT_NS:
-            return True
-        return self._known() <= {name for name, source in self.sources.items() if source.heard_ns}
+    def _is_missing(self, shape: str) -> bool:
+        """True when a line or zone, SOURCE.NAME, does not exist; False also while that is not known."""
+        name, _, of = shape.partition(".")
+        source = self.sources.get(name)
+        if source is None or not source.heard_ns:
+            return name not in self._known()
+        return of not in source.lines and of not in source.zones
 
     def _publish_areas(self, crossed: set[str] | None = None) -> None:
         """Publishes the areas; `crossed`: only those with one of these lines."""
         for name, area in self.areas.items():
             if crossed is None or crossed & set(area.lines):
-                missing = [line for line in area.lines if not self._exists(line)] if self._all_heard else []
+                missing = [line for line in area.lines if self._is_missing(line)]
                 if missing and name not in self._warned:
                     self._rt.log.warning("the area %s has lines that do not exist: %s", name, ", ".join(missing))
                 (self._warned.add if missing else self._warned.discard)(name)
                 content = area.public(time.time()) | ({"missing": missing} if missing else {})
                 self._publisher.send("areas", name, content)
 
-    def _exists(self, line: str) -> bool:
-        source, _, name = line.partition(".")
-        return source in self.sources and name in self.sources[source].lines
-
     def _check_alerts(self) -> None:
-        if self._all_heard:
-            for name, content in self.alerts.update(self.now_ns() / 1e9):
-                self._publisher.send("alerts", name, content)
+        for name, content in self.alerts.update(self.now_ns() / 1e9):
+            self._publisher.send("alerts", name, content)
 
     def _correct(self, peer: Peer, message: Correct) -> None:
         """Somebody has counted the people in an area."""
@@ -231,9 +261,12 @@ class Group:
             self._rt.log.warning("%s", line)
 
     def _pass_on(self, topic: bytes, body: bytes) -> None:
-        """Publishes what another fusion has sent."""
+        """Publishes what another fusion has sent. Raises ValueError for what no fusion sends."""
         kind, _, name = topic.decode().partition(".")
-        content = msgspec.json.decode(body) if kind in HEARD else {}
+        if kind in HEARD:
+            try:
+                self.hear(kind, name, msgspec.json.decode(body))
+            except (AttributeError, LookupError, TypeError, msgspec.MsgspecError) as error:
+                raise ValueError(topic) from error
         self._publisher.pass_on(topic, body)
-        if content:
-            self.hear(kind, name, content)
+        self.update()

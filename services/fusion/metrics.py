@@ -177,7 +177,7 @@ OBSERVED: tuple[Observed, ...] = (
     ("peoplecounter.area.people", "gauge", "{person}", "Occupancy of an area; below 0: more have left", _areas),
     (
         "peoplecounter.source.online", "gauge", "", "1 while the source is online",
-        _sources(lambda s, now: int(s.state_at(now) == "online")),
+        _sources(lambda s, now: int(s.state(now) == "online")),
     ),
     (
         "peoplecounter.source.frame.age", "gauge", "s", "Since the last counted frame",

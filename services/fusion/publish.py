@@ -116,7 +116,7 @@ class Inbox:
                 self._on_message(topic, body)
             except zmq.Again:
                 return
-            except (ValueError, msgspec.MsgspecError):
+            except ValueError:
                 self._counters["messages_malformed"] += 1
 
 

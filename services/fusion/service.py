@@ -132,8 +132,6 @@ class Fusion:
                 self.drop(due.source, due.first, "stale", due.count)
             else:
                 self.end(due)
-        if self.group:
-            self.group.update()
 
     def count(self, frame: PendingFrame, reason: str) -> None:
         """Merges the frame's boxes, commits it to the ledger, then publishes it."""
@@ -222,6 +220,8 @@ class Fusion:
         """Publishes what happened at a source; it is in the journal and in the log already."""
         for kind, content in events:
             self.send(kind, name, content)
+        if self.group and events:
+            self.group.update()
 
     def send(self, kind: str, name: str, content: dict) -> None:
         """Publishes a message of a source, and tells the group."""

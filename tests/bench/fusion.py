@@ -88,6 +88,11 @@ class Senders:
         for name, decoder in self.decoders.items():
             decoder.send(Status(name, "online", live=True))
 
+    def close(self) -> None:
+        for sender in (*self.decoders.values(), *self.infer):
+            sender.close()
+        self.loop.close()
+
     def run(self, settled: dict[str, int], seconds: float) -> None:
         """Sends what is settled soon: AHEAD frames of each camera."""
         end_s = time.monotonic() + seconds
@@ -149,6 +154,7 @@ def measured(fusions: int, cameras: int, people: int, seconds: float) -> dict:
             senders.run(settled, seconds)
             frames, lasted_s = sum(settled.values()) - before, time.monotonic() - began_s
             busy = [round((cpu_s(pid) - before_s) / lasted_s, 2) for pid, before_s in zip(pids, used_s)]
+            senders.close()
             follower.close()
     stage_ms, found = zip(*counts[first:])
     return {

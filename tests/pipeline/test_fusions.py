@@ -43,7 +43,7 @@ def make(group, walk, tmp_path):
             "engine__model": str(model), "data_dir": str(tmp_path / "data"), "workers__fusion": "2",
             "areas": json.dumps(areas), "alerts": json.dumps(alerts), **settings,
         }  # fmt: skip
-        return group({FIRST: source, SECOND: source}, **given)
+        return group(given.pop("sources", {FIRST: source, SECOND: source}), **given)
 
     return start
 
@@ -96,11 +96,16 @@ def test_each_fusion_may_be_killed_and_nothing_is_lost_or_counted_twice(make, tm
     g.wait_for(lambda: g.state("fusion.1") == "up", "fusion.1")
 
 
-def test_a_fusion_that_nobody_has_started_is_reported(make):
+def test_a_fusion_that_nobody_has_started_is_reported_and_the_sources_of_the_other_are_counted(make):
     g = make()
     g.start(*SERVICES, f"decoder.{SECOND}")
     g.wait_for(lambda: g.state("fusion.1") == "down", "the report")
     assert "fusion.1 is down" in g.tail()
+    g.wait_for(lambda: g.of("status", SECOND), "the status of its source")
+    told = g.of("status", SECOND)[-1]
+    assert (told["state"], told["detail"]) == ("stale", "fusion.1 does not answer")
+    g.wait_for(lambda: g.ended(FIRST), "the end of the other's source", 90)
+    assert g.check_books(FIRST) == 0 and g.totals(FIRST)["counted"] == LONG and not g.of("counts", SECOND)
     context = zmq.Context()
     socket = context.socket(zmq.PUSH)
     socket.connect(f"ipc://{g.run_dir}/publish.sock")
@@ -112,6 +117,50 @@ def test_a_fusion_that_nobody_has_started_is_reported(make):
     g.wait_for(lambda: ended(g), "the end of both sources", 90)
     assert g.state("fusion.1") == "up"
     assert all(g.check_books(name) == 0 for name in (FIRST, SECOND))
+
+
+def test_live_sources_of_one_fusion_go_on_while_the_other_is_away(make, walk):
+    clip = {"url": str(walk[0]), "realtime": True, "loop": True, "fps": 15}
+    g = make(sources={FIRST: clip, SECOND: clip}, areas="{}", alerts="{}")
+    g.start(*NAMES)
+    g.wait_for(lambda: all(len(g.of("counts", name)) > 30 for name in (FIRST, SECOND)), "counts of both")
+    g.signal("fusion.1", signal.SIGKILL)
+    before = g.totals(FIRST)
+    g.wait_for(lambda: g.totals(FIRST)["frames"] > before["frames"] + 300, "300 more frames of the other", 60)
+    after = g.totals(FIRST)
+    assert after["counted"] - before["counted"] > 0.8 * (after["frames"] - before["frames"]), (before, after)
+    silent = len(g.of("counts", SECOND))
+    g.start("fusion.1")
+    g.wait_for(lambda: len(g.of("counts", SECOND)) > silent + 30, "counts of its own")
+    totals = g.totals(SECOND)
+    assert totals["frames"] == totals["counted"] + sum(totals["dropped"].values())
+
+
+def test_all_processes_of_a_group_know_the_same_number_of_fusions(make):
+    """One that was started with another number, as after a change of the settings, ends with an error."""
+    g = make()
+    g.start(*NAMES)
+    g.wait_for(lambda: len(g.of("counts")) > 10, "counts")
+    g.signal("fusion.1", signal.SIGKILL)
+    g.environment["PEOPLECOUNTER_WORKERS__FUSION"] = "3"
+    g.start("fusion.1")
+    assert g.wait_exit("fusion.1", 40) == 78
+    assert "workers.fusion is 3, but this group runs with 2: stop all its processes, then start" in g.tail()
+    g.environment["PEOPLECOUNTER_WORKERS__FUSION"] = "2"
+    g.start("fusion.1")
+    g.wait_for(lambda: ended(g), "the end of both sources", 90)
+    assert all(g.totals(name)["counted"] == LONG for name in (FIRST, SECOND))
+
+
+def test_two_groups_may_not_write_the_log_of_one_source(make, run_dir):
+    """The other group has three fusions, of which the last one counts a source of our second one."""
+    g = make(sources={"hall": {"url": "rtsp://127.0.0.1:1/hall"}}, areas="{}", alerts="{}")
+    g.start("fusion.0", "fusion.1")
+    g.wait_for(lambda: g.of("status", "hall"), "the source")
+    other = {**g.environment, "PEOPLECOUNTER_RUN_DIR": str(run_dir / "other"), "PEOPLECOUNTER_WORKERS__FUSION": "3"}
+    command = [sys.executable, "-m", "peoplecounter.services.fusion", "2"]
+    done = subprocess.run(command, env=other, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 78 and "hall.log is written by another process" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(

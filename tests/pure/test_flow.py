@@ -239,9 +239,9 @@ def test_tracks_of_another_version_are_begun_anew_and_totals_go_on(tmp_path):
     for seq in range(330):
         one.count(seq)
     totals = one.flow.line_totals("door")
+    one.close()
     again = Flow("cam", EventLog(tmp_path / "data", "cam", 64 << 20), b"\x81\xa1x\x01")
     assert again.line_totals("door") == totals and len(again.tracker.state) == 0
-    one.close()
     again.close()
 
 

@@ -80,11 +80,14 @@ def test_an_area_adds_the_lines_of_all_sources_and_a_lost_message_heals(world):
     assert (area["occupancy"], area["missing"]) == (0, ["yard.gate"])
 
 
-def test_nothing_is_missed_before_each_source_was_heard_of(world, caplog):
+def test_nothing_is_missing_of_a_source_that_was_not_heard_of(world, caplog):
     status(world, "cam", lines={"door": {"in": 0, "out": 0}})
-    world.group.hear("counts", "yard", counted(1))  # of another fusion, whose states have not come yet
+    world.group.hear("counts", "yard", counted(1))  # of another fusion, which has not told its state yet
+    world.now_ns += 2 * SILENT_NS
     world.group.tell()
-    assert "missing" not in world.published.last("areas", "room") and not caplog.messages
+    assert "missing" not in world.published.last("areas", "room")
+    assert caplog.messages == ["fusion.1 is down"]
+    caplog.clear()
     status(world, "yard", zones={"desk": {"people": 1}})
     world.group.tell()
     assert world.published.last("areas", "room")["missing"] == ["yard.gate"]
@@ -115,23 +118,46 @@ def test_budgets_are_of_live_sources_and_people_of_complete_frames(world):
     assert world.published.last("budgets", "group") == {}
 
 
-def test_a_source_of_a_silent_fusion_is_stale_and_one_that_was_removed_is_forgotten(world):
+def test_somebody_who_comes_and_goes_in_one_batch_of_messages_is_an_alert(world):
+    status(world, "yard", zones={"desk": {"people": 0}})
+    for people in (1, 0):
+        body = json.dumps({"zone": "desk", "people": people}).encode()
+        world.group._pass_on(b"zones.yard", body)
+    states = [content["state"] for kind, _, content in world.published if kind == "alerts"]
+    assert states == ["raised", "cleared"]
+
+
+def test_sources_of_a_silent_fusion_are_stale_and_those_that_were_removed_are_forgotten(world):
+    world.known = {"cam", "door", "hall"}  # two of them are counted by fusion.1
     status(world, "cam")
-    status(world, "yard", state="ended")
+    status(world, "hall", state="ended")
     world.now_ns += SILENT_NS + 1
-    states = {name: source.state_at(world.now_ns) for name, source in world.group.sources.items()}
-    assert states == {"cam": "stale", "yard": "ended"}
+    status(world, "cam")
+    world.group.tell()
+    told = {name: content for kind, name, content in world.published if kind == "status"}
+    assert told.keys() == {"door", "hall"} and told["hall"]["state"] == "ended"
+    assert (told["door"]["state"], told["door"]["detail"]) == ("stale", "fusion.1 does not answer")
+    assert told["hall"]["totals"] == TOTALS
+    assert world.group.sources["cam"].state(world.now_ns) == "online"
     world.known = {"cam"}
     world.group.tell()
     assert world.group.sources.keys() == {"cam"}
 
 
-def test_a_fusion_that_was_never_started_is_down(world, caplog):
+def test_a_fusion_that_does_not_run_is_down(world, caplog):
     world.group.tell()
     assert "service" not in world.published.kinds()
     world.now_ns += SILENT_NS + 1
     world.group.tell()
     assert world.published.last("service", "fusion.1")["state"] == "down" and "fusion.1 is down" in caplog.messages
+
+
+@pytest.mark.parametrize("body", [b'{"a": 1}', b"[1]", b"7", b"no JSON", b'{"totals": 1}'])
+@pytest.mark.parametrize("kind", ["counts", "dropped", "status", "crossings", "zones"])
+def test_what_no_fusion_sends_is_not_passed_on(world, kind, body):
+    with pytest.raises(ValueError):
+        world.group._pass_on(f"{kind}.yard".encode(), body)
+    assert not world.published
 
 
 def test_which_fusion_counts_a_source_is_the_same_in_every_process():
