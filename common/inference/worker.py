@@ -65,7 +65,9 @@ class Inference:
             old, self._engine, self._next_engine = self._engine, self._next_engine, None
             rt.work.on_done(old.close)
         while rt.running and rt.results.full(header.source) and not rt.late(header):
-            if rt.results.away(header.source):  # the others' sources go on; the decoder of a file waits for its fusion
+            if rt.results.away(
+                header.source
+            ):  # do not hold up sources of other fusions; a file's decoder waits instead
                 break
             rt.tick()  # fusion is behind: a lossless source waits here, a live one until its deadline
         lease = self._tensors.lease(connection, offer)
@@ -76,7 +78,7 @@ class Inference:
             return rt.drop(header, "deadline", part)
         if header.live and rt.results.full(header.source):
             lease.release()
-            return rt.drop(header, "no_credit", part)
+            return rt.drop(header, "stale", part)
         began_ns = rt.loop.now_ns()
         try:
             batches = self._start(lease, part)

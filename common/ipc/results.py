@@ -40,6 +40,11 @@ def counted_by(source: str, fusions: int) -> int:
     return zlib.crc32(source.encode()) % fusions
 
 
+def may_be_lost(body: Body) -> bool:
+    """True for a result of a live frame, and for a status that the next one replaces."""
+    return body.state != "ended" if isinstance(body, Status) else body.header.live
+
+
 class ResultSenders:
     """Sends each result to the fusion that counts its source; see ResultSender."""
 
@@ -103,11 +108,16 @@ class ResultSender:
         return not self._waiting and not self._unsettled
 
     def send(self, body: Body) -> None:
-        """Queues one result. When the backlog is full, the oldest waiting result is given up and counted."""
+        """Queues one result. When the backlog is full, the oldest waiting one of a live frame is given up and counted.
+
+        There are never many of frames that can wait: their rings would have to hold them all.
+        """
         self._waiting.append(body)
         if len(self._waiting) > BACKLOG:
-            self._waiting.popleft()
-            self._loop.counters["results_lost"] += 1
+            oldest = next((index for index, waiting in enumerate(self._waiting) if may_be_lost(waiting)), None)
+            if oldest is not None:
+                del self._waiting[oldest]
+                self._loop.counters["results_lost"] += 1
         self._flush()
 
     def report(self, holding: list[tuple[str, int]], gauges: dict[str, int]) -> None:

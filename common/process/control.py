@@ -4,6 +4,7 @@ There is no control over TCP: a user who can open this socket could kill the pro
 """
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -102,7 +103,7 @@ def agree_on_fusions(settings: Settings) -> None:
     """
     number = str(settings.workers.fusion)
     lock = os.open(settings.run_dir / "fusions.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    until_s = time.monotonic() + AGREE_S
+    until_s, waits = time.monotonic() + AGREE_S, False
     while True:
         with contextlib.suppress(BlockingIOError):  # each process holds it shared, until it ends
             flock(lock, LOCK_EX | LOCK_NB)  # there is no other one
@@ -114,11 +115,12 @@ def agree_on_fusions(settings: Settings) -> None:
             if known == number:
                 return
             flock(lock, LOCK_UN)
+            problem = f"workers.fusion is {number}, but this group runs with {known}"
             if time.monotonic() > until_s:
-                raise AppError(
-                    f"workers.fusion is {number}, but this group runs with {known}: "
-                    f"stop all its processes, then start them again."
-                )
+                raise AppError(f"{problem}: stop all its processes, then start them again.")
+            if not waits:
+                logging.getLogger("fusions").warning("%s: this process waits for the others to end", problem)
+                waits = True
         time.sleep(0.05)
 
 

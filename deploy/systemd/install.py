@@ -44,6 +44,8 @@ def install(settings: Settings, config: Path, name: str, user: str, root: Path) 
     folder = root / UNITS
     written = []
     try:
+        if root == Path("/") and (folder / f"{name}-fusion.service").exists():  # see remove_units
+            call("systemctl", "stop", f"{name}-fusion.service")
         remove_units(root, name)
         for unit, text in files.items():
             written.append(_write(folder / unit, text))

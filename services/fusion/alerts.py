@@ -34,8 +34,8 @@ class RaisedAlerts(Struct):
 
 
 class Alerts:
-    """All alerts of a group. `value(kind, name)` of an "area", "zone" or "line" (0); None: there is none now, and
-    `is_missing(name)` says whether a line or zone of that name does not exist.
+    """All alerts of a group. `value(kind, name)` of an "area", "zone" or "line" (0); None: it is not known, or does not
+    exist. For a "zone" or "line", `is_missing(kind, name)` says which.
 
     Times, `now_s`, are of a clock that is never set.
     """
@@ -44,7 +44,7 @@ class Alerts:
         self,
         settings: Settings,
         value: Callable[[str, str], float | None],
-        is_missing: Callable[[str], bool] = lambda name: True,
+        is_missing: Callable[[str, str], bool] = lambda kind, name: True,
     ):
         self._value, self._is_missing = value, is_missing
         self._crossed_s, self._missing_told = dict[str, deque[float]](), set[str]()
@@ -64,8 +64,7 @@ class Alerts:
         changes = []
         for name, alert in self._alerts.items():
             value = self._of(alert.settings, now_s)
-            shape = alert.settings.line or alert.settings.zone
-            self._tell_missing(name, value is None and shape is not None and self._is_missing(shape))
+            self._tell_missing(name, value is None and self._is_missing(*self._watched(alert.settings)))
             if value is None or not alert.update(value, now_s):
                 continue
             number = self._record.numbers[name] = self._record.numbers.get(name, 0) + 1
@@ -111,9 +110,12 @@ class Alerts:
         if settings.line is not None:
             crossed_s, known = self._crossed_s.get(settings.line, ()), self._value("line", settings.line)
             return None if known is None else sum(s > now_s - LINE_OVER_S for s in crossed_s)
-        kind, name = ("area", settings.area) if settings.area is not None else ("zone", settings.zone)
-        assert name is not None
-        return self._value(kind, name)
+        return self._value(*self._watched(settings))
+
+    @staticmethod
+    def _watched(settings: AlertSettings) -> tuple[str, str]:
+        """(kind, name) of what an alert watches."""
+        return next((kind, name) for kind in ("area", "zone", "line") if (name := getattr(settings, kind)) is not None)
 
 
 @dataclass

@@ -28,17 +28,20 @@ READ_TRIES = 5
 SILENT_NS = 3_000_000_000  # the state of a source is published once a second
 
 
+def nothing_yet() -> dict:
+    """The status of a source of which nothing was published yet."""
+    totals = {"frames": 0, "counted": 0, "incomplete": 0, "dropped": {}}
+    return {"state": "waiting", "detail": "", "live": False, "totals": totals, "lines": {}, "zones": {}}
+
+
 @dataclass
 class SourceView:
     """A source, as it was published last."""
 
     frame_ns: int  # when a frame of it was last counted
     heard_ns: int = 0  # when its status was published; 0: not yet
-    status: dict = field(default_factory=lambda: {"state": "waiting", "live": False})
-    totals: dict = field(default_factory=lambda: {"frames": 0, "counted": 0, "incomplete": 0, "dropped": {}})
     people: int | None = None  # in the last complete frame
-    lines: set[str] = field(default_factory=set)  # that it has now
-    zones: dict[str, int] = field(default_factory=dict)  # people in each
+    status: dict = field(default_factory=nothing_yet)  # brought up to date by what was published since
 
     def is_silent(self, now_ns: int) -> bool:
         """True when its fusion says nothing of it."""
@@ -60,7 +63,7 @@ class Group:
         settings = rt.settings
         self._rt, self._settings, self._publisher, self._known = rt, settings, publisher, known
         self.now_ns = rt.loop.now_ns
-        self._whole_ns = self.now_ns()  # since when all fusions should run
+        self._complete_since_ns = self.now_ns()  # when all fusions should run
         self.sources: dict[str, SourceView] = {}
         self.members = Members()
         self._lines: dict[str, LineTotals] = {}  # SOURCE.LINE -> its totals
@@ -96,7 +99,8 @@ class Group:
         self._publish_process(process)
         if state == "ended":
             self.members.forget(process)
-            self._whole_ns = self.now_ns()
+            if process.startswith("fusion."):
+                self._complete_since_ns = self.now_ns()
 
     def hear(self, kind: str, name: str, content: dict) -> None:
         """A message of one of the topics HEARD was published."""
@@ -104,23 +108,22 @@ class Group:
         source = self.sources.setdefault(name, SourceView(now_ns))
         if kind == "crossings":
             line = f"{name}.{content['line']}"
+            source.status["lines"][content["line"]] = content["totals"]
             self._set_line(line, content["totals"])
             self.alerts.crossed(line, now_ns / 1e9)
             self._crossed.add(line)
             self._changed = True
         elif kind == "zones":
-            source.zones[content["zone"]] = content["people"]
+            source.status["zones"][content["zone"]] = {"people": content["people"], **content["totals"]}
             self._changed = True
         else:
-            source.totals = {**content["totals"]}
+            source.status["totals"] = {**content["totals"]}
         if kind == "counts":
             self._count(name, source, content, now_ns)
         elif kind == "status":
-            source.heard_ns, source.status = now_ns, content
+            source.heard_ns, source.status = now_ns, {"lines": {}, "zones": {}, **content}
             source.frame_ns = now_ns - int(content["seconds_since_frame"] * 1e9)
-            source.lines = set(content.get("lines", ()))
-            source.zones = {zone: totals["people"] for zone, totals in content.get("zones", {}).items()}
-            for line, totals in content.get("lines", {}).items():
+            for line, totals in source.status["lines"].items():
                 self._set_line(f"{name}.{line}", totals)
 
     def update(self) -> None:
@@ -136,7 +139,7 @@ class Group:
         for name, source in list(self.sources.items()):
             if name not in known and source.is_silent(now_ns):
                 del self.sources[name]
-        if now_ns - self._whole_ns > SILENT_NS:
+        if now_ns - self._complete_since_ns > SILENT_NS:
             self._tell_of_silent(known, now_ns)
         for name, area in self.areas.items():
             try:
@@ -182,9 +185,9 @@ class Group:
             return self.areas[name].occupancy()
         source, _, shape = name.partition(".")
         view = self.sources.get(source)
-        if view is None or kind == "zone":
-            return view.zones.get(shape) if view else None
-        return 0 if shape in view.lines else None
+        if view is None or shape not in view.status[f"{kind}s"]:
+            return None
+        return view.status["zones"][shape]["people"] if kind == "zone" else 0
 
     def _tell_of_silent(self, known: set[str], now_ns: int) -> None:
         """Publishes what is known of fusions that do not run, and of their sources: nobody counts these."""
@@ -193,14 +196,11 @@ class Group:
             if (process := f"fusion.{number}") not in self.members.processes:
                 self.change(process, "down")
         for name in known:
-            number, source = counted_by(name, fusions), self.sources.get(name) or SourceView(self._whole_ns)
+            number, source = counted_by(name, fusions), self.sources.get(name) or SourceView(self._complete_since_ns)
             if number and source.is_silent(now_ns):
-                seconds = round((now_ns - source.frame_ns) / 1e9, 3)
-                content = {
-                    "source": name, "detail": "", "totals": source.totals, **source.status,
-                    "state": source.state(now_ns), "seconds_since_frame": seconds,
-                }  # fmt: skip
-                if content["state"] == "stale":
+                seconds, state = round((now_ns - source.frame_ns) / 1e9, 3), source.state(now_ns)
+                content = {**source.status, "source": name, "state": state, "seconds_since_frame": seconds}
+                if state == "stale":
                     content["detail"] = f"fusion.{number} does not answer"
                 self._publisher.send("status", name, content)
 
@@ -217,19 +217,19 @@ class Group:
     def _set_line(self, line: str, totals: dict[str, int]) -> None:
         self._lines[line] = LineTotals(totals["in"], totals["out"])
 
-    def _is_missing(self, shape: str) -> bool:
-        """True when a line or zone, SOURCE.NAME, does not exist; False also while that is not known."""
-        name, _, of = shape.partition(".")
+    def _is_missing(self, kind: str, name: str) -> bool:
+        """True when a "line" or "zone", SOURCE.NAME, does not exist; False also while that is not known."""
+        name, _, shape = name.partition(".")
         source = self.sources.get(name)
         if source is None or not source.heard_ns:
             return name not in self._known()
-        return of not in source.lines and of not in source.zones
+        return shape not in source.status[f"{kind}s"]
 
     def _publish_areas(self, crossed: set[str] | None = None) -> None:
         """Publishes the areas; `crossed`: only those with one of these lines."""
         for name, area in self.areas.items():
             if crossed is None or crossed & set(area.lines):
-                missing = [line for line in area.lines if self._is_missing(line)]
+                missing = [line for line in area.lines if self._is_missing("line", line)]
                 if missing and name not in self._warned:
                     self._rt.log.warning("the area %s has lines that do not exist: %s", name, ", ".join(missing))
                 (self._warned.add if missing else self._warned.discard)(name)

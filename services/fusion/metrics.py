@@ -52,21 +52,21 @@ def _people(group: Group) -> Rows:
 
 def _dropped(group: Group) -> Rows:
     for name, source in list(group.sources.items()):
-        for reason, frames in list(source.totals["dropped"].items()):
+        for reason, frames in list(source.status["totals"]["dropped"].items()):
             yield frames, {"source": name, "reason": reason}
 
 
 def _crossings(group: Group) -> Rows:
     for name, source in list(group.sources.items()):
-        for line in list(source.lines):
+        for line in list(source.status["lines"]):
             for direction, times in group.line_totals(f"{name}.{line}").public().items():
                 yield times, {"source": name, "line": line, "direction": direction}
 
 
 def _zones(group: Group) -> Rows:
     for name, source in list(group.sources.items()):
-        for zone, people in list(source.zones.items()):
-            yield people, {"source": name, "zone": zone}
+        for zone, totals in list(source.status["zones"].items()):
+            yield totals["people"], {"source": name, "zone": zone}
 
 
 def _areas(group: Group) -> Rows:
@@ -160,15 +160,15 @@ Observed = tuple[str, str, str, str, Callable[[Group], Rows]]  # name, kind of i
 OBSERVED: tuple[Observed, ...] = (
     (
         "peoplecounter.frames", "counter", "{frame}", "Frames, counted or not",
-        _sources(lambda s, _: s.totals["frames"]),
+        _sources(lambda s, _: s.status["totals"]["frames"]),
     ),
     (
         "peoplecounter.frames.counted", "counter", "{frame}", "Frames counted",
-        _sources(lambda s, _: s.totals["counted"]),
+        _sources(lambda s, _: s.status["totals"]["counted"]),
     ),
     (
         "peoplecounter.frames.incomplete", "counter", "{frame}", "Counted frames of which a part was missing",
-        _sources(lambda s, _: s.totals["incomplete"]),
+        _sources(lambda s, _: s.status["totals"]["incomplete"]),
     ),
     ("peoplecounter.frames.dropped", "counter", "{frame}", "Frames not counted", _dropped),
     ("peoplecounter.people", "gauge", "{person}", "People in the last complete frame", _people),

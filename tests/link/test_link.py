@@ -546,4 +546,9 @@ def test_a_sender_without_fusion_never_blocks_and_counts_what_it_gives_up(world)
     assert sender.full
     for seq in range(2000):
         sender.send(Status("cam", "online", seq))
-    assert loop.counters["results_lost"] == WINDOW + 2000 - 1024
+    sender.send(Status("cam", "ended", 2000))
+    assert loop.counters["results_lost"] == WINDOW + 2001 - 1024
+    assert [body.header.seq for body in sender._waiting if isinstance(body, Detections)] == list(range(WINDOW))
+    for seq in range(2000):
+        sender.send(Status("cam", "online", seq))
+    assert sum(body.state == "ended" for body in sender._waiting if isinstance(body, Status)) == 1

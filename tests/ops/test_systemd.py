@@ -148,6 +148,19 @@ def failed(machine, unit: str) -> bool:
     return machine.show(unit, "ActiveState") == ["failed"]
 
 
+def test_an_upgrade_ends_and_removes_the_unit_of_the_one_fusion(machine):
+    """Its units were called differently before a group could have several."""
+    old = machine.root / "etc/systemd/system/peoplecounter-fusion.service"
+    old.write_text("[Service]\nExecStart=/bin/sleep 1000\n")
+    machine.do("systemctl", "daemon-reload")
+    machine.do("systemctl", "start", old.name)
+    before = machine.pids()
+    machine.do(machine.cli, "install", "systemd", "--config", "/etc/peoplecounter.toml")
+    assert not old.exists() and machine.show(old.name, "ActiveState") == ["inactive"]
+    assert before.keys() - machine.pids().keys() == {"peoplecounter-fusion"}
+    machine.seen.wait_counts(ENOUGH)
+
+
 def test_bad_settings_end_with_one_error_and_no_restart(machine):
     unit = "peoplecounter-preprocess@0.service"
     folder = machine.root / f"etc/systemd/system/{unit}.d"

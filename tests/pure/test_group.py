@@ -61,6 +61,10 @@ def crossing(world, name, line, ins, outs):
     world.group.hear("crossings", name, {"line": line, "totals": {"in": ins, "out": outs}})
 
 
+def zone_change(people):
+    return {"zone": "desk", "people": people, "totals": {"entered": 1, "left": 1 - people, "dwell_s": 0.0}}
+
+
 def test_an_area_adds_the_lines_of_all_sources_and_a_lost_message_heals(world):
     status(world, "cam", lines={"door": {"in": 0, "out": 0}})
     status(world, "yard", lines={"gate": {"in": 0, "out": 0}})
@@ -93,7 +97,7 @@ def test_nothing_is_missing_of_a_source_that_was_not_heard_of(world, caplog):
     assert world.published.last("areas", "room")["missing"] == ["yard.gate"]
     assert world.published.last("alerts", "desk")["value"] == 1
     assert caplog.messages == ["the area room has lines that do not exist: yard.gate"]
-    world.group.hear("zones", "yard", {"zone": "desk", "people": 0})
+    world.group.hear("zones", "yard", zone_change(0))
     world.group.update()
     assert world.published.last("alerts", "desk")["state"] == "cleared"
 
@@ -101,6 +105,17 @@ def test_nothing_is_missing_of_a_source_that_was_not_heard_of(world, caplog):
 def counted(people, complete=True, all_ms=50.0):
     times = {"stages_ms": {"fusion": 0.2}, "hops_ms": {}, "end_to_end_ms": all_ms}
     return {"count": people, "complete": complete, "totals": TOTALS, **times}
+
+
+def test_a_zone_is_no_line_and_a_line_is_no_zone(world, caplog):
+    status(world, "cam", zones={"door": {"people": 0}})
+    status(world, "yard", lines={"desk": {"in": 0, "out": 0}, "gate": {"in": 0, "out": 0}})
+    world.group.tell()
+    assert world.published.last("areas", "room")["missing"] == ["cam.door"]
+    assert caplog.messages == [
+        "the area room has lines that do not exist: cam.door",
+        "the alert desk watches a line or zone that does not exist",
+    ]
 
 
 def test_budgets_are_of_live_sources_and_people_of_complete_frames(world):
@@ -121,8 +136,7 @@ def test_budgets_are_of_live_sources_and_people_of_complete_frames(world):
 def test_somebody_who_comes_and_goes_in_one_batch_of_messages_is_an_alert(world):
     status(world, "yard", zones={"desk": {"people": 0}})
     for people in (1, 0):
-        body = json.dumps({"zone": "desk", "people": people}).encode()
-        world.group._pass_on(b"zones.yard", body)
+        world.group._pass_on(b"zones.yard", json.dumps(zone_change(people)).encode())
     states = [content["state"] for kind, _, content in world.published if kind == "alerts"]
     assert states == ["raised", "cleared"]
 
@@ -133,11 +147,13 @@ def test_sources_of_a_silent_fusion_are_stale_and_those_that_were_removed_are_fo
     status(world, "hall", state="ended")
     world.now_ns += SILENT_NS + 1
     status(world, "cam")
+    crossing(world, "hall", "gate", 5, 2)
+    world.group.hear("dropped", "hall", {"totals": TOTALS | {"frames": 35}})
     world.group.tell()
     told = {name: content for kind, name, content in world.published if kind == "status"}
     assert told.keys() == {"door", "hall"} and told["hall"]["state"] == "ended"
     assert (told["door"]["state"], told["door"]["detail"]) == ("stale", "fusion.1 does not answer")
-    assert told["hall"]["totals"] == TOTALS
+    assert told["hall"]["totals"]["frames"] == 35 and told["hall"]["lines"] == {"gate": {"in": 5, "out": 2}}
     assert world.group.sources["cam"].state(world.now_ns) == "online"
     world.known = {"cam"}
     world.group.tell()
