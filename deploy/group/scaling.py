@@ -28,7 +28,7 @@ def scale(group: RunningGroup, service: str, number: int) -> str:
     if service not in scalable:
         if service in WorkerSettings.model_fields:
             raise AppError(
-                f"{service} cannot be scaled while the group runs: set workers.{service} and start it again."
+                f"{service} cannot be scaled while the group runs: set workers.{service}, then start the group again."
             )
         raise AppError(f"{service!r} cannot be scaled: choose {', '.join(scalable)}.")
     (limit,) = (rule.le for rule in WorkerSettings.model_fields[service].metadata if hasattr(rule, "le"))
