@@ -147,7 +147,7 @@ class Fusion:
             return self.drop(header.source, header.seq, "engine_error")
         persons = merged[counted]
         if not missing:
-            source.persons, source.people = persons, len(persons)
+            source.persons = persons
         seen = SeenFrame(
             header, merged.tobytes(), sure.tobytes(), counted.tobytes(), not missing, captured_s, source.start_s
         )

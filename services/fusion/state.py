@@ -39,7 +39,6 @@ class SourceState:
     heard_ns: int = 0  # when its decoder last reported
     frame_ns: int = 0  # when a frame of it was last counted
     start_s: float | None = None  # UTC at which a file begins, if its user said so
-    people: int | None = None  # in the last complete frame
     persons: np.ndarray = field(default_factory=lambda: np.zeros((0, 6), np.float32))  # of the last complete frame
 
     def keep(self) -> None:
