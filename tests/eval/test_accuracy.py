@@ -9,6 +9,8 @@ import signal
 import subprocess
 import threading
 
+import pytest
+
 from tests.support.cli import ROOT, argv, command
 from tests.support.dashboard import Dashboard, pixels
 
@@ -40,7 +42,10 @@ def test_the_demo_on_its_held_out_plaza(run_dir, tmp_path):
     limit.start()
     shown = ""
     while "goes on in a loop" not in shown or "pictures on" not in shown.partition("goes on in a loop")[2]:
-        shown += os.read(screen, 65_536).decode(errors="replace")  # OSError: it has ended
+        try:
+            shown += os.read(screen, 65_536).decode(errors="replace")
+        except OSError:
+            pytest.fail(f"the demo has ended:\n{shown}")
     threading.Thread(target=_drain, args=(screen,), daemon=True).start()
     dashboard = Dashboard(int(re.findall(r"pictures on http://127\.0\.0\.1:(\d+)/", shown)[-1]))
     dashboard.wait(60)
