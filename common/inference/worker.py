@@ -64,12 +64,8 @@ class Inference:
         if self._next_engine:  # between two parts, so no part is inferred by both; queued work of the old one finishes
             old, self._engine, self._next_engine = self._engine, self._next_engine, None
             rt.work.on_done(old.close)
-        while rt.running and rt.results.full(header.source) and not rt.late(header):
-            if rt.results.away(
-                header.source
-            ):  # do not hold up sources of other fusions; a file's decoder waits instead
-                break
-            rt.tick()  # fusion is behind: a lossless source waits here, a live one until its deadline
+        while rt.running and rt.results.behind(header.source) and not rt.late(header):
+            rt.tick()  # a lossless source waits here, a live one until its deadline
         lease = self._tensors.lease(connection, offer)
         if lease is None:
             return rt.drop(header, "stale", part)

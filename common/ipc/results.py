@@ -59,6 +59,13 @@ class ResultSenders:
         """True while the fusion of this source does not run, or does not answer."""
         return self._of(source).away
 
+    def behind(self, source: str) -> bool:
+        """True while the fusion of this source is full, but answers.
+
+        One that is away must not hold up sources of the others: only the decoder of a file waits for it.
+        """
+        return self.full(source) and not self.away(source)
+
     @property
     def settled(self) -> bool:
         """True when everything that was sent is settled."""

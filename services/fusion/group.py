@@ -20,6 +20,7 @@ from peoplecounter.common.ipc.results import counted_by
 from peoplecounter.common.process.runtime import Runtime
 from peoplecounter.services.fusion.alerts import Alerts
 from peoplecounter.services.fusion.areas import Area
+from peoplecounter.services.fusion.ledger import Totals
 from peoplecounter.services.fusion.members import Members
 from peoplecounter.services.fusion.publish import Inbox, Publisher
 
@@ -30,7 +31,7 @@ SILENT_NS = 3_000_000_000  # the state of a source is published once a second
 
 def nothing_yet() -> dict:
     """The status of a source of which nothing was published yet."""
-    totals = {"frames": 0, "counted": 0, "incomplete": 0, "dropped": {}}
+    totals = Totals().public()
     return {"state": "waiting", "detail": "", "live": False, "totals": totals, "lines": {}, "zones": {}}
 
 
@@ -105,7 +106,9 @@ class Group:
     def hear(self, kind: str, name: str, content: dict) -> None:
         """A message of one of the topics HEARD was published."""
         now_ns = self.now_ns()
-        source = self.sources.setdefault(name, SourceView(now_ns))
+        source = self.sources.get(name)
+        if source is None:
+            source = self.sources[name] = SourceView(now_ns)
         if kind == "crossings":
             line = f"{name}.{content['line']}"
             source.status["lines"][content["line"]] = content["totals"]
@@ -170,14 +173,14 @@ class Group:
 
     def _read_sums(self, source: str) -> Sums:
         """What the log of a source adds up to. Its fusion may be renaming a file of it right now."""
-        for tries_left in reversed(range(READ_TRIES)):
+        problem = None
+        for _ in range(READ_TRIES):
             try:
                 return events.sums_of(self._settings.data, source) or Sums()
             except OSError as error:
-                if not tries_left:
-                    raise AppError(f"The event log of {source} cannot be read: {error.strerror}.", SOFTWARE) from None
+                problem = error.strerror
                 time.sleep(0.01)
-        raise AssertionError
+        raise AppError(f"The event log of {source} cannot be read: {problem}.", SOFTWARE)
 
     def alert_value(self, kind: str, name: str) -> float | None:
         """What an alert watches: people in an area, or in a zone; 0 for a line; None: there is none of this name."""

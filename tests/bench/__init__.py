@@ -12,6 +12,12 @@ TRACED = {"telemetry__exporter": "file", "telemetry__file": "/dev/null", "teleme
 SHARES = np.linspace(0, 1, 41)  # of a distribution that is kept
 
 
+def cpu_s(pid: int) -> float:
+    """Seconds of processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median and 99th percentile."""
     p50, p99 = np.percentile(values, [50, 99])

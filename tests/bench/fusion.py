@@ -25,7 +25,7 @@ from peoplecounter.common.ipc.messages import SCHEMA, Confirmed, Detections, Fra
 from peoplecounter.common.ipc.results import ResultSenders
 from peoplecounter.common.topology import GLOBAL, TILES
 from peoplecounter.deploy.group.subscribe import Follower
-from tests.bench import spread
+from tests.bench import cpu_s, spread
 from tests.bench.cpu import machine
 from tests.support.cli import DEFAULTS, without_settings
 
@@ -162,12 +162,6 @@ def measured(fusions: int, cameras: int, people: int, seconds: float) -> dict:
         "frames_per_s": round(frames / lasted_s, 1), "counted": len(found), "cores_of_each": busy,
         "ms_of_a_core_per_frame": round(1000 * sum(busy) * lasted_s / frames, 3), "stage_ms": spread(stage_ms),
     }  # fmt: skip
-
-
-def cpu_s(pid: int) -> float:
-    """Seconds of processor time that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:

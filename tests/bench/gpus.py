@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -25,7 +25,7 @@ from pathlib import Path
 from peoplecounter.common.process.gpus import Gpus
 from peoplecounter.deploy.group.client import owners
 from peoplecounter.deploy.group.subscribe import Follower
-from tests.bench import spread
+from tests.bench import cpu_s, spread
 from tests.bench.gpu import CLIP, PLAN, dropped_between, machine
 from tests.support.cli import DEFAULTS, argv, without_settings
 
@@ -132,17 +132,16 @@ def hold(number: int, seconds: float, levels: str) -> dict:
 def process_times(run_dir: Path, seconds: float) -> dict[str, float]:
     """Service -> how many cores its processes use together, over this time."""
 
-    def used() -> Counter[str]:
-        found: Counter[str] = Counter()
+    def used() -> dict[str, float]:
+        found: dict[str, float] = defaultdict(float)
         for name, pid in owners(run_dir).items():
             with contextlib.suppress(OSError):
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                found[name.partition(".")[0]] += int(fields[11]) + int(fields[12])
+                found[name.partition(".")[0]] += cpu_s(pid)
         return found
 
     before = used()
     time.sleep(seconds)
-    return {name: round((n - before[name]) / os.sysconf("SC_CLK_TCK") / seconds, 2) for name, n in used().items()}
+    return {name: round((n - before[name]) / seconds, 2) for name, n in used().items()}
 
 
 def lose(number: int) -> dict:
