@@ -17,6 +17,9 @@ import numpy as np
 from msgspec import Meta, Struct
 
 LEFT, TOP, RIGHT, BOTTOM = 1, 2, 4, 8  # bits of `cut`: inner edges of a view that a box touches
+CUTS = np.array([LEFT, TOP, RIGHT, BOTTOM], np.uint8)
+INWARD = np.array([1, 1, -1, -1], np.float32)  # of a box' sides: which way its image's inside lies
+STARTS, ENLARGED, CUT_AT, SCALE = slice(0, 4), slice(4, 8), slice(8, 12), 12  # columns of placements()
 SMALLEST_SEEN_PX = 32  # height of a person in a view that a network still finds
 OVERLAP, OVERLAP_MIN_PX = 0.2, 128  # of neighbouring tiles, where no overlap is set: of the longer side, and at least
 
@@ -118,15 +121,24 @@ def to_frame(
     `size`, `frame`: (width, height) of an image and of the frame. An edge of a view is inner when the frame continues
     behind it. A box is cut by it when it ends within `edge_px`.
     """
-    placed = np.array([(v.width, v.height, v.x, v.y) for v in views], np.float32)[images]
-    length, start, side = placed[:, :2], placed[:, 2:], np.array(size, np.float32)
-    low = (start > 0) & (boxes[:, :2] <= edge_px)
-    high = (start + side < length) & (boxes[:, 2:4] >= side - edge_px)
-    cut = np.hstack([low, high]) @ np.array([LEFT, TOP, RIGHT, BOTTOM], np.uint8)
+    of = placements(tuple(views), size, frame, edge_px)[images]
+    cut = (boxes * INWARD <= of[:, CUT_AT]) @ CUTS
+    placed = (boxes + of[:, STARTS]) * of[:, ENLARGED]
+    return np.minimum(np.maximum(placed, 0), np.array([*frame, *frame], np.float32)), cut, of[:, SCALE]
+
+
+@lru_cache(maxsize=1024)
+def placements(views: tuple[View, ...], size: tuple[int, int], frame: tuple[int, int], edge_px: float) -> np.ndarray:
+    """What to_frame() needs of each view, computed once, float32 [n, 13]: what to add to the four sides of a box and to
+    multiply them by, from where on they are cut, counted inwards, and px of the view for one of the frame."""
+    table = np.array([(v.width, v.height, v.x, v.y) for v in views], np.float32)
+    length, start, side = table[:, :2], table[:, 2:], np.array(size, np.float32)
+    never = np.float32(-np.inf)
+    low = np.where(start > 0, np.float32(edge_px), never)
+    high = np.where(start + side < length, edge_px - side, never)
     whole = np.array(frame, np.float32)
-    scaled = (boxes + np.hstack([start, start])) * np.hstack([whole / length] * 2)
-    inside = np.clip(scaled, 0, np.hstack([whole, whole])).astype(np.float32)
-    return inside, cut.astype(np.uint8), (length[:, 1] / whole[1]).astype(np.float32)
+    enlarged = whole / length
+    return np.hstack([start, start, enlarged, enlarged, low, high, length[:, 1:] / whole[1]])
 
 
 def _halves(fit: float, smallest_person_px: float | None) -> list[float]:

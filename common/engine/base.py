@@ -3,13 +3,11 @@
 from collections.abc import Callable
 from typing import Protocol
 
-import numpy as np
-
 from peoplecounter.common.engine.heads import Head
+from peoplecounter.common.engine.placing import Placing
 from peoplecounter.common.ipc.messages import Input, TensorLayout
 
-# float32 [k, 6], by image, best first: image, x1, y1, x2, y2 (input px), score
-Persons = np.ndarray
+Boxes = bytes  # float32 [k, 8], by image, see messages.Detections
 
 
 class Engine(Protocol):
@@ -25,11 +23,12 @@ class Engine(Protocol):
     def batch(self, images: int) -> int:
         """How many of these images to give to one call of start()."""
 
-    def start(self, slot, layout: TensorLayout, first: int, count: int) -> Callable[[], tuple[Persons, int]]:
-        """Queues the inference of images `first` to `first + count` of a tensor slot, which is read in place.
+    def start(self, slot, layout: TensorLayout, first: int, placing: Placing) -> Callable[[], tuple[Boxes, int]]:
+        """Queues the inference of the images from `first` on of a tensor slot, which is read in place.
 
-        `count` comes from batch(). Call the returned function when the queued work has finished: it returns the persons
-        (their image counts from 0) and the time a GPU spent on them, ns (0 without a GPU).
+        `placing` says how many they are, as many as batch() allows, and where they lie. Call the returned function when
+        the queued work has finished: it returns the boxes of persons in the frame, and the time a GPU spent on them, ns
+        (0 without a GPU). It raises ModelOutputError, see Head.persons.
         """
 
     def close(self) -> None:

@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from peoplecounter.common.engine.base import Persons
+from peoplecounter.common.engine.base import Boxes
 from peoplecounter.common.engine.onnx_io import OnnxDetector
+from peoplecounter.common.engine.placing import Placing
 from peoplecounter.common.errors import ModelOutputError
 from peoplecounter.common.ipc.messages import TensorLayout
 
@@ -26,14 +27,14 @@ class CpuEngine:
         return min(images, self._batch)
 
     def start(
-        self, slot: np.ndarray, layout: TensorLayout, first: int, count: int
-    ) -> Callable[[], tuple[Persons, int]]:
+        self, slot: np.ndarray, layout: TensorLayout, first: int, placing: Placing
+    ) -> Callable[[], tuple[Boxes, int]]:
         images = slot.view(layout.dtype).reshape(layout.shape)
-        persons = self.run(images[first : first + count])
-        return lambda: (persons, 0)
+        boxes = placing.rows(self.run(images[first : first + len(placing.views)])).tobytes()
+        return lambda: (boxes, 0)
 
-    def run(self, images: np.ndarray) -> Persons:
-        """At most batch() images -> persons, see base.Persons. Raises ModelOutputError, see Head.persons."""
+    def run(self, images: np.ndarray) -> np.ndarray:
+        """At most batch() images -> persons float32 [k, 6], see Head.persons, which raises ModelOutputError."""
         return self.head.persons([output[: len(images)] for output in self._infer(images)], self._score)
 
     def _infer(self, images: np.ndarray) -> list[np.ndarray]:

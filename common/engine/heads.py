@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +14,20 @@ from peoplecounter.common.errors import AppError, ModelOutputError
 DENSE_ANCHORS_MAX = 1024  # the best boxes of an image, which go through NMS: no picture shows as many persons
 DENSE_IOU = 0.7  # of two boxes of one image, above which NMS removes the weaker one: the usual value for dense heads
 STRANGE_SHARE, STRANGE_MIN = 0.5, 3  # of the boxes of a call, from which on a model is taken for misread
+NAN = "the model's output is not a number (NaN or infinite)"
+SCORE_MAX = 1.001
+FAR = 8  # times an image's longer side: no box of a person lies so far outside
 SHARES_PX = 2  # boxes given as shares of a side lie within so few pixels
+
+
+class Oddities(NamedTuple):
+    """How many boxes of persons there are, and how many of them are odd, each in a way of its own."""
+
+    boxes: int
+    near: int  # within SHARES_PX
+    above: int  # with a score above 1
+    backward: int  # that end before they begin
+    far: int  # FAR times the image's side away
 
 
 @dataclass(frozen=True)
@@ -39,41 +53,46 @@ class Head:
         Raises ModelOutputError for NaN in boxes or scores, and for values that this layout does not have.
         """
         boxes, scores = self.decode(outputs)
-        return self.of_boxes(boxes, scores, score)
-
-    def of_boxes(self, boxes: np.ndarray, scores: np.ndarray, score: float, suppressed: bool = False) -> np.ndarray:
-        """What decode() gives -> the same as persons(). `suppressed`: NMS was done already."""
-        _check_numbers(boxes)
-        _check_numbers(scores)
+        if _has_nan(boxes) or _has_nan(scores):
+            raise ModelOutputError(NAN)
         keep = scores >= score
-        self._check_plausible(boxes[keep], scores[keep])
-        image = np.nonzero(keep)[0].astype(np.float32)[:, None]
-        found = np.hstack([image, boxes[keep].astype(np.float32), scores[keep].astype(np.float32)[:, None]])
+        found = np.empty((np.count_nonzero(keep), 6), np.float32)
+        found[:, 0], found[:, 1:5], found[:, 5] = np.nonzero(keep)[0], boxes[keep], scores[keep]
+        if not np.isfinite(found).all():
+            raise ModelOutputError(NAN)
+        self.judge(oddities(found[:, 1:5], found[:, 5], max(self.size)))
         found = found[np.lexsort((-found[:, 5], found[:, 0]))]
-        if not self.dense or suppressed:
+        if not self.dense:
             return found
         per_image = [found[found[:, 0] == i][:DENSE_ANCHORS_MAX] for i in range(len(scores))]
         return np.vstack([rows[nms_keep(rows[:, 1:], DENSE_IOU)] for rows in per_image])
 
-    def _check_plausible(self, boxes: np.ndarray, scores: np.ndarray) -> None:
-        """A model that is read as what it is not gives values that make no sense."""
-        if not len(boxes):
-            return
-        largest = max(self.size)
-        if np.abs(boxes).max() <= SHARES_PX:
+    def judge(self, found: Oddities) -> None:
+        """A model that is read as what it is not gives values that make no sense. Raises ModelOutputError."""
+        if found.boxes and found.near == found.boxes:
             raise ModelOutputError(f"all boxes lie within {SHARES_PX} px, as shares of a side do: {self._doubt}")
         strange = {
-            "scores are above 1": scores > 1.001,
-            "boxes end before they begin": (boxes[:, 2] < boxes[:, 0]) | (boxes[:, 3] < boxes[:, 1]),
-            "boxes lie far outside of the image": (np.abs(boxes) > 8 * largest).any(axis=1),
+            "scores are above 1": found.above,
+            "boxes end before they begin": found.backward,
+            "boxes lie far outside of the image": found.far,
         }
-        for what, which in strange.items():
-            if which.sum() >= max(STRANGE_MIN, STRANGE_SHARE * len(boxes)):
+        for what, number in strange.items():
+            if number >= max(STRANGE_MIN, STRANGE_SHARE * found.boxes):
                 raise ModelOutputError(f"{what}: {self._doubt}")
 
     @property
     def _doubt(self) -> str:
         return f"the model is no {self.kind.name!r} ({self.kind.layout}); set engine.head to what it is"
+
+
+def oddities(boxes: np.ndarray, scores: np.ndarray, side: int) -> Oddities:
+    """Of boxes [k, 4] and scores [k] in images whose longer side has so many px."""
+    furthest = np.abs(boxes).max(axis=1)
+    which = (
+        furthest <= SHARES_PX, scores > SCORE_MAX, (boxes[:, 2] < boxes[:, 0]) | (boxes[:, 3] < boxes[:, 1]),
+        furthest > FAR * side,
+    )  # fmt: skip
+    return Oddities(len(boxes), *(int(mask.sum()) for mask in which))
 
 
 def head(
@@ -101,7 +120,6 @@ def head(
     return Head(kind, match.outputs, index, context.size)
 
 
-def _check_numbers(values: np.ndarray) -> None:
+def _has_nan(values: np.ndarray) -> bool:
     """A comparison with NaN is false: without this check, NaN would become a count of 0."""
-    if values.size and np.isnan(values.min()):
-        raise ModelOutputError("the model's output is not a number (NaN)")
+    return bool(values.size and np.isnan(values.min()))

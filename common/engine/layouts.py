@@ -237,16 +237,21 @@ def _of_rows(outputs: list[np.ndarray], person: int, size: tuple[int, int]) -> t
     classes = rows[..., 5]
     confident = rows[..., 4] > CONFIDENT
     strange = confident & (abs(classes - classes.round()) > 0.01)
-    if 2 * strange.sum() > confident.sum():
+    check_classes(strange.sum(), confident.sum())
+    return rows[..., :4], _where(classes.round() == person, rows[..., 4])
+
+
+def check_classes(strange: int, confident: int) -> None:
+    """How many of the confident rows have a class that is no whole number: too many belong to another layout."""
+    if 2 * strange > confident:
         raise ModelOutputError(
             "classes are no whole numbers: the model is no 'rows', perhaps an RT-DETR of two classes; set engine.head"
         )
-    return rows[..., :4], _where(classes.round() == person, rows[..., 4])
 
 
 def _where(condition: np.ndarray, values: np.ndarray) -> np.ndarray:
     """The values where the condition holds, or where they are not a number; else 0."""
-    return np.where(condition | (values != values), values, values * 0)
+    return np.where(condition | (values != values), values, 0)
 
 
 def _of_yolo(outputs: list[np.ndarray], person: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

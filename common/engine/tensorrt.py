@@ -6,21 +6,24 @@ one after the other and share the output buffers that the graphs have baked in.
 """
 
 import importlib
+import logging
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from peoplecounter.common import backend, cuda
 from peoplecounter.common.cuda import check, cudart, device, pinned
-from peoplecounter.common.engine.base import Persons
+from peoplecounter.common.engine.base import Boxes
 from peoplecounter.common.engine.dense import GpuDenseHead
 from peoplecounter.common.engine.graph_cache import LOADING, GraphCache
 from peoplecounter.common.engine.heads import Context, head
 from peoplecounter.common.engine.images import with_pixels
 from peoplecounter.common.engine.metadata import read_metadata
 from peoplecounter.common.engine.model import Model, SwappedModel, plan_path, read_model, read_weights
+from peoplecounter.common.engine.placing import Placing
 from peoplecounter.common.engine.refit import refit
+from peoplecounter.common.engine.select import GpuSelect
 from peoplecounter.common.engine.sidecar import NAMES, check_gpu, check_version
 from peoplecounter.common.engine.tensorrt_io import OutputBuffer, OutputBuffers, read_input
 from peoplecounter.common.engine.tensorrt_log import logger
@@ -30,6 +33,7 @@ from peoplecounter.common.ipc.memory import Block, WorkQueue
 from peoplecounter.common.ipc.messages import TensorLayout
 from peoplecounter.common.settings import EngineSettings
 
+LOG = logging.getLogger("tensorrt")
 COLUMNS_MAX = {"rows": 6}  # of a head's output that are read back: its mask coefficients stay on the GPU
 
 
@@ -64,6 +68,7 @@ class TensorRTEngine:
         self.counters: Counter[str] = Counter() if counters is None else counters
         self._outputs: OutputBuffers | None = None
         self._dense: GpuDenseHead | None = None
+        self._select: GpuSelect | None = None
         self._options: RtxOptions | None = None
         self._spare_results: deque[_BatchResult] = deque()
         with LOADING:
@@ -96,6 +101,8 @@ class TensorRTEngine:
         if self.head.dense:
             self._dense = GpuDenseHead(self._results, self.head, self._score, self._work.stream)
             self._results = [OutputBuffer("rows", self._dense.address, self._dense.shape, "float32")]
+        if self.head.dense or self.head.kind.name == "rows":
+            self._select = self._new_select(self._results[0])
 
     def warm_up(self) -> None:
         """Runs batches of zeros on a stream of their own, so that kernels are loaded before the first frame."""
@@ -117,8 +124,8 @@ class TensorRTEngine:
         """The largest batch that a profile takes and these images fill."""
         return self._read.batch(images)
 
-    def start(self, slot: Block, layout: TensorLayout, first: int, count: int) -> Callable[[], tuple[Persons, int]]:
-        address, stream = slot.address + first * layout.image_bytes, self._work.stream
+    def start(self, slot: Block, layout: TensorLayout, first: int, placing: Placing) -> Callable[[], tuple[Boxes, int]]:
+        address, stream, count = slot.address + first * layout.image_bytes, self._work.stream, len(placing.views)
         result = self._spare_results.pop() if self._spare_results else self._new_result()
         check(cudart.cudaEventRecord(result.begin, stream))
         graph = self._graphs.get(address, count) if self._graphs is not None else None
@@ -130,24 +137,21 @@ class TensorRTEngine:
             check(cudart.cudaGraphLaunch(graph, stream))
         if self._dense:
             self._dense.run(count)
+        if self._select:
+            self._select.run(placing, *result.outputs)
         check(cudart.cudaEventRecord(result.end, stream))
-        for buffer, copy in zip(self._results, result.outputs):
-            wide, narrow = (array[-1] * np.dtype(buffer.dtype).itemsize for array in (buffer.shape, copy.shape))
-            rows = count * int(np.prod(copy.shape[1:-1]))
-            to_host = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
-            check(
-                cudart.cudaMemcpy2DAsync(copy.ctypes.data, narrow, buffer.address, wide, narrow, rows, to_host, stream)
-            )
+        if not self._select:
+            self._copy(count, result.outputs)
 
-        def collect() -> tuple[Persons, int]:
+        def collect() -> tuple[Boxes, int]:
             outputs = [copy[:count] for copy in result.outputs]
-            if self._dense:
-                persons = self.head.of_boxes(outputs[0][..., :4], outputs[0][..., 4], self._score, suppressed=True)
+            if self._select:
+                boxes = self._select.boxes(*outputs)
             else:
-                persons = self.head.persons(outputs, self._score)
+                boxes = placing.rows(self.head.persons(outputs, self._score)).tobytes()
             gpu_ns = int(check(cudart.cudaEventElapsedTime(result.begin, result.end)) * 1e6)
             self._spare_results.append(result)
-            return persons, gpu_ns
+            return boxes, gpu_ns
 
         return collect
 
@@ -168,6 +172,9 @@ class TensorRTEngine:
         self._free()
 
     def _free(self) -> None:
+        if self._select:
+            self._select.close()
+            self._select = None
         if self._dense:
             self._dense.close()
             self._dense = None
@@ -176,10 +183,32 @@ class TensorRTEngine:
         self._contexts = []
         self._engine = self._runtime = self._options = None
 
+    def _copy(self, count: int, copies: list[np.ndarray]) -> None:
+        """Queues the copies of what the first `count` images gave."""
+        for buffer, copy in zip(self._results, copies):
+            wide, narrow = (array[-1] * np.dtype(buffer.dtype).itemsize for array in (buffer.shape, copy.shape))
+            rows, to_host = count * int(np.prod(copy.shape[1:-1])), cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
+            check(
+                cudart.cudaMemcpy2DAsync(
+                    copy.ctypes.data, narrow, buffer.address, wide, narrow, rows, to_host, self._work.stream
+                )
+            )
+
+    def _new_select(self, rows: OutputBuffer) -> GpuSelect | None:
+        """None where Triton is missing and the kernel was not compiled ahead: the host then reads all rows."""
+        try:
+            return GpuSelect(rows, self.head, self._score, self._work, classes=not self.head.dense)
+        except AppError as error:
+            if self.head.dense:
+                raise
+            LOG.info("persons are picked on the host: %s", error)
+            return None
+
     def _new_result(self) -> "_BatchResult":
-        largest = max(profile.max for profile in self._read.profiles)
+        if self._select:
+            return _BatchResult(self._select.shapes, self._select.dtypes)
         columns = COLUMNS_MAX.get(self.head.kind.name, 1 << 30)
-        shapes = [(largest, *b.shape[1:-1], min(b.shape[-1], columns)) for b in self._results]
+        shapes = [(*b.shape[:-1], min(b.shape[-1], columns)) for b in self._results]
         return _BatchResult(shapes, [buffer.dtype for buffer in self._results])
 
     def _context(self, images: int):
@@ -250,7 +279,7 @@ def _deserialize(trt, model: Model, settings: EngineSettings, weights: SwappedMo
 class _BatchResult:
     """What one batch in flight needs for itself: page-locked outputs, and events around its time on the GPU."""
 
-    def __init__(self, shapes: list[tuple[int, ...]], dtypes: list[str]):
+    def __init__(self, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[str]):
         self.outputs = [pinned(shape, dtype) for shape, dtype in zip(shapes, dtypes)]
         self.begin, self.end = check(cudart.cudaEventCreate()), check(cudart.cudaEventCreate())
 

@@ -1,18 +1,23 @@
 """The infer services: each offered part is answered with its persons, or dropped with a reason."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
 from peoplecounter.common import cores
-from peoplecounter.common.engine.base import Engine, Persons
+from peoplecounter.common.engine.base import Boxes, Engine
+from peoplecounter.common.engine.placing import Placing
 from peoplecounter.common.errors import SOFTWARE, AppError, ModelOutputError
-from peoplecounter.common.inference.mapping import persons_to_frame
 from peoplecounter.common.inference.swap import Swap
 from peoplecounter.common.ipc.consumer import Lease, RingConnection, RingConsumer
-from peoplecounter.common.ipc.messages import IMAGES_MAX, Detections, Offer, Part, TensorLayout
+from peoplecounter.common.ipc.messages import (
+    IMAGES_MAX,
+    ROW_BYTES,
+    Detections,
+    FrameHeader,
+    Offer,
+    Part,
+    TensorLayout,
+)
 from peoplecounter.common.process.runtime import Runtime
 
 MAX_ERRORS_IN_A_ROW = 3  # then the process ends, to be restarted
@@ -34,10 +39,7 @@ def run(rt: Runtime) -> None:
             inference.answer(connection, offer)
 
 
-@dataclass(frozen=True)
-class _Batch:
-    first: int  # image of the part
-    collect: Callable[[], tuple[Persons, int]]  # see Engine.start
+Collect = Callable[[], tuple[Boxes, int]]  # see Engine.start
 
 
 class Inference:
@@ -77,54 +79,54 @@ class Inference:
             return rt.drop(header, "stale", part)
         began_ns = rt.loop.now_ns()
         try:
-            batches = self._start(lease, part)
+            batches = self._start(lease, header, part)
         except AppError:  # a link was refused while this process ticked, or the GPU is lost
             raise
         except Exception as error:
             return self._fail(lease, offer, error)
         rt.work.on_done(lambda: self._finish(lease, offer, batches, began_ns))
 
-    def _start(self, lease: Lease, part: Part) -> list[_Batch]:
+    def _start(self, lease: Lease, header: FrameHeader, part: Part) -> list[Collect]:
         """Starts every batch of the part, or those before the slot was lost: then the lease is aborted."""
         assert isinstance(lease.layout, TensorLayout)
-        engine, batches, first = self._engine, list[_Batch](), 0
-        while first < len(part.views):
-            count = engine.batch(len(part.views) - first)
-            start = partial(engine.start, lease.slot, lease.layout, part.first + first, count)
-            batches.append(_Batch(first, self._rt.work.call(start, self._rt.tick)))
-            first += count
+        frame, edge_px = (header.width, header.height), self._rt.settings.fusion.edge_px
+        engine, batches, done = self._engine, list[Collect](), 0
+        while done < len(part.views):
+            views, first = part.views[done : done + engine.batch(len(part.views) - done)], part.first + done
+            placing = Placing(views, first, lease.layout.input.size, frame, edge_px)
+            start = partial(engine.start, lease.slot, lease.layout, first, placing)
+            batches.append(self._rt.work.call(start, self._rt.tick))
+            done += len(views)
             if lease.stale:
                 break
         return batches
 
-    def _finish(self, lease: Lease, offer: Offer, batches: list[_Batch], began_ns: int) -> None:
+    def _finish(self, lease: Lease, offer: Offer, batches: list[Collect], began_ns: int) -> None:
         rt, header, part = self._rt, offer.header, offer.part
-        arrived_ns, gpu_ns, persons = rt.loop.now_ns(), 0, []
+        arrived_ns = rt.loop.now_ns()
         try:
-            assert isinstance(lease.layout, TensorLayout)
-            for batch in batches:
-                boxes, batch_ns = batch.collect()
-                persons.append(boxes + np.array([batch.first, 0, 0, 0, 0, 0], np.float32))
-                gpu_ns += batch_ns
+            boxes, times_ns = zip(*(collect() for collect in batches))
             if lease.aborted:
                 lease.release()
                 return rt.drop(header, "stale", part)
-            if not all(np.isfinite(boxes).all() for boxes in persons):
-                raise ModelOutputError("the model's boxes are not finite")
-            edge_px = rt.settings.fusion.edge_px
-            boxes = persons_to_frame(lease.layout.input, header, part, np.vstack(persons), edge_px)
         except Exception as error:
             return self._fail(lease, offer, error)
         self._errors_in_a_row = 0
+        data, gpu_ns = b"".join(boxes), sum(times_ns)
         ended_ns = rt.loop.now_ns()
         if gpu_ns:
             began_ns = max(began_ns, arrived_ns - gpu_ns)  # it may have waited for its input
-        data = boxes.astype("<f4").tobytes()
         rt.results.send(Detections(header, part, data, began_ns, ended_ns, gpu_ns))
         lease.release()  # last: a process frozen before this has answered a part that its owner takes for lost
         rt.counters["parts_inferred"] += 1
         rt.tracer.record(
-            rt.row.name, header, began_ns, ended_ns, images=len(part.views), persons=len(boxes), part=part.index
+            rt.row.name,
+            header,
+            began_ns,
+            ended_ns,
+            images=len(part.views),
+            persons=len(data) // ROW_BYTES,
+            part=part.index,
         )
 
     def _fail(self, lease: Lease, offer: Offer, error: Exception) -> None:

@@ -35,6 +35,7 @@ from peoplecounter.common.views import View
 
 SCHEMA = 9
 ROW_VALUES = 8  # of one detection
+ROW_BYTES = 4 * ROW_VALUES
 MAX_BOXES = 1000  # of one image
 MAX_BYTES = 1 << 20  # of one message; libzmq refuses more, see link.py
 
@@ -263,8 +264,7 @@ class Detections(Struct, frozen=True, tag="detections"):
 
     def rows(self) -> np.ndarray | None:
         """The boxes as float32 [n, 8]; None when their size is wrong or a value is not finite."""
-        row_bytes = 4 * ROW_VALUES
-        if len(self.boxes) % row_bytes or len(self.boxes) > MAX_BOXES * len(self.part.views) * row_bytes:
+        if len(self.boxes) % ROW_BYTES or len(self.boxes) > MAX_BOXES * len(self.part.views) * ROW_BYTES:
             return None
         rows = np.frombuffer(self.boxes, "<f4").reshape(-1, ROW_VALUES)
         return rows if np.isfinite(rows).all() else None

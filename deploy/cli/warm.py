@@ -1,10 +1,14 @@
-"""`peoplecounter doctor --warm`: compiles the fused kernel ahead, for GPUs that need not be here."""
+"""`peoplecounter doctor --warm`: compiles kernels ahead, for GPUs that need not be here."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from peoplecounter.common import backend
-from peoplecounter.common.cubins import Variant, compiled, keep, variant
+from peoplecounter.common.cubins import Pointer, Variant, compiled, keep, variant
+from peoplecounter.common.engine.heads import Head
+from peoplecounter.common.engine.layouts import HEADS
+from peoplecounter.common.engine.select import SELECT, select_arguments
+from peoplecounter.common.engine.select import WARPS as SELECT_WARPS
 from peoplecounter.common.errors import AppError
 from peoplecounter.common.files import cache_folder
 from peoplecounter.common.ipc.messages import Input, SurfaceLayout
@@ -15,10 +19,12 @@ from peoplecounter.services.preprocess.launches import NV12_TO_IMAGES, WARPS, im
 SIZES = [(1280, 720), (1920, 1080), (2560, 1440), (3840, 2160)]  # what cameras send
 CAPABILITIES = {"sm75": 75, "sm80": 80, "sm86": 86, "sm89": 89, "sm90": 90, "sm100": 100, "sm120": 120}
 SIDE = 640  # px of a model's input
+ROWS, COLUMNS = 300, (6, 38)  # that YOLO26 and YOLOv10 give, without and with masks
 
 
 def warm(settings: Settings, targets: list[str], folder: Path | None) -> str:
-    """Compiles what cameras of common sizes need, 8 bits a sample, and says what was done. Raises AppError."""
+    """Compiles what cameras of common sizes need, 8 bits a sample, and models whose rows are a table's, and says what
+    was done. Raises AppError."""
     folder = folder or cache_folder() / "cubins"
     capabilities = [_capability(target) for target in targets] or [_here()]
     variants = dict.fromkeys(one for capability in capabilities for one in _variants(settings, capability))
@@ -37,6 +43,12 @@ def _variants(settings: Settings, capability: int) -> Iterator[Variant]:
             needed = images_launch(layout, read, settings.views.table(width, height, read.size))
             arguments = needed.arguments([0] * len(needed.tables))  # anywhere that is aligned
             yield variant(NV12_TO_IMAGES, arguments, needed.constants, WARPS, capability)
+    rows = next(kind for kind in HEADS if kind.name == "rows")
+    for columns in COLUMNS:
+        arguments, constants = select_arguments(
+            Pointer(0, "fp32"), (1, ROWS, columns), Head(rows, (), 0, (SIDE, SIDE)), settings.engine.score, True
+        )
+        yield variant(SELECT, arguments, constants, SELECT_WARPS, capability)
 
 
 def _capability(target: str) -> int:

@@ -9,11 +9,11 @@ import numpy as np
 from peoplecounter.common import backend, cores
 from peoplecounter.common.engine.base import Engine
 from peoplecounter.common.engine.loading import load_engine
+from peoplecounter.common.engine.placing import Placing, each_alone
 from peoplecounter.common.engine.sidecar import read_sidecar
-from peoplecounter.common.inference.mapping import persons_to_frame
 from peoplecounter.common.ipc.loop import Loop
 from peoplecounter.common.ipc.memory import KINDS, Block, memory_kind
-from peoplecounter.common.ipc.messages import FrameHeader, Part, SurfaceLayout, TensorLayout
+from peoplecounter.common.ipc.messages import ROW_VALUES, SurfaceLayout, TensorLayout
 from peoplecounter.common.settings import Settings
 from peoplecounter.common.views import View
 from peoplecounter.deploy.engine import calibration
@@ -57,24 +57,17 @@ class EngineBench:
     def rows(self, engine: Engine, layout: SurfaceLayout, surface: np.ndarray, views: tuple[View, ...]) -> np.ndarray:
         """The boxes that an engine finds in these views of a frame, float32 [n, 8], see messages.Detections."""
         images = calibration.tensor(surface, layout, engine.input, views)
-        header = FrameHeader(
-            source="bench", seq=0, pts_s=None, captured_ns=0, deadline_ns=0, width=layout.width, height=layout.height
-        )
+        tensor, frame = TensorLayout(len(images), engine.input), (layout.width, layout.height)
+        boxes, done = b"", 0
         with self._slot(images) as slot:
-            persons = self._persons(engine, slot, TensorLayout(len(images), engine.input))
-        part = Part("tiles", views=views)
-        return persons_to_frame(engine.input, header, part, persons, self.settings.fusion.edge_px)
-
-    def _persons(self, engine: Engine, slot, tensor: TensorLayout) -> np.ndarray:
-        parts, done = [], 0
-        while done < tensor.images:
-            batch = engine.batch(tensor.images - done)
-            job = engine.start(slot, tensor, done, batch)
-            self.work.finish()
-            persons, _ = job()
-            parts.append(persons + np.array([done, 0, 0, 0, 0, 0], np.float32))
-            done += batch
-        return np.vstack(parts)
+            while done < len(views):
+                batch = views[done : done + engine.batch(len(views) - done)]
+                placing = Placing(batch, done, engine.input.size, frame, self.settings.fusion.edge_px)
+                job = engine.start(slot, tensor, done, placing)
+                self.work.finish()
+                boxes += job()[0]
+                done += len(batch)
+        return np.frombuffer(boxes, np.float32).reshape(-1, ROW_VALUES)
 
     def times(self, engine: Engine, rounds: int) -> dict[int, list[float]]:
         """Milliseconds of each batch that the engine takes: GPU time on a GPU, otherwise wall time."""
@@ -87,7 +80,7 @@ class EngineBench:
                 taken = []
                 for _ in range(WARM_UP + rounds):
                     began_ns = time.perf_counter_ns()
-                    job = engine.start(slot, tensor, 0, batch)
+                    job = engine.start(slot, tensor, 0, each_alone(engine.input.size, batch))
                     self.work.finish()
                     gpu_ns = job()[1]
                     taken.append((gpu_ns or time.perf_counter_ns() - began_ns) / 1e6)

@@ -33,6 +33,7 @@ from pathlib import Path
 import numpy as np
 
 from peoplecounter.common import backend
+from peoplecounter.common.engine.placing import each_alone
 from peoplecounter.common.ipc.loop import Loop
 from peoplecounter.common.ipc.memory import memory_kind
 from peoplecounter.common.ipc.messages import Input, SurfaceLayout, TensorLayout
@@ -308,7 +309,7 @@ def at_once(out, tensor: TensorLayout, parts: list[tuple[int, int]], rounds: int
         begin.record()
         for engine, stream, part in zip(engines, streams, parts):
             stream.wait_event(begin)
-            engine.start(out, tensor, *part)
+            engine.start(out, tensor, part[0], each_alone(engine.input.size, part[1]))
         for stream in streams:
             done = torch.cuda.Event()
             done.record(stream)
@@ -520,7 +521,7 @@ def engine_gains(turns: int = 5) -> list[dict]:
                 for _ in range(30):
                     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
                     begin.record(stream)
-                    collect = engine.start(out, tensor, 1, images)
+                    collect = engine.start(out, tensor, 1, each_alone(engine.input.size, images))
                     end.record(stream)
                     work.finish()
                     collect()

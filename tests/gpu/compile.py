@@ -9,6 +9,8 @@ from peoplecounter.common.engine.dense import WARPS as DENSE_WARPS  # noqa: E402
 from peoplecounter.common.engine.dense import dense_layout, kernel_calls  # noqa: E402
 from peoplecounter.common.engine.heads import Head  # noqa: E402
 from peoplecounter.common.engine.layouts import HEADS  # noqa: E402
+from peoplecounter.common.engine.select import SELECT, select_arguments  # noqa: E402
+from peoplecounter.common.engine.select import WARPS as SELECT_WARPS  # noqa: E402
 from peoplecounter.common.ipc.messages import Input, SurfaceLayout  # noqa: E402
 from peoplecounter.common.views import table  # noqa: E402
 from peoplecounter.deploy.dashboard.shrink import AVERAGE_PLANE, average_launches  # noqa: E402
@@ -51,6 +53,13 @@ def main(capability: int) -> None:
             pointers = [Pointer(0, kinds.get(array, "fp32")) for array in call.arrays]
             build(call.kernel, [*pointers, *call.numbers], call.constants, capability, DENSE_WARPS[call.kernel])
         print(name)
+    of_rows = next(kind for kind in HEADS if kind.name == "rows")
+    for dtype in ("fp32", "fp16"):
+        arguments, constants = select_arguments(
+            Pointer(0, dtype), (8, 300, 6), Head(of_rows, (), 0, (640, 640)), 0.2, True
+        )
+        build(SELECT, arguments, constants, capability, SELECT_WARPS)
+    print("select")
 
 
 if __name__ == "__main__":

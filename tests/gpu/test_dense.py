@@ -5,12 +5,14 @@ import pytest
 
 from peoplecounter.common.engine.heads import Head, head
 from peoplecounter.common.engine.layouts import HEADS, Context, Output
+from peoplecounter.common.engine.placing import each_alone
 from peoplecounter.common.errors import ModelOutputError
 
 torch = pytest.importorskip("torch", reason="torch is installed for Python 3.11 only, see the extra 'dev'")
 pytest.importorskip("triton")
 from peoplecounter.common.engine.dense import WARPS, dense_layout, kernel_calls, scratch  # noqa: E402
 from tests.support import kernels  # noqa: E402
+from tests.support.select import selected  # noqa: E402
 
 
 def rows(outputs, head, score, anchors):
@@ -44,7 +46,9 @@ def test_the_same_persons_as_on_the_cpu(channels, anchors, dtype):
     found = rows([output], one, 0.3, 1024)
     expected = one.persons([output.astype(np.float32)], 0.3)
     assert len(expected) > 20
-    np.testing.assert_allclose(persons(one, found, 0.3), expected, atol=0.1 if dtype == "float16" else 1e-4)
+    np.testing.assert_allclose(
+        picked(one, found, 0.3), placed(one, expected, 3), atol=0.1 if dtype == "float16" else 1e-4
+    )
 
 
 @pytest.mark.parametrize("name", [kind.name for kind in HEADS if kind.dense])
@@ -62,7 +66,8 @@ def test_every_dense_layout_gives_what_it_gives_on_the_cpu(name):
     one = Head(kind, tuple(f"o{i}" for i in range(len(shapes))), 1, size)
     expected = one.persons(outputs, 0.3)
     assert len(expected) > 5
-    np.testing.assert_allclose(persons(one, rows(outputs, one, 0.3, 256), 0.3), expected, rtol=1e-4, atol=1e-4)
+    found = picked(one, rows(outputs, one, 0.3, 256), 0.3)
+    np.testing.assert_allclose(found, placed(one, expected, 2), rtol=1e-4, atol=1e-4)
 
 
 def test_the_best_are_kept_when_there_are_more_than_rows():
@@ -71,16 +76,16 @@ def test_the_best_are_kept_when_there_are_more_than_rows():
     output[0, 0], output[0, 1] = 30 * (np.arange(400) % 20), 30 * (np.arange(400) // 20)  # none overlaps another
     output[0, 2:4], output[0, 4] = 10, random.permutation(np.linspace(0.31, 0.99, 400))
     output[0, 4, 10:20] = 0.995  # alike: the first ones come first
-    found = persons(_head(), rows([output], _head(), 0.3, 64), 0.3)
+    found = picked(_head(), rows([output], _head(), 0.3, 64), 0.3)
     expected = _head().persons([output], 0.3)[:64]
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(found, placed(_head(), expected, 1), atol=1e-4)
 
 
 def test_a_head_that_gives_fewer_anchors_than_rows():
     output = np.zeros((1, 84, 4), np.float32)
     output[0, :5, 2] = 50, 50, 10, 20, 0.9
     found = rows([output], _head(), 0.3, 64)
-    np.testing.assert_allclose(persons(_head(), found, 0.3), [[0, 45, 40, 55, 60, 0.9]])
+    np.testing.assert_allclose(picked(_head(), found, 0.3), [[45, 40, 55, 60, 0.9, 0, 0, 1]])
 
 
 @pytest.mark.gpu
@@ -110,7 +115,7 @@ def test_on_the_buffers_of_an_engine():
         cuda.check(cuda.cudart.cudaMemcpy(found.ctypes.data, dense.address, found.nbytes, to_host))
         expected = _head().persons([output[:images].astype(np.float32)], 0.3)
         assert len(expected) > 20 * images
-        np.testing.assert_allclose(persons(_head(), found[:images], 0.3), expected, atol=0.5)
+        np.testing.assert_allclose(picked(_head(), found[:images], 0.3), placed(_head(), expected, images), atol=0.5)
     dense.close()
 
 
@@ -121,11 +126,16 @@ def test_nan_reaches_the_check_on_the_cpu(channel):
     output[1, channel, 2] = np.nan
     found = rows([output], _head(), 0.3, 64)
     with pytest.raises(ModelOutputError, match="not a number"):
-        persons(_head(), found, 0.3)
+        picked(_head(), found, 0.3)
 
 
-def persons(one, found, score):
-    return one.of_boxes(found[..., :4], found[..., 4], score, suppressed=True)
+def picked(one, found, score):
+    """What the host gets of rows float32 [B, n, 5]."""
+    return selected(one, found, score, each_alone(one.size, len(found)), classes=False)
+
+
+def placed(one, persons, images):
+    return each_alone(one.size, images).rows(persons)
 
 
 def _head():

@@ -15,6 +15,7 @@ from peoplecounter.common.engine.model import read_model
 from peoplecounter.common.engine.onnx_file import has_pairs, is_fp8, is_int8_for_cpus
 from peoplecounter.common.engine.onnxruntime import OnnxEngine
 from peoplecounter.common.engine.openvino import OpenVinoEngine
+from peoplecounter.common.engine.placing import each_alone
 from peoplecounter.common.errors import CONFIG, AppError
 from peoplecounter.common.ipc.messages import TensorLayout
 from peoplecounter.common.settings import EngineSettings
@@ -66,9 +67,11 @@ def test_slots_are_read_in_place_from_a_mapping_that_cannot_be_written(tmp_path)
     slot, layout = np.frombuffer(mapped, np.uint8), TensorLayout(3, other.input)
     assert not slot.flags.writeable
     for first in (0, 1, 2, 1):
-        persons, gpu_ns = other.start(slot, layout, first, 1)()
-        np.testing.assert_allclose(persons, plain.run(images(3)[first : first + 1]), rtol=1e-3)
-        assert len(persons) and gpu_ns == 0
+        placing = each_alone(other.input.size, 1)
+        boxes, gpu_ns = other.start(slot, layout, first, placing)()
+        expected = placing.rows(plain.run(images(3)[first : first + 1]))
+        np.testing.assert_allclose(np.frombuffer(boxes, np.float32).reshape(-1, 8), expected, rtol=1e-3)
+        assert len(expected) and gpu_ns == 0
 
 
 def test_compiled_models_are_kept_for_this_user_alone(tmp_path, cache):
