@@ -11,6 +11,8 @@ from pathlib import Path
 
 from peoplecounter.common import backend
 from peoplecounter.common.settings import Settings
+from peoplecounter.common.sources import known_sources
+from peoplecounter.common.topology import BY_NAME, SERVICES
 
 TILES_MAX = 16  # processes, each with the model's weights in memory; with more cores they get more threads
 THREADS_MAX = 8  # of a process; an image gains little from more
@@ -45,6 +47,26 @@ def threads(settings: Settings, service: str = "") -> int:
     """How many threads an engine on the CPU has, in a process of this service or in a tool that runs alone."""
     processes = process_count(settings, service) if service == "infer_tiles" else 1
     return settings.engine.threads or min(THREADS_MAX, max(1, round(count(settings) / processes)))
+
+
+def poll(settings: Settings) -> bool:
+    """Whether a process that waits for the GPU, or for the last boxes of a frame, polls: link.poll, or on a GPU where
+    every process of the group can have a core of its own."""
+    if settings.link.poll != "auto":
+        return settings.link.poll == "on"
+    return backend.wants_gpu(settings) and count(settings) >= _processes(settings)
+
+
+def _processes(settings: Settings) -> int:
+    """How many a group has, with the sources that it has now."""
+    gpus = max(1, len(backend.gpus(settings)))
+    workers = {row.name: getattr(settings.workers, row.name) or 1 for row in SERVICES if row.each == "worker"}
+    others = sum(row.each == "group" for row in SERVICES)
+    return (
+        len(known_sources(settings))
+        + others
+        + sum(n * (gpus if BY_NAME[name].on_gpu else 1) for name, n in workers.items())
+    )
 
 
 def quotas(groups: str, root: Path = CGROUPS) -> list[float]:

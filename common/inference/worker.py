@@ -32,6 +32,8 @@ def run(rt: Runtime) -> None:
     tensors = rt.open_inputs(rt.settings.link.credits * early, engine.input, largest)
     inference = rt.closing(Inference(rt, engine, tensors))
     swap.start(inference)
+    if cores.poll(rt.settings):
+        rt.work.poll()
     rt.ready()
     while rt.running:
         rt.tick()

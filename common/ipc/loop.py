@@ -20,6 +20,7 @@ class Loop:
         self._last_ns = clock_ns()
         self._poller = zmq.Poller()
         self._handlers: dict[zmq.Socket | int, Callable[[], None]] = {}
+        self._patience: list[Callable[[int], int]] = []
         self._callbacks: dict[Callable[[int], None], None] = {}  # a dict keeps their order and finds them by hash
 
     def watch(self, readable: zmq.Socket | int, handler: Callable[[], None]) -> None:
@@ -40,8 +41,14 @@ class Loop:
         """Undoes every_tick()."""
         del self._callbacks[callback]
 
+    def sleep_at_most(self, patience_ms: Callable[[int], int]) -> None:
+        """Before each wait, `patience_ms(now_ns)` says how long it may last: 0 polls, as waking up takes 0.1 ms."""
+        self._patience.append(patience_ms)
+
     def tick(self, timeout_ms: int = 50) -> None:
         """Waits at most `timeout_ms` for something to read, handles it, then calls the per-tick callbacks."""
+        for patience_ms in self._patience:
+            timeout_ms = min(timeout_ms, patience_ms(self.now_ns()))
         readables = self._poller.poll(timeout_ms)
         now_ns = self.now_ns()
         if now_ns - self._last_ns > SLEEP_NS + timeout_ms * 1_000_000:

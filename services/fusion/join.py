@@ -20,6 +20,7 @@ from peoplecounter.common.ipc.slots import PartKey
 from peoplecounter.common.topology import GLOBAL, TILES
 
 OVERTAKEN = 5  # an overtaken frame is given up this many times sooner
+SOON_NS = 20_000_000  # after its last result, a frame's next one is expected within
 LOOK_NS = 20_000_000  # how often all sources are looked at, for frames whose time is up
 
 
@@ -134,6 +135,14 @@ class Join:
             frame.drops.setdefault(body.part.key, body.reason)
         frame.receipts.append(receipt)
         return True
+
+    def awaits(self, now_ns: int) -> bool:
+        """True while the last results of a frame are about to come."""
+        return any(
+            now_ns - frame.heard_ns < SOON_NS and not frame.complete
+            for queue in self._sources.values()
+            for frame in queue.frames.values()
+        )
 
     def held(self, source: str, seq: int, now_ns: int) -> None:
         """A ring still holds this frame: it may be slow, but is not lost."""

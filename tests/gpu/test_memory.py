@@ -51,6 +51,25 @@ def test_events_are_recorded_anew_for_every_generation(owner, reader):
         assert (host == value).all()
 
 
+def test_a_loop_that_polls_learns_the_same(owner, reader):
+    """Also of work that takes long, behind which it sleeps a little; its thread has nothing to wait for."""
+    reader.work.poll()
+    for value in range(20):
+        owner.tell("show", value)
+        host, done = reader.copy(reader.upstream.lease(*reader.take()))
+        reader.until(lambda d=done: d, "the copy")
+        assert (host == value).all()
+    owner.tell("latched", 42)
+    host, done = reader.copy(reader.upstream.lease(*reader.take()))
+    waits = [reader.work._patience_ms(reader.loop.now_ns())]
+    time.sleep(0.1)
+    waits.append(reader.work._patience_ms(reader.loop.now_ns()))
+    owner.tell("open")
+    reader.until(lambda: done, "the copy")
+    assert (host == 42).all() and waits == [0, 1] and reader.work._patience_ms(0) > 50
+    assert reader.work._waits.empty()
+
+
 def test_a_new_epoch_frees_the_old_memory_when_its_readers_have_let_go(owner, reader):
     levels = []
     for epoch in range(20):

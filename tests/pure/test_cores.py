@@ -56,3 +56,32 @@ def test_the_quota_of_a_control_group_is_read_with_those_around_it(tmp_path):
     assert cores.quotas("12:cpu:/x\n0::/a/b\n", tmp_path) == [1.5]
     assert cores.quotas("12:cpu:/x\n", tmp_path) == []
     assert cores.quotas("0::/elsewhere\n", tmp_path) == []
+
+
+GPU = {"backend": "cuda", "sources": {"a": {"url": "a.mp4"}, "b": {"url": "b.mp4"}}}  # 9 processes: 2 decoders,
+# preprocess, infer_global, 2 infer_tiles, fusion, history, dashboard
+
+
+@pytest.mark.parametrize(
+    "number, chosen, expected",
+    [
+        (9, {}, True),
+        (8, {}, False),
+        (8, {"link": {"poll": "on"}}, True),
+        (64, {"link": {"poll": "off"}}, False),
+        (64, {"backend": "cpu"}, False),
+        (9, {"workers": {"infer_tiles": 3}}, False),
+        (9, {"workers": {"infer_tiles": 2, "fusion": 2}}, False),
+    ],
+)
+def test_processes_poll_where_each_can_have_a_core(tmp_path, number, chosen, expected):
+    assert (
+        cores.poll(Settings(run_dir=tmp_path, cores=number, **{"workers": {"infer_tiles": 2}, **GPU, **chosen}))
+        is expected
+    )
+
+
+def test_every_gpu_has_processes_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(cores.backend, "gpus", lambda settings: ("GPU-a", "GPU-b"))
+    wanted = {**GPU, "gpus": ("0", "1"), "workers": {"infer_tiles": 2}}
+    assert [cores.poll(Settings(run_dir=tmp_path, cores=n, **wanted)) for n in (12, 13)] == [False, True]

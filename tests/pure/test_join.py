@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peoplecounter.common.ipc.messages import Confirmed, Detections, Dropped, FrameHeader, Part, Status
-from peoplecounter.services.fusion.join import LOOK_NS, Ended, Gap, Join, Settled
+from peoplecounter.services.fusion.join import LOOK_NS, SOON_NS, Ended, Gap, Join, Settled
 
 MS = 1_000_000
 PARTS = [Part("global", 0, 3), Part("tiles", 0, 3), Part("tiles", 1, 3)]
@@ -27,6 +27,18 @@ def new_join(reorder=4, idle_ms=1000):
 
 def settled(join, now_ns=0):
     return list(join.settle(now_ns))
+
+
+def test_results_are_awaited_until_a_frame_is_complete_or_takes_long():
+    join = new_join()
+    assert not join.awaits(0)
+    for part in PARTS:
+        join.add(answer(0, part), part, 0)
+        assert join.awaits(SOON_NS - 1) is (part != PARTS[-1])
+    join.add(answer(1, PARTS[0]), None, MS)
+    assert join.awaits(SOON_NS) and not join.awaits(SOON_NS + MS)
+    settled(join)
+    assert join.awaits(MS)
 
 
 def test_a_frame_is_settled_when_all_its_parts_are():

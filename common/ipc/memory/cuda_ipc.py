@@ -29,11 +29,13 @@ from peoplecounter.common.ipc.messages import RingSpec
 ALIGN_BYTES = 512  # slots start at multiples of this; the fences lie in front of the first slot
 FENCE_BYTES = 4
 ALLOCATION_BYTES = 2 << 20  # smaller allocations share a block, and a handle names the whole block
+POLLED_NS, IDLE_MS = 30_000_000, 1000  # what has not finished after this time is looked at once a millisecond
 GAUGE_NS = 5_000_000_000  # the GPU is asked for its memory at most this often
 
 
 class CudaWorkQueue:
-    """One stream of high priority. A thread waits for the GPU and wakes the loop when work has finished.
+    """One stream of high priority. A thread waits for the GPU and wakes the loop when work has finished; or the loop
+    polls, see poll().
 
     `device`: which of the visible GPUs. Only the dashboard has queues on several.
     """
@@ -55,11 +57,18 @@ class CudaWorkQueue:
         self._spare_events: list[object] = []
         self._gauges: dict[str, int] = {}
         self._gauges_due_ns = 0
+        self._polls = False
+        self._finished_ns = 0  # when work last did
         self._waits: queue.SimpleQueue = queue.SimpleQueue()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         loop.watch(self._wake_fd, self._on_wake)
         loop.every_tick(self._collect)
         threading.Thread(target=self._wait_for_events, daemon=True, name="gpu").start()
+
+    def poll(self) -> None:
+        """From now on the loop polls for queued work, which costs a core as long as there is some."""
+        self._polls = True
+        self._loop.sleep_at_most(self._patience_ms)
 
     def call(self, work: Callable[[], Result], tick: Callable[[], None]) -> Result:
         """Calls at once: the work only queues what the GPU does."""
@@ -80,7 +89,8 @@ class CudaWorkQueue:
             event = check(cudart.cudaEventCreateWithFlags(flags))
         check(cudart.cudaEventRecord(event, self._stream))
         self._pending.append((event, callback, self._loop.now_ns()))
-        self._waits.put(event)
+        if not self._polls:
+            self._waits.put(event)
 
     def set_fence(self, address: int, generation: int, ahead: bool = False) -> None:
         """Sets a fence behind the queued work, or `ahead` of it, which ends a wait for it."""
@@ -122,6 +132,12 @@ class CudaWorkQueue:
             cudart.cudaEventSynchronize(event)  # an error is found and raised by _collect
             os.eventfd_write(self._wake_fd, 1)
 
+    def _patience_ms(self, now_ns: int) -> int:
+        if not self._pending:
+            return IDLE_MS
+        _, _, queued_ns = self._pending[0]
+        return 0 if now_ns - max(queued_ns, self._finished_ns) < POLLED_NS else 1
+
     def _on_wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake_fd)
@@ -135,7 +151,7 @@ class CudaWorkQueue:
                 self._check_stuck(now_ns - max(queued_ns, self._loop.woke_ns))
                 return
             check(code)
-            self._called_stuck = False
+            self._called_stuck, self._finished_ns = False, now_ns
             self._pending.popleft()
             self._spare_events.append(event)
             callback()

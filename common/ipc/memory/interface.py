@@ -46,6 +46,9 @@ class WorkQueue(Protocol):
     def on_done(self, callback: Callable[[], None]) -> None:
         """Calls back, from the loop, when everything queued so far has finished."""
 
+    def poll(self) -> None:
+        """From now on the loop does not sleep while work is queued on a GPU."""
+
     def finish(self) -> None:
         """Waits until everything queued so far has finished. Raises GpuLost when it does not."""
 

@@ -56,6 +56,9 @@ class CpuWorkQueue:
     def on_done(self, callback: Callable[[], None]) -> None:
         callback()
 
+    def poll(self) -> None:
+        pass
+
     def finish(self) -> None:
         pass
 
