@@ -108,11 +108,11 @@ def _nvdec() -> tuple[bool, str]:
 
     able, engines = [], 0
     for codec in nvdec.CODECS:
-        caps = {bits: nvdec.capabilities(codec, bits) for bits in (8, 10)}
-        engines = max(engines, caps[8]["num_decoder_engines"])
-        bits = [str(b) for b, c in caps.items() if c["supported"]]
+        limits = {bits: nvdec.limits(codec, bits) for bits in (8, 10)}
+        engines = max(engines, limits[8].nvdecs)
+        bits = [str(b) for b, found in limits.items() if found.supported]
         if bits:
-            able.append(f"{codec} {'/'.join(bits)} bit to {caps[8]['width_max']}x{caps[8]['height_max']}")
+            able.append(f"{codec} {'/'.join(bits)} bit to {limits[8].width_max}x{limits[8].height_max}")
     return any(text.startswith("h264") for text in able), f"{engines} engines: " + (", ".join(able) or "nothing")
 
 

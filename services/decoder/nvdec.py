@@ -8,6 +8,7 @@ presentation.
 """
 
 import contextlib
+import ctypes
 
 import av
 import PyNvVideoCodec as nvc
@@ -34,14 +35,33 @@ CODECS = {  # FFmpeg's name -> (NVDEC's name, bitstream filters whose output NVD
 }
 FORMATS = {"yuv420p": 8, "yuvj420p": 8, "nv12": 8, "yuv420p10le": 10, "p010le": 10, "yuv420p12le": 12}  # 4:2:0, bits
 TURNING = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # containers with a display matrix
+CHROMA_420 = 1  # cudaVideoChromaFormat
 ANNEX_B = b"\0\0\1"
 ON_DEVICE = cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
 
 
-def capabilities(codec: str, bits: int = 8) -> dict[str, int]:
-    """NVDEC's limits on the first GPU for a codec in 4:2:0: supported, width_min, width_max, height_min and more."""
+class Limits(ctypes.Structure):
+    """What NVDEC decodes of a codec: CUVIDDECODECAPS of NVIDIA's cuviddec.h."""
+
+    _fields_ = [
+        ("codec", ctypes.c_int), ("chroma", ctypes.c_int), ("bits_above_8", ctypes.c_uint),
+        ("_reserved_in", ctypes.c_uint * 3),
+        ("supported", ctypes.c_ubyte), ("nvdecs", ctypes.c_ubyte), ("formats", ctypes.c_ushort),
+        ("width_max", ctypes.c_uint), ("height_max", ctypes.c_uint), ("macroblocks_max", ctypes.c_uint),
+        ("width_min", ctypes.c_ushort), ("height_min", ctypes.c_ushort),
+        ("_histogram", ctypes.c_ubyte * 4), ("_reserved_out", ctypes.c_uint * 10),
+    ]  # fmt: skip
+
+
+def limits(codec: str, bits: int = 8) -> Limits:
+    """NVDEC's limits on the current GPU for a codec in 4:2:0. PyNvVideoCodec's own function creates a CUDA context each
+    time, which takes 0.2 s."""
     name, _ = CODECS[codec]
-    return dict(nvc.GetDecoderCaps(0, getattr(nvc.cudaVideoCodec, name), _chroma_420(), bits))
+    asked = Limits(int(getattr(nvc.cudaVideoCodec, name)), CHROMA_420, bits - 8)
+    cuda.start(cuda.current())
+    code = ctypes.CDLL("libnvcuvid.so.1").cuvidGetDecoderCaps(ctypes.byref(asked))
+    check((cudart.cudaError_t(code),))  # of the driver's errors, which have the same numbers
+    return asked
 
 
 class NvdecDecoder:
@@ -206,10 +226,10 @@ def refuse_unless_supported(codec: str, pixel_format: str | None, width: int, he
             f"NVDEC decodes only 4:2:0, the source is {codec} in {pixel_format}: use backend 'cpu'.", BAD_DATA
         )
     bits = FORMATS.get(pixel_format or "", 8)
-    caps = capabilities(codec, bits)
-    if not caps["supported"]:
+    found = limits(codec, bits)
+    if not found.supported:
         raise SourceError(f"This GPU's NVDEC does not decode {bits}-bit {codec}: use backend 'cpu'.", BAD_DATA)
-    smallest, largest = ((caps[f"width_{end}"], caps[f"height_{end}"]) for end in ("min", "max"))
+    smallest, largest = (found.width_min, found.height_min), (found.width_max, found.height_max)
     if not (smallest[0] <= width <= largest[0] and smallest[1] <= height <= largest[1]):
         raise SourceError(
             f"This GPU's NVDEC decodes {codec} from {smallest[0]}x{smallest[1]} to {largest[0]}x{largest[1]}, the "
@@ -222,11 +242,6 @@ def _with_data(packet: av.Packet, data: bytes) -> av.Packet:
     whole = av.Packet(data)
     whole.pts, whole.dts, whole.time_base, whole.is_keyframe = packet.pts, packet.dts, packet.time_base, True
     return whole
-
-
-def _chroma_420():
-    """NVDEC's 4:2:0. Its name starts with a digit, so it cannot be written as an attribute."""
-    return nvc.cudaVideoChromaFormat.__members__["420"]
 
 
 def _why(error: Exception) -> str:

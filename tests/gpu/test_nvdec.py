@@ -134,6 +134,23 @@ def test_codecs_and_containers(decode, tmp_path, codec, pixel_format, suffix, to
     same(shown, list(decode.on_cpu(path)), tolerance)
 
 
+@pytest.mark.parametrize("bits", [8, 10])
+def test_the_limits_are_those_that_pynvvideocodec_reports(decode, bits):
+    import PyNvVideoCodec as nvc
+
+    from peoplecounter.services.decoder.nvdec import CODECS, limits
+
+    for codec, (name, _) in CODECS.items():
+        chroma = nvc.cudaVideoChromaFormat.__members__["420"]
+        reported = dict(nvc.GetDecoderCaps(0, getattr(nvc.cudaVideoCodec, name), chroma, bits))
+        found = limits(codec, bits)
+        assert bool(found.supported) == bool(reported["supported"]), codec
+        if found.supported:
+            assert found.nvdecs == reported["num_decoder_engines"]
+            for limit in ("width_min", "width_max", "height_min", "height_max"):
+                assert getattr(found, limit) == reported[limit], (codec, limit)
+
+
 def test_what_nvdec_cannot_decode_gives_a_clear_error(decode, tmp_path):
     for codec, pixel_format, suffix, words in [
         ("mjpeg", "yuvj420p", "mkv", "NVDEC does not decode mjpeg"),
