@@ -49,6 +49,7 @@ SUPERVISOR_PID = "SUPERVISOR_PID_OF_PEOPLECOUNTER"  # environment variable, set 
 CLAIM_S = 0.25  # how often a process without work looks for some
 SETTLED = 15  # times silent_ms after its start, a process expects those that read from it to answer
 REPORT_NS = 500_000_000  # also how current fusion's knowledge is of what the rings hold
+LOOK_NS = 100_000_000  # how often a process of a group with several GPUs sees whether another one has lost its GPU
 LINGER_NS = 2_000_000_000
 PR_SET_PDEATHSIG = 1
 
@@ -84,7 +85,7 @@ class Runtime:
         self.ends = False  # True: its source has ended, so it does not move to another GPU any more
         self._liveness = Liveness(settings.heartbeat, self.loop.now_ns)
         self._ready = False
-        self._report_due_ns = 0
+        self._report_due_ns = self._look_due_ns = 0
         self._exit = ExitStack()  # closes last opened first; one close() that raises does not skip the others
         self._exit.callback(self.loop.close)
         self._exit.callback(self._close_tracer)
@@ -170,13 +171,14 @@ class Runtime:
         self.loop.tick(timeout_ms)
         self._liveness.beat()
         now_ns = self.loop.now_ns()
+        if self.gpu and now_ns >= self._look_due_ns and self.running and not self.ends:
+            self._look_due_ns = now_ns + LOOK_NS
+            self._look_at_gpu(self.gpu)
         if now_ns >= self._report_due_ns:
             self._report_due_ns = now_ns + REPORT_NS
             self.tracer.count_lost()
             gauges = self._gauges() if self.settings.telemetry.metrics else {}
             self.results.report(self.producer.holding() if self.producer else [], gauges)
-            if self.gpu and self.running and not self.ends:
-                self._look_at_gpu(self.gpu)
 
     def _look_at_gpu(self, gpu: gpus.ProcessGpu) -> None:
         """In a group with several GPUs: raises GpuLost when nobody answers on this one; a decoder may move away.

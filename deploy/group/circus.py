@@ -9,6 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from math import ceil
 from pathlib import Path
 
 from peoplecounter.common import backend, cores, shape_changes, sources
@@ -53,12 +54,18 @@ def watchers(settings: Settings, environment: dict[str, str]) -> list[dict]:
 def process_count(row: ServiceRow, settings: Settings) -> int:
     """How many processes of a service a group starts with."""
     if row.each == "source":
-        return len(list(sources_to_decode(settings)))
+        return decoder_count(len(list(sources_to_decode(settings))), len(backend.gpus(settings)))
     if row.optional and not WANTED[row.name](settings):
         return 0
     if row.each == "worker":
         return cores.process_count(settings, row.name) * (max(1, len(backend.gpus(settings))) if row.on_gpu else 1)
     return 1
+
+
+def decoder_count(sources: int, gpus: int) -> int:
+    """How many decoders so many sources need. With several GPUs there are spare ones, as many as a GPU has sources:
+    they wait for those of a GPU that is lost."""
+    return sources + (ceil(sources / gpus) if gpus > 1 else 0)
 
 
 def circus_endpoint(run_dir: Path) -> str:
@@ -89,7 +96,7 @@ class GroupSupervisor:
         self.exit_code = 0
         self._restart_times_s: deque[float] = deque(maxlen=RESTARTS_MAX)
         self._optional_times_s: deque[float] = deque(maxlen=RESTARTS_MAX)
-        self._stopping = False
+        self._stopping = self._ended = False
         self._mps = contextlib.ExitStack()
         variables = self._mps.enter_context(mps.daemon(settings))
         self._arbiter = self._build(settings, {**environment, **variables})
@@ -117,6 +124,7 @@ class GroupSupervisor:
         try:
             self._arbiter.start()
         finally:
+            self._ended = True
             self._mps.close()
             self._remove()
             self._lock.close()
@@ -129,6 +137,8 @@ class GroupSupervisor:
     def _stop(self) -> None:
         from circus.exc import ConflictError
 
+        if self._ended:  # asked twice; the next group of this process has the same event loop
+            return
         try:
             self._arbiter.stop()
         except ConflictError:  # circus is checking its processes right now
@@ -138,7 +148,7 @@ class GroupSupervisor:
         if self._stopping or watcher.is_stopping() or watcher.is_stopped():
             return True
         if watcher.name == "decoder" and exit_code == 0:  # its source has ended
-            watcher.numprocesses = len(list(sources_to_decode(self._settings)))
+            watcher.numprocesses = process_count(BY_NAME["decoder"], self._settings)
             self._on_ended()
         if len(watcher.processes) >= watcher.numprocesses:  # the service was scaled down
             return True

@@ -11,7 +11,7 @@ from peoplecounter.common.process.gpus import Gpus
 from peoplecounter.common.settings import WorkerSettings
 from peoplecounter.common.topology import SERVICES
 from peoplecounter.deploy.group import client
-from peoplecounter.deploy.group.circus import circus_endpoint
+from peoplecounter.deploy.group.circus import circus_endpoint, decoder_count
 from peoplecounter.deploy.group.client import RunningGroup
 from peoplecounter.deploy.group.shell import COMMAND_S, call
 
@@ -79,6 +79,9 @@ def _run(group: RunningGroup, name: str, service: str, instances: list[str]) -> 
     from circus.client import CircusClient
     from circus.exc import CallError
 
+    number = len(instances)
+    if service == "decoder":
+        number = decoder_count(number, len(Gpus(group.run_dir).placement.uuids))
     circus = CircusClient(endpoint=circus_endpoint(group.run_dir), timeout=COMMAND_S)
 
     def settled() -> bool:
@@ -86,7 +89,7 @@ def _run(group: RunningGroup, name: str, service: str, instances: list[str]) -> 
         pids = circus.send_message("list", name=service)["pids"]
         alive = [pid for pid in pids if client.is_running(pid)]
         idle = [pid for pid in alive if pid not in client.owners(group.run_dir).values()]
-        surplus = idle[: max(0, len(alive) - len(instances))] if service == "decoder" else []
+        surplus = idle[: max(0, len(alive) - number)] if service == "decoder" else []
         for pid in surplus:
             os.kill(pid, signal.SIGTERM)
         return len(alive) == len(pids) and not surplus
@@ -95,7 +98,7 @@ def _run(group: RunningGroup, name: str, service: str, instances: list[str]) -> 
         client.wait_until(
             settled, SETTLED_S, f"The 'peoplecounter run' of this group has not ended a {service} yet: try again."
         )
-        answer = circus.send_message("set", name=service, options={"numprocesses": len(instances)})
+        answer = circus.send_message("set", name=service, options={"numprocesses": number})
     except CallError as error:
         raise AppError(f"The 'peoplecounter run' of this group does not answer: {error}.", SOFTWARE) from None
     finally:

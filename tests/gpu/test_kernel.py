@@ -96,7 +96,7 @@ def test_the_kernels_compile_for_gpus_that_are_not_here(capability):
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines() == [
         "nv12_to_images (3840, 2160) float16 True", "nv12_to_images (1367, 769) float32 True", "turn_plane",
-        "average_plane", "yolo", "yolox", "yolonas",
+        "average_plane", "yolo", "yolox", "yolonas", "select",
     ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from peoplecounter.common import backend
 from peoplecounter.common.errors import AppError
 from peoplecounter.common.settings import Settings
 from peoplecounter.common.topology import BY_NAME
-from peoplecounter.deploy.group.circus import process_count
+from peoplecounter.deploy.group.circus import decoder_count, process_count
 
 UUID = "GPU-093185f4-5e25-0bcf-5fb1-711c25f3f442"
 
@@ -80,3 +80,10 @@ def test_a_group_has_as_many_workers_on_each_gpu():
     settings = Settings(backend="cuda", gpus=[UUID, UUID.replace("0", "1")], workers={"infer_global": 2})
     assert process_count(BY_NAME["infer_global"], settings) == 4
     assert process_count(BY_NAME["fusion"], settings) == 1
+
+
+@pytest.mark.parametrize(
+    "sources, gpus, expected", [(0, 2, 0), (3, 0, 3), (3, 1, 3), (1, 2, 2), (14, 2, 21), (28, 4, 35), (5, 4, 7)]
+)
+def test_a_group_with_several_gpus_has_spare_decoders(sources, gpus, expected):
+    assert decoder_count(sources, gpus) == expected

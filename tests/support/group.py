@@ -33,9 +33,10 @@ class Group(Published):
         super().__init__(f"ipc://{run_dir}/counts.sock")
 
     def start(self, *names: str, fault: tuple[str, ...] = (), without: str = "") -> None:
-        """Starts processes; `fault` is passed to tests.support.faulty, e.g. ("--raise-at", "20").
+        """Starts processes: "decoder.cam", or "decoder" for one that takes a source without a decoder.
 
-        `without` an optimization: see tests.bench.without.
+        `fault` is passed to tests.support.faulty, e.g. ("--raise-at", "20"); `without` an optimization: see
+        tests.bench.without.
         """
         for name in names or SERVICES:
             service, _, instance = name.partition(".")
@@ -44,7 +45,7 @@ class Group(Published):
                 module = ["tests.support.faulty", service, *fault, "--"]
             elif without:
                 module = ["tests.bench.without", without, service]
-            command = [sys.executable, "-m", *module, instance]
+            command = [sys.executable, "-m", *module, *filter(None, [instance])]
             self.processes[name] = subprocess.Popen(command, env=self.environment, stdout=self.log, stderr=self.log)
 
     def peoplecounter(self, *arguments: object) -> subprocess.CompletedProcess[str]:
