@@ -79,6 +79,9 @@ def write_file(path: Path, data: bytes, mode: int = 0o644) -> None:
             raise AppError(f"{path} cannot be written: {error.strerror}.", SOFTWARE) from None
 
 
+_held: "set[Lock]" = set()  # by this process
+
+
 class Lock:
     """Exclusive ownership of a name in the run directory. The kernel releases it when the process ends.
 
@@ -98,13 +101,21 @@ class Lock:
             ) from None
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, str(os.getpid()).encode(), 0)
+        _held.add(self)
 
     def forget(self) -> None:
         """Removes the owner's pid from the file: this process ends as intended, so it is not reported as lost."""
         os.ftruncate(self._fd, 0)
 
     def close(self) -> None:
+        _held.discard(self)
         os.close(self._fd)
+
+
+def release_locks() -> None:
+    """All locks of this process, which does nothing any more but end: its successor need not wait until it has."""
+    for lock in list(_held):
+        lock.close()
 
 
 def make_private(run_dir: Path) -> None:

@@ -205,10 +205,16 @@ class ResultReceiver:
         return Welcome(self._epoch, os.getpid())
 
     def _on_silent(self, peer: Peer) -> None:
-        self._on_change(peer.hello.service, "silent")
+        self._tell(peer, "silent")
 
     def _on_gone(self, peer: Peer) -> None:
-        self._on_change(peer.hello.service, "ended" if peer.left else "down")
+        self._tell(peer, "ended" if peer.left else "down")
+
+    def _tell(self, peer: Peer, state: str) -> None:
+        """Unless the peer has a successor, which is there already when the driver holds a process that ends."""
+        name = peer.hello.service
+        if not any(other.hello.service == name for other in self._link.peers.values() if other is not peer):
+            self._on_change(name, state)
 
     def _on_message(self, peer: Peer, message: Message) -> None:
         if isinstance(message, Result):

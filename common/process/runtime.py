@@ -11,11 +11,11 @@ from contextlib import ExitStack
 from ctypes import CDLL
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
 from peoplecounter.common import backend, logs, shape_changes, sources
 from peoplecounter.common.errors import RESTART, SOFTWARE, AppError, GpuLost, NoGpu
-from peoplecounter.common.files import Lock, make_private
+from peoplecounter.common.files import Lock, make_private, release_locks
 from peoplecounter.common.ipc.consumer import RingConsumer
 from peoplecounter.common.ipc.link import Peer, Timing
 from peoplecounter.common.ipc.loop import Loop
@@ -234,7 +234,7 @@ class Runtime:
         try:
             resource.close()
         except GpuLost as lost:  # closing the others would call into the GPU and might never return
-            os._exit(self.exit_code or _report(self.name, lost, self.gpu))
+            _end_at_once(self.exit_code or _report(self.name, lost, self.gpu))
         except Exception:
             self.exit_code = self.exit_code or SOFTWARE  # now: links that close later must not say bye
             raise
@@ -307,7 +307,7 @@ def serve(service: str, run: Callable[[Runtime], None]) -> None:
     try:
         run(runtime)
     except GpuLost as lost:  # closing would call into the GPU and might never return
-        os._exit(_report(runtime.name, lost, gpu))
+        _end_at_once(_report(runtime.name, lost, gpu))
     except AppError as error:
         runtime.exit_code = _report(runtime.name, error, gpu)
         if isinstance(error, NoGpu) and settings.gpus:  # one of several: the next start uses the others
@@ -344,6 +344,12 @@ def _report(name: str, error: AppError, gpu: gpus.ProcessGpu | None = None) -> i
     print(line + "\n", end="", file=sys.stderr, flush=True)  # in one write: other processes write there, too
     notify(f"STATUS={error}")
     return gpus.exit_code(error, gpu)
+
+
+def _end_at_once(exit_code: int) -> NoReturn:
+    """When the GPU is lost. The driver may hold a process that ends for ten seconds."""
+    release_locks()
+    os._exit(exit_code)
 
 
 def _end_with_supervisor() -> None:

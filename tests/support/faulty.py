@@ -5,6 +5,7 @@ The fault sits in the one function that does the service's work on a frame; ever
 
 import argparse
 import importlib
+import os
 import runpy
 import sys
 import time
@@ -27,10 +28,14 @@ def main() -> None:
     parser.add_argument("--raise-at", type=int, default=0)
     parser.add_argument("--lose-gpu-at", type=int, default=0)
     parser.add_argument("--slow", type=float, default=1)
+    parser.add_argument("--slow-exit", type=float, default=0, help="seconds in which the driver holds it")
     parser.add_argument("instance")
     args = parser.parse_args()
     module, name = WORK[args.service]
     owner = importlib.import_module(module)
+    if args.slow_exit:
+        end = os._exit
+        os._exit = lambda code: (time.sleep(args.slow_exit), end(code))
     *path, function = name.split(".")
     for step in path:
         owner = getattr(owner, step)
