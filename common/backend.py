@@ -4,6 +4,7 @@ import ctypes
 import importlib.util
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,8 @@ RUNTIMES = {  # the packages of each; the first one installed is used
 CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 GPU, VISIBLE = "NVIDIA GPU", "CUDA_VISIBLE_DEVICES"
 MPS_CONTROL = "nvidia-cuda-mps-control"
+MPS_ERRORS = range(805, 808)  # CUDA_ERROR_MPS_CONNECTION_FAILED, _RPC_FAILURE, _SERVER_NOT_READY
+MPS_S = 2.0  # then the process ends, and is started again
 PACKAGES = {"cuda-python": "cuda.bindings", "PyNvVideoCodec": "PyNvVideoCodec"}
 
 
@@ -151,7 +154,7 @@ def gpu() -> tuple[str, str] | None:
     """(name, compute capability, "9.0") of the first NVIDIA GPU; None: there is none. Creates no CUDA context."""
     driver = _library("libcuda.so.1")
     name, device, number = ctypes.create_string_buffer(100), ctypes.c_int(), ctypes.c_int()
-    if driver is None or driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
+    if driver is None or not _starts(driver) or driver.cuDeviceGet(ctypes.byref(device), 0):
         return None
     driver.cuDeviceGetName(name, len(name), device)
     capability = []
@@ -159,6 +162,14 @@ def gpu() -> tuple[str, str] | None:
         driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
         capability.append(str(number.value))
     return name.value.decode(), ".".join(capability)
+
+
+def _starts(driver: ctypes.CDLL) -> bool:
+    """Whether CUDA starts. While MPS recovers from the failure of one of its GPUs, it lets no process in."""
+    until_s = time.monotonic() + MPS_S
+    while (code := driver.cuInit(0)) in MPS_ERRORS and time.monotonic() < until_s:
+        time.sleep(0.02)
+    return not code
 
 
 def _uuid_of(name: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from cuda.bindings import driver
 from cuda.bindings import runtime as cudart
 
+from peoplecounter.common.backend import MPS_ERRORS
 from peoplecounter.common.errors import GpuLost, NoGpu
 
 HANDLE_BYTES = 64  # of a CUDA IPC memory handle
@@ -51,6 +52,8 @@ def check(result: tuple):
     if int(code):  # an error of the runtime or of the driver
         if code in _NO_DEVICE:
             raise NoGpu(f"No usable NVIDIA GPU ({code.name}): set backend = 'cpu'.")
+        if int(code) in MPS_ERRORS:
+            raise NoGpu(f"MPS lets no process use the GPU now ({code.name}): try again.")
         if code in _HARMLESS:
             cudart.cudaGetLastError()  # resets it: otherwise the next launch would report it again
             raise CudaError(code)

@@ -37,6 +37,7 @@ class Placement(msgspec.Struct):
     asked: list[str] = []  # the setting `gpus` that they come from
     sources: dict[str, int] = {}  # source -> number of its GPU
     lost_ns: dict[int, int] = {}  # number of a GPU -> when a process lost it last (CLOCK_MONOTONIC)
+    fell_ns: dict[int, int] = {}  # number of a GPU -> when a process that had started lost it last
     found_ns: dict[int, int] = {}  # number of a GPU that was lost -> when a preprocess started there last
 
     def is_healthy(self, number: int, now_ns: int) -> bool:
@@ -166,10 +167,17 @@ class ProcessGpu:
             raise GpuLost(f"Another process has lost GPU {self.number}: {source} moves to another one.", noted=True)
         return placement.better(source, now_ns) is not None
 
-    def lose(self) -> None:
-        """Notes that this process could not use its GPU any more."""
+    def others_were_just_lost(self) -> bool:
+        """True when processes lost another GPU a moment ago. The MPS server of all GPUs may then let no process in."""
+        now_ns, fell_ns = time.monotonic_ns(), self._gpus.placement.fell_ns
+        return any(0 <= now_ns - at < RETRY_NS for number, at in fell_ns.items() if number != self.number)
+
+    def lose(self, started: bool) -> None:
+        """Notes that this process could not use its GPU, or, if it had started, could not any more."""
         with self._gpus.change() as placement:
             placement.lost_ns[self.number] = time.monotonic_ns()
+            if started:
+                placement.fell_ns[self.number] = placement.lost_ns[self.number]
 
     def find(self) -> None:
         """Notes that this process has started on its GPU."""
@@ -202,7 +210,8 @@ def establish(settings: Settings) -> None:
             if placement.asked != asked:
                 sources = {name: placement.uuids[number] for name, number in placement.sources.items()}
                 placement.sources = {name: uuids.index(uuid) for name, uuid in sources.items() if uuid in uuids}
-                placement.uuids, placement.asked, placement.lost_ns, placement.found_ns = uuids, asked, {}, {}
+                placement.uuids, placement.asked = uuids, asked
+                placement.lost_ns, placement.fell_ns, placement.found_ns = {}, {}, {}
 
 
 def may_start(settings: Settings, row: ServiceRow, instance: str) -> bool:
@@ -245,8 +254,10 @@ def exit_code(error: AppError, gpu: ProcessGpu | None) -> int:
     if gpu is None or not isinstance(error, (GpuLost, NoGpu)):
         return error.code
     try:
+        if isinstance(error, NoGpu) and gpu.others_were_just_lost():
+            return RESTART  # it could not start, which says nothing of its own GPU
         if not getattr(error, "noted", False):
-            gpu.lose()
+            gpu.lose(started=isinstance(error, GpuLost))
         return RESTART if gpu.others_are_healthy() else SOFTWARE
     except (AppError, OSError):
         return SOFTWARE

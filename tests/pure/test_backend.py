@@ -1,6 +1,7 @@
 """Which GPU a group uses."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -87,3 +88,12 @@ def test_a_group_has_as_many_workers_on_each_gpu():
 )
 def test_a_group_with_several_gpus_has_spare_decoders(sources, gpus, expected):
     assert decoder_count(sources, gpus) == expected
+
+
+@pytest.mark.parametrize("codes, expected, asked", [([807, 805, 0], True, 3), ([100], False, 1), ([807], False, None)])
+def test_a_process_waits_a_little_while_mps_recovers(monkeypatch, codes, expected, asked):
+    monkeypatch.setattr(backend, "MPS_S", 0.1)
+    given = []
+    driver = SimpleNamespace(cuInit=lambda flags: given.append(codes[min(len(given), len(codes) - 1)]) or given[-1])
+    assert backend._starts(driver) is expected
+    assert len(given) == asked or (asked is None and len(given) > 2)

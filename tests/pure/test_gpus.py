@@ -1,5 +1,6 @@
 """Sources on several GPUs: evenly, few move, and those of a GPU that was lost go to the others and come back."""
 
+import time
 from collections import Counter
 
 import pytest
@@ -12,6 +13,7 @@ from peoplecounter.common.process.gpus import (
     RETRY_NS,
     Gpus,
     Placement,
+    ProcessGpu,
     choose,
     establish,
     exit_code,
@@ -149,7 +151,7 @@ def test_a_lost_gpu_does_not_hold_up_the_workers_of_others(settings):
     """Two workers on each of two GPUs: 0 and 2, 1 and 3. One of each has ended."""
     locks = dict(claim_instance(settings, "preprocess", None) for _ in range(4))
     assert list(locks) == ["0", "1", "2", "3"]
-    choose(settings, BY_NAME["preprocess"], "1", list).lose()
+    choose(settings, BY_NAME["preprocess"], "1", list).lose(started=True)
     for number in ("1", "2"):
         locks.pop(number).close()
     again = claim_instance(settings, "preprocess", None)
@@ -166,6 +168,19 @@ def test_what_is_no_fault_of_the_gpu_ends_as_before(settings):
     assert exit_code(GpuLost("noted by another process", noted=True), gpu) == RESTART
     assert exit_code(NoGpu("none"), None) == CONFIG
     assert healthy_uuids(gpus_of(settings)) == tuple(UUIDS[:2])
+
+
+def test_what_mps_refuses_while_another_gpu_fails_says_nothing_of_this_one(settings, monkeypatch):
+    """After RETRY_NS it does: then all of them may be gone."""
+    gpus = gpus_of(settings)
+    assert exit_code(GpuLost("it failed"), ProcessGpu(gpus, 1)) == RESTART
+    assert exit_code(NoGpu("MPS is busy"), ProcessGpu(gpus, 0)) == RESTART
+    assert gpus.placement.healthy(time.monotonic_ns()) == [0]
+    assert exit_code(NoGpu("it is lost"), ProcessGpu(gpus, 1)) == RESTART
+    with gpus.change() as placement:
+        placement.fell_ns[1] -= RETRY_NS
+    assert exit_code(NoGpu("none"), ProcessGpu(gpus, 0)) == SOFTWARE
+    assert set(gpus.placement.lost_ns) == {0, 1}
 
 
 def test_a_group_with_one_gpu_or_none_has_no_file(run_dir):
