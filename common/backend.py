@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from peoplecounter.common.errors import AppError, NoGpu
+from peoplecounter.common.errors import MPS_ERRORS, AppError, NoGpu
 from peoplecounter.common.settings import ALL_GPUS, Settings
 
 PLANS = {b"ftrt": "tensorrt", b"vtrt": "rtx"}  # the first bytes of a serialized engine -> what runs it
@@ -20,7 +20,6 @@ RUNTIMES = {  # the packages of each; the first one installed is used
 CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 GPU, VISIBLE = "NVIDIA GPU", "CUDA_VISIBLE_DEVICES"
 MPS_CONTROL = "nvidia-cuda-mps-control"
-MPS_ERRORS = range(805, 808)  # CUDA_ERROR_MPS_CONNECTION_FAILED, _RPC_FAILURE, _SERVER_NOT_READY
 MPS_S = 2.0  # then the process ends, and is started again
 PACKAGES = {"cuda-python": "cuda.bindings", "PyNvVideoCodec": "PyNvVideoCodec"}
 

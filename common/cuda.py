@@ -9,8 +9,7 @@ import numpy as np
 from cuda.bindings import driver
 from cuda.bindings import runtime as cudart
 
-from peoplecounter.common.backend import MPS_ERRORS
-from peoplecounter.common.errors import GpuLost, NoGpu
+from peoplecounter.common.errors import MPS_ERRORS, GpuLost, NoGpu
 
 HANDLE_BYTES = 64  # of a CUDA IPC memory handle
 UUID_BYTES = 16

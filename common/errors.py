@@ -25,6 +25,9 @@ class ModelOutputError(ValueError):
     """A model gave an output that cannot be read as persons; its text is enough, without a traceback."""
 
 
+MPS_ERRORS = range(805, 808)  # CUDA_ERROR_MPS_CONNECTION_FAILED, _RPC_FAILURE, _SERVER_NOT_READY: it lets nobody in
+
+
 class NoGpu(AppError):
     """There is no GPU, or not the one that was asked for."""
 
