@@ -15,9 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from tests.bench import of_checkout
+from tests.bench.gpu import VIEWS
 from tests.support.cli import ROOT
 
-RUN = "import json, sys; from tests.bench.gpu import paced; print(json.dumps(paced(int(sys.argv[1]), True, 2)))"
+RUN = (
+    "import json, sys; from tests.bench.gpu import paced; "
+    "print(json.dumps(paced(int(sys.argv[1]), True, 2, **json.loads(sys.argv[2]))))"
+)
 MACHINE = "import json; from tests.bench.gpu import machine; print(json.dumps(machine()))"
 PERCENTILES = (50, 90, 95, 98, 99, 100)
 
@@ -36,15 +40,20 @@ def main() -> None:
     parser.add_argument("old", type=Path, help="another checkout")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=15, help="of each run")
+    parser.add_argument("--views", choices=VIEWS, default=next(iter(VIEWS)))
     parser.add_argument("--out", type=Path, default=Path(".bench") / "compare.json")
     args = parser.parse_args()
     trees = {"old": args.old.absolute(), "new": ROOT}
     runs: dict[str, list[dict]] = {name: [] for name in trees}
-    result = {**python(ROOT, MACHINE), "command": "python -m tests.bench.compare " + " ".join(sys.argv[1:])}
+    result = {
+        **python(ROOT, MACHINE),
+        "views": args.views,
+        "command": "python -m tests.bench.compare " + " ".join(sys.argv[1:]),
+    }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     for turn in range(args.turns):
         for name in sorted(trees, reverse=turn % 2 == 0):
-            run = python(trees[name], RUN, args.seconds)
+            run = python(trees[name], RUN, args.seconds, json.dumps(VIEWS[args.views]))
             times_ms = run.pop("end_to_end_ms")
             run["percentiles_ms"] = {f"p{p}": round(float(np.percentile(times_ms, p)), 3) for p in PERCENTILES}
             runs[name].append(run)
