@@ -210,8 +210,8 @@ INNER = 5  # of each step between two events: what the host does in between is t
 
 def floor(frames: int = 300) -> dict:
     """Each stage alone in this process: decoding each clip live, then for each set of views the kernel and the engine,
-    all parts of a frame at once, as two infer_tiles get them. `sum_h264_ms` is with H.264, `sum_hevc_ms` with HEVC, as fast
-    as it goes; at a camera's pace NVDEC takes longer, `decode_paced_ms`."""
+    all parts of a frame at once, as two infer_tiles get them. `sum_h264_ms` is with H.264, `sum_hevc_ms` with HEVC, decoded
+    as fast as it goes; at a camera's pace NVDEC takes longer, `decode_paced_ms`."""
     import torch
 
     from peoplecounter.common.cuda import check, cudart
@@ -308,7 +308,7 @@ def at_once(out, tensor: TensorLayout, parts: list[tuple[int, int]], rounds: int
     times = []
     for _ in range(rounds):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda._sleep(2_000_000)  # about a millisecond: the host is ahead when it ends
+        torch.cuda._sleep(8_000_000)  # about four milliseconds: the host is ahead when it ends
         begin.record()
         for engine, stream, part in zip(engines, streams, parts):
             stream.wait_event(begin)
