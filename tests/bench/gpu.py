@@ -210,8 +210,8 @@ INNER = 5  # of each step between two events: what the host does in between is t
 
 def floor(frames: int = 300) -> dict:
     """Each stage alone in this process: decoding each clip live, then for each set of views the kernel and the engine,
-    all parts of a frame at once, as two infer_tiles get them. `sum_h264_ms` is with H.264, `sum_hevc_ms` with HEVC, decoded
-    as fast as it goes; at a camera's pace NVDEC takes longer, `decode_paced_ms`."""
+    all parts of a frame at once, as two infer_tiles get them. `sum_h264_ms` is with H.264, `sum_hevc_ms` with HEVC, as
+    fast as NVDEC goes; at a camera's pace it takes longer, `decode_paced_ms`."""
     import torch
 
     from peoplecounter.common.cuda import check, cudart
