@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from peoplecounter.common.errors import MPS_ERRORS, AppError, NoGpu
+from peoplecounter.common.errors import MPS_ERRORS, MPS_IS_BUSY, SOFTWARE, AppError, NoGpu
 from peoplecounter.common.settings import ALL_GPUS, Settings
 
 PLANS = {b"ftrt": "tensorrt", b"vtrt": "rtx"}  # the first bytes of a serialized engine -> what runs it
@@ -20,7 +20,7 @@ RUNTIMES = {  # the packages of each; the first one installed is used
 CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 GPU, VISIBLE = "NVIDIA GPU", "CUDA_VISIBLE_DEVICES"
 MPS_CONTROL = "nvidia-cuda-mps-control"
-MPS_S = 2.0  # then the process ends, and is started again
+MPS_S = 5.0  # then the process ends, and is started again
 PACKAGES = {"cuda-python": "cuda.bindings", "PyNvVideoCodec": "PyNvVideoCodec"}
 
 
@@ -164,9 +164,14 @@ def gpu() -> tuple[str, str] | None:
 
 
 def _starts(driver: ctypes.CDLL) -> bool:
-    """Whether CUDA starts. While MPS recovers from the failure of one of its GPUs, it lets no process in."""
+    """Whether CUDA starts. While MPS recovers from the failure of one of its GPUs, it lets no process in.
+
+    Raises NoGpu, for which a process is started again, when that takes long.
+    """
     until_s = time.monotonic() + MPS_S
-    while (code := driver.cuInit(0)) in MPS_ERRORS and time.monotonic() < until_s:
+    while (code := driver.cuInit(0)) in MPS_ERRORS:
+        if time.monotonic() > until_s:
+            raise NoGpu(MPS_IS_BUSY, SOFTWARE)
         time.sleep(0.02)
     return not code
 

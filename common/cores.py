@@ -10,6 +10,7 @@ from math import ceil
 from pathlib import Path
 
 from peoplecounter.common import backend
+from peoplecounter.common.process.gpus import Gpus
 from peoplecounter.common.settings import Settings
 from peoplecounter.common.sources import known_sources
 from peoplecounter.common.topology import BY_NAME, SERVICES
@@ -54,12 +55,15 @@ def poll(settings: Settings) -> bool:
     every process of the group can have a core of its own."""
     if settings.link.poll != "auto":
         return settings.link.poll == "on"
-    return backend.wants_gpu(settings) and count(settings) >= _processes(settings)
+    served = settings.backend == "auto" and backend.is_endpoint(
+        settings.engine.model
+    )  # perhaps on a machine without a GPU
+    return backend.wants_gpu(settings) and not served and count(settings) >= _processes(settings)
 
 
 def _processes(settings: Settings) -> int:
     """How many a group has, with the sources that it has now."""
-    gpus = max(1, len(backend.gpus(settings)))
+    gpus = max(1, len(Gpus(settings.run_dir).placement.uuids))  # a worker's own settings name one
     workers = {row.name: getattr(settings.workers, row.name) or 1 for row in SERVICES if row.each == "worker"}
     others = sum(row.each == "group" for row in SERVICES)
     return (

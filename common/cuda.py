@@ -9,7 +9,7 @@ import numpy as np
 from cuda.bindings import driver
 from cuda.bindings import runtime as cudart
 
-from peoplecounter.common.errors import MPS_ERRORS, GpuLost, NoGpu
+from peoplecounter.common.errors import MPS_ERRORS, MPS_IS_BUSY, SOFTWARE, GpuLost, NoGpu
 
 HANDLE_BYTES = 64  # of a CUDA IPC memory handle
 UUID_BYTES = 16
@@ -51,8 +51,6 @@ def check(result: tuple):
     if int(code):  # an error of the runtime or of the driver
         if code in _NO_DEVICE:
             raise NoGpu(f"No usable NVIDIA GPU ({code.name}): set backend = 'cpu'.")
-        if int(code) in MPS_ERRORS:
-            raise NoGpu(f"MPS lets no process use the GPU now ({code.name}): try again.")
         if code in _HARMLESS:
             cudart.cudaGetLastError()  # resets it: otherwise the next launch would report it again
             raise CudaError(code)
@@ -62,8 +60,12 @@ def check(result: tuple):
 
 def start(device: int = 0) -> None:
     """Makes this one of the visible GPUs current in this thread. Raises NoGpu when there is none."""
-    check(cudart.cudaSetDevice(device))
-    check(cudart.cudaFree(0))  # creates the context now, not with the first frame
+    (code,) = cudart.cudaSetDevice(device)
+    if not int(code):
+        (code,) = cudart.cudaFree(0)  # creates the context now, not with the first frame
+    if int(code) in MPS_ERRORS:
+        raise NoGpu(MPS_IS_BUSY, SOFTWARE)
+    check((code,))
 
 
 def device(number: int = 0) -> cudart.cudaDeviceProp:
@@ -103,6 +105,7 @@ def upload(array: np.ndarray) -> int:
     array = np.ascontiguousarray(array)
     address = int(check(cudart.cudaMalloc(max(1, array.nbytes))))
     check(cudart.cudaMemcpy(address, array.ctypes.data, array.nbytes, cudart.cudaMemcpyKind.cudaMemcpyHostToDevice))
+    check(cudart.cudaStreamSynchronize(0))  # other streams do not wait for what is still on its way
     return address
 
 

@@ -26,6 +26,7 @@ class ModelOutputError(ValueError):
 
 
 MPS_ERRORS = range(805, 808)  # CUDA_ERROR_MPS_CONNECTION_FAILED, _RPC_FAILURE, _SERVER_NOT_READY: it lets nobody in
+MPS_IS_BUSY = "MPS lets no process use the GPU now: it may be recovering from a failure. The process is started again."
 
 
 class NoGpu(AppError):

@@ -50,7 +50,8 @@ class Head:
     def persons(self, outputs: list[np.ndarray], score: float) -> np.ndarray:
         """The outputs -> float32 [k, 6], by image, best first: image, x1, y1, x2, y2 (input px), score.
 
-        Raises ModelOutputError for NaN in boxes or scores, and for values that this layout does not have.
+        Raises ModelOutputError for NaN in boxes or scores, for infinite values of persons, and for values that this
+        layout does not have.
         """
         boxes, scores = self.decode(outputs)
         if _has_nan(boxes) or _has_nan(scores):

@@ -1,7 +1,8 @@
 """The table of output layouts: how each is recognized, what its models want to see, and how it is decoded.
 
 A finder tells a layout by the outputs' shapes and names. A decoder makes boxes x1, y1, x2, y2 in input pixels [B, n, 4]
-and scores of persons [B, n] of the outputs; on a GPU dense.py does, for dense ones. Masks and keypoints are not read.
+and scores of persons [B, n] of the outputs; on a GPU dense.py does for dense ones, and select.py reads rows. Masks and
+keypoints are not read.
 """
 
 from collections.abc import Callable, Sequence

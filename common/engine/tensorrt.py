@@ -23,12 +23,12 @@ from peoplecounter.common.engine.metadata import read_metadata
 from peoplecounter.common.engine.model import Model, SwappedModel, plan_path, read_model, read_weights
 from peoplecounter.common.engine.placing import Placing
 from peoplecounter.common.engine.refit import refit
-from peoplecounter.common.engine.select import GpuSelect
+from peoplecounter.common.engine.select import KINDS, GpuSelect
 from peoplecounter.common.engine.sidecar import NAMES, check_gpu, check_version
 from peoplecounter.common.engine.tensorrt_io import OutputBuffer, OutputBuffers, read_input
 from peoplecounter.common.engine.tensorrt_log import logger
 from peoplecounter.common.engine.tensorrt_rtx import RtxOptions
-from peoplecounter.common.errors import AppError
+from peoplecounter.common.errors import AppError, GpuLost, NoGpu
 from peoplecounter.common.ipc.memory import Block, WorkQueue
 from peoplecounter.common.ipc.messages import TensorLayout
 from peoplecounter.common.settings import EngineSettings
@@ -101,7 +101,7 @@ class TensorRTEngine:
         if self.head.dense:
             self._dense = GpuDenseHead(self._results, self.head, self._score, self._work.stream)
             self._results = [OutputBuffer("rows", self._dense.address, self._dense.shape, "float32")]
-        if self.head.dense or self.head.kind.name == "rows":
+        if self.head.dense or (self.head.kind.name == "rows" and self._results[0].dtype in KINDS):
             self._select = self._new_select(self._results[0])
 
     def warm_up(self) -> None:
@@ -199,7 +199,7 @@ class TensorRTEngine:
         try:
             return GpuSelect(rows, self.head, self._score, self._work, classes=not self.head.dense)
         except AppError as error:
-            if self.head.dense:
+            if self.head.dense or isinstance(error, GpuLost | NoGpu):
                 raise
             LOG.info("persons are picked on the host: %s", error)
             return None

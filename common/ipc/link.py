@@ -12,6 +12,7 @@ import secrets
 import select
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import msgspec
@@ -63,6 +64,7 @@ class Peer:
     welcomed: bool = False
     silent: bool = False
     left: bool = False  # it sent Bye
+    number: int = 0  # grows with every peer
 
 
 def _socket(loop: Loop, kind: int) -> zmq.Socket:
@@ -102,6 +104,7 @@ class LinkServer:
         self.loop, self.timing = loop, timing
         self.peers: dict[bytes, Peer] = {}
         self._welcome, self._on_message, self._on_silent, self._on_gone = welcome, on_message, on_silent, on_gone
+        self._numbers = count()
         self._lock = lock or Lock(run_dir / f"{name}.lock")
         self._path = run_dir / f"{name}.sock"
         self._path.unlink(missing_ok=True)  # a second bind would steal it silently: the lock prevents that
@@ -183,7 +186,7 @@ class LinkServer:
                     return self._reject(identity, "this process has too many open files.", final=False)
                 hidden = f"process {hello.pid} of {hello.service} is not visible from here"
                 return self._reject(identity, f"{hidden}: run all services in one PID namespace.")
-            peer = self.peers[identity] = Peer(identity, hello, pidfd, self.loop.now_ns())
+            peer = self.peers[identity] = Peer(identity, hello, pidfd, self.loop.now_ns(), number=next(self._numbers))
             self.loop.watch(pidfd, lambda: self._drop(peer))
         self._answer(peer)
 

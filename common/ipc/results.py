@@ -212,8 +212,8 @@ class ResultReceiver:
 
     def _tell(self, peer: Peer, state: str) -> None:
         """Unless the peer has a successor, which is there already when the driver holds a process that ends."""
-        name = peer.hello.service
-        if not any(other.hello.service == name for other in self._link.peers.values() if other is not peer):
+        name, others = peer.hello.service, self._link.peers.values()
+        if not any(other.hello.service == name and other.number > peer.number for other in others):
             self._on_change(name, state)
 
     def _on_message(self, peer: Peer, message: Message) -> None:

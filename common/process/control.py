@@ -154,6 +154,10 @@ def claim_instance(settings: Settings, service: str, instance: str | None) -> tu
             if instance is None:
                 continue
             raise
+        if instance is None and row.each == "source" and name not in sources_to_decode(settings):
+            lock.forget()  # it has ended, or was removed, since its name was read
+            lock.close()
+            continue
         if gpus.may_start(settings, row, name):
             return name, lock
         lock.forget()

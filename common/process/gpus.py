@@ -37,7 +37,7 @@ class Placement(msgspec.Struct):
     asked: list[str] = []  # the setting `gpus` that they come from
     sources: dict[str, int] = {}  # source -> number of its GPU
     lost_ns: dict[int, int] = {}  # number of a GPU -> when a process lost it last (CLOCK_MONOTONIC)
-    fell_ns: dict[int, int] = {}  # number of a GPU -> when a process that had started lost it last
+    fell_ns: dict[int, int] = {}  # number of a GPU -> when its calls failed last, or nobody answered there
     found_ns: dict[int, int] = {}  # number of a GPU that was lost -> when a preprocess started there last
 
     def is_healthy(self, number: int, now_ns: int) -> bool:

@@ -290,8 +290,10 @@ def serve(service: str, run: Callable[[Runtime], None]) -> None:
             sources.link_folder(settings.run_dir, folder, stored)
         agree_on_fusions(settings)
         gpus.establish(settings)
+        _end_with_supervisor()
         while (claimed := claim_instance(settings, service, instance)) is None:
             _wait(settings, BY_NAME[service])
+            settings = load_settings()  # they may have changed since
         name, lock = claimed
         gpu = gpus.choose(settings, BY_NAME[service], name, lambda: list(sources_to_decode(settings)))
         if gpu:
@@ -303,7 +305,6 @@ def serve(service: str, run: Callable[[Runtime], None]) -> None:
         sys.exit(_report(f"{service}.{instance}" if instance else service, error))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, partial(_stop, runtime))
-    _end_with_supervisor()
     try:
         run(runtime)
     except GpuLost as lost:  # closing would call into the GPU and might never return
@@ -347,7 +348,8 @@ def _report(name: str, error: AppError, gpu: gpus.ProcessGpu | None = None) -> i
 
 
 def _end_at_once(exit_code: int) -> NoReturn:
-    """When the GPU is lost. The driver may hold a process that ends for ten seconds."""
+    """Ends without cleaning up, when the GPU is lost. The driver may hold the process for ten seconds: its successor
+    does not wait for that."""
     release_locks()
     os._exit(exit_code)
 

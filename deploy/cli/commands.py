@@ -354,7 +354,7 @@ def report(
 @app.command()
 def doctor(
     as_json: AsJson = False,
-    warm: Annotated[bool, typer.Option(help="Compile the GPU's kernel for cameras of common sizes instead.")] = False,
+    warm: Annotated[bool, typer.Option(help="Compile the GPU's kernels for cameras of common sizes instead.")] = False,
     target: Annotated[
         list[str] | None,
         typer.Option(help="With --warm: for this GPU, e.g. sm90, instead of the one here; repeatable."),

@@ -97,6 +97,7 @@ class GroupSupervisor:
         self._restart_times_s: deque[float] = deque(maxlen=RESTARTS_MAX)
         self._optional_times_s: deque[float] = deque(maxlen=RESTARTS_MAX)
         self._stopping = self._ended = False
+        self._gpus = len(backend.gpus(settings))
         self._mps = contextlib.ExitStack()
         variables = self._mps.enter_context(mps.daemon(settings))
         self._arbiter = self._build(settings, {**environment, **variables})
@@ -148,7 +149,8 @@ class GroupSupervisor:
         if self._stopping or watcher.is_stopping() or watcher.is_stopped():
             return True
         if watcher.name == "decoder" and exit_code == 0:  # its source has ended
-            watcher.numprocesses = process_count(BY_NAME["decoder"], self._settings)
+            wanted = decoder_count(len(list(sources_to_decode(self._settings))), self._gpus)
+            watcher.numprocesses = max(wanted, len(watcher.processes))  # circus would end the oldest, which decode
             self._on_ended()
         if len(watcher.processes) >= watcher.numprocesses:  # the service was scaled down
             return True

@@ -80,10 +80,10 @@ def test_a_spare_decoder_takes_the_source_of_a_lost_gpu(pair, gpus, held_s):
     (moved,) = (source for source, number in gpus.placement.sources.items() if number == 1)
     g.start("preprocess.1", fault=("--lose-gpu-at", "30"))
     g.wait_for(lambda: gpus.placement.sources[moved] == 0, "a move")
+    owner = g.run_dir / f"control.decoder.{moved}.lock"
+    g.wait_for(lambda: owner.read_text() == str(g.processes["decoder"].pid), "a decoder that was spare")
+    assert not held_s or g.processes[f"decoder.{moved}"].poll() is None
     print(f"twenty complete counts after {counted(g, moved, 20):.1f} s")
-    assert rows_of(g)[f"decoder.{moved}"]["pid"] == g.processes["decoder"].pid
-    if held_s:
-        assert g.processes[f"decoder.{moved}"].poll() is None
     assert g.wait_exit(f"decoder.{moved}", held_s + 10) == RESTART
     counted(g, moved, 20)
     assert g.of("service", f"decoder.{moved}")[-1]["state"] == "up"

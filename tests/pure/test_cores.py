@@ -5,6 +5,7 @@ import os
 import pytest
 
 from peoplecounter.common import cores
+from peoplecounter.common.process.gpus import Gpus
 from peoplecounter.common.settings import Settings
 
 
@@ -58,6 +59,7 @@ def test_the_quota_of_a_control_group_is_read_with_those_around_it(tmp_path):
     assert cores.quotas("0::/elsewhere\n", tmp_path) == []
 
 
+UUIDS = [f"GPU-00000000-0000-0000-0000-00000000000{i}" for i in range(2)]
 GPU = {"backend": "cuda", "sources": {"a": {"url": "a.mp4"}, "b": {"url": "b.mp4"}}}  # 9 processes: 2 decoders,
 # preprocess, infer_global, 2 infer_tiles, fusion, history, dashboard
 
@@ -70,6 +72,7 @@ GPU = {"backend": "cuda", "sources": {"a": {"url": "a.mp4"}, "b": {"url": "b.mp4
         (8, {"link": {"poll": "on"}}, True),
         (64, {"link": {"poll": "off"}}, False),
         (64, {"backend": "cpu"}, False),
+        (64, {"backend": "auto", "engine": {"model": "tcp://host:8500"}}, False),
         (9, {"workers": {"infer_tiles": 3}}, False),
         (9, {"workers": {"infer_tiles": 2, "fusion": 2}}, False),
     ],
@@ -81,7 +84,10 @@ def test_processes_poll_where_each_can_have_a_core(tmp_path, number, chosen, exp
     )
 
 
-def test_every_gpu_has_processes_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(cores.backend, "gpus", lambda settings: ("GPU-a", "GPU-b"))
-    wanted = {**GPU, "gpus": ("0", "1"), "workers": {"infer_tiles": 2}}
-    assert [cores.poll(Settings(run_dir=tmp_path, cores=n, **wanted)) for n in (12, 13)] == [False, True]
+def test_every_gpu_has_processes_of_its_own(tmp_path):
+    """Whatever the settings of one process name: a worker's own GPU, or those that are healthy."""
+    with Gpus(tmp_path).change() as placement:
+        placement.uuids = UUIDS
+    for own in ({"gpus": ("0", "1")}, {"gpu": UUIDS[1]}, {"gpus": UUIDS[1:]}):
+        wanted = {**GPU, **own, "workers": {"infer_tiles": 2}}
+        assert [cores.poll(Settings(run_dir=tmp_path, cores=n, **wanted)) for n in (12, 13)] == [False, True]

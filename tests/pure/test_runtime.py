@@ -6,8 +6,9 @@ import pytest
 
 from peoplecounter.common.errors import SOFTWARE, GpuLost
 from peoplecounter.common.process import control, runtime
+from peoplecounter.common.process.journal import Journal
 from peoplecounter.common.settings import Settings
-from peoplecounter.deploy.group.circus import reap_before_replacing
+from peoplecounter.deploy.group.circus import GroupSupervisor, reap_before_replacing
 
 
 class Part:
@@ -57,3 +58,15 @@ def test_a_process_that_died_is_told_of_before_it_is_replaced():
     reap_before_replacing(watcher)
     watcher.manage_processes()
     assert told == [2, "managed"]
+
+
+def test_when_a_source_ends_no_decoder_of_another_one_does(run_dir):
+    """circus ends the oldest processes when there are too many; two of these four wait for sources of a lost GPU."""
+    sources = {name: {"url": f"{name}.mp4"} for name in "abc"}
+    group = GroupSupervisor(Settings(run_dir=run_dir, sources=sources), {}, print)
+    group._gpus = 2
+    Journal(control.record_path(run_dir, "decoder.a"), control.ProcessRecord).write(control.ProcessRecord(ended=""))
+    watcher = SimpleNamespace(name="decoder", numprocesses=5, processes=dict.fromkeys(range(4)))
+    watcher.is_stopping = watcher.is_stopped = lambda: False
+    group._after_reap(watcher, 1, 0)
+    assert watcher.numprocesses == 4
