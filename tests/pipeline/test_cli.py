@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from peoplecounter.common.topology import SERVICES
+from peoplecounter.deploy.group.client import is_running, wait_until
 from peoplecounter.deploy.report.evaluate import compare, read_truth
 from tests.support.cli import ROOT, command, peoplecounter
 from tests.support.squares import FRAMES, VARIABLES, WIDTH, expected, make_model
@@ -177,6 +178,28 @@ def test_a_killed_run_takes_its_services_with_it_and_the_next_run_sweeps(running
     done = peoplecounter(run_dir, "run", clip, "--model", model, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["counted"] == FRAMES
+
+
+SUPERVISOR = """
+import os, subprocess, sys, time
+environment = {**os.environ, "SUPERVISOR_PID_OF_PEOPLECOUNTER": str(os.getpid())}
+print(subprocess.Popen([sys.executable, "-m", "peoplecounter.services.decoder"], env=environment).pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_decoder_without_a_source_ends_with_its_supervisor(run_dir):
+    _, environment = command(run_dir, "run")
+    supervisor = subprocess.Popen(
+        [sys.executable, "-c", SUPERVISOR], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    pid = int(supervisor.stdout.readline())
+    wait_until(lambda: (run_dir / "fusions.lock").exists(), 20, "the decoder does not wait")
+    time.sleep(0.5)
+    assert is_running(pid)
+    supervisor.kill()
+    supervisor.wait()
+    wait_until(lambda: not is_running(pid), 10, "the decoder goes on alone")
 
 
 def test_run_restarts_a_service_that_dies_and_says_so(running):
