@@ -291,8 +291,11 @@ def serve(service: str, run: Callable[[Runtime], None]) -> None:
         agree_on_fusions(settings)
         gpus.establish(settings)
         _end_with_supervisor()
-        while (claimed := claim_instance(settings, service, instance)) is None:
+        claimed, waited = claim_instance(settings, service, instance), False
+        while claimed is None:
             _wait(settings, BY_NAME[service])
+            claimed, waited = claim_instance(settings, service, instance), True
+        if waited:
             settings = load_settings()  # they may have changed since
         name, lock = claimed
         gpu = gpus.choose(settings, BY_NAME[service], name, lambda: list(sources_to_decode(settings)))
