@@ -13,7 +13,7 @@ from peoplecounter.common import backend
 from peoplecounter.common.process.gpus import Gpus
 from peoplecounter.common.settings import Settings
 from peoplecounter.common.sources import known_sources
-from peoplecounter.common.topology import BY_NAME, SERVICES
+from peoplecounter.common.topology import SERVICES
 
 TILES_MAX = 16  # processes, each with the model's weights in memory; with more cores they get more threads
 THREADS_MAX = 8  # of a process; an image gains little from more
@@ -55,22 +55,21 @@ def poll(settings: Settings) -> bool:
     every process of the group can have a core of its own."""
     if settings.link.poll != "auto":
         return settings.link.poll == "on"
-    served = settings.backend == "auto" and backend.is_endpoint(
-        settings.engine.model
-    )  # perhaps on a machine without a GPU
-    return backend.wants_gpu(settings) and not served and count(settings) >= _processes(settings)
+    if settings.backend == "auto" and backend.is_endpoint(settings.engine.model):
+        return False  # there may be no GPU here
+    return backend.wants_gpu(settings) and count(settings) >= _processes(settings)
 
 
 def _processes(settings: Settings) -> int:
     """How many a group has, with the sources that it has now."""
     gpus = max(1, len(Gpus(settings.run_dir).placement.uuids))  # a worker's own settings name one
-    workers = {row.name: getattr(settings.workers, row.name) or 1 for row in SERVICES if row.each == "worker"}
-    others = sum(row.each == "group" for row in SERVICES)
-    return (
-        len(known_sources(settings))
-        + others
-        + sum(n * (gpus if BY_NAME[name].on_gpu else 1) for name, n in workers.items())
-    )
+    number = len(known_sources(settings))
+    for row in SERVICES:
+        if row.each == "group":
+            number += 1
+        elif row.each == "worker":
+            number += (getattr(settings.workers, row.name) or 1) * (gpus if row.on_gpu else 1)
+    return number
 
 
 def quotas(groups: str, root: Path = CGROUPS) -> list[float]:

@@ -34,6 +34,9 @@ ONE = "one"  # a number that is 1 is a constant: a step of 1 lets Triton read ne
 SCRATCH = 4  # null pointers behind the arguments: Triton 3.6 expects two, the driver reads as many as the kernel has
 
 
+KINDS = {"uint8": "u8", "uint16": "u16", "int32": "i32", "float16": "fp16", "float32": "fp32"}  # dtypes -> of Pointers
+
+
 class TritonFunction(NamedTuple):
     """A function decorated by triton.jit: its pointers and numbers first, then its constants."""
 
@@ -42,7 +45,7 @@ class TritonFunction(NamedTuple):
 
 
 class Pointer(NamedTuple):
-    """Into GPU memory, at what kind of number: u8, u16, i32, fp16, fp32."""
+    """Into GPU memory, at what kind of number, one of KINDS."""
 
     address: int
     kind: str

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
-from fcntl import LOCK_EX, LOCK_NB, flock
+from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 from pathlib import Path
 
 from peoplecounter.common.errors import NO_INPUT, SOFTWARE, AppError
@@ -114,8 +114,8 @@ class Lock:
 
 def release_locks() -> None:
     """All locks of this process, which does nothing any more but end: its successor need not wait until it has."""
-    for lock in list(_held):
-        lock.close()
+    for lock in _held:
+        flock(lock._fd, LOCK_UN)
 
 
 def make_private(run_dir: Path) -> None:

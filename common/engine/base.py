@@ -23,10 +23,10 @@ class Engine(Protocol):
     def batch(self, images: int) -> int:
         """How many of these images to give to one call of start()."""
 
-    def start(self, slot, layout: TensorLayout, first: int, placing: Placing) -> Callable[[], tuple[Boxes, int]]:
-        """Queues the inference of the images from `first` on of a tensor slot, which is read in place.
+    def start(self, slot, layout: TensorLayout, placing: Placing) -> Callable[[], tuple[Boxes, int]]:
+        """Queues the inference of some images of a tensor slot, which is read in place.
 
-        `placing` says how many they are, as many as batch() allows, and where they lie. Call the returned function when
+        `placing` says which they are, as many as batch() allows, and what they show. Call the returned function when
         the queued work has finished: it returns the boxes of persons in the frame, and the time a GPU spent on them, ns
         (0 without a GPU). It raises ModelOutputError, see Head.persons.
         """

@@ -26,11 +26,9 @@ class CpuEngine:
     def batch(self, images: int) -> int:
         return min(images, self._batch)
 
-    def start(
-        self, slot: np.ndarray, layout: TensorLayout, first: int, placing: Placing
-    ) -> Callable[[], tuple[Boxes, int]]:
+    def start(self, slot: np.ndarray, layout: TensorLayout, placing: Placing) -> Callable[[], tuple[Boxes, int]]:
         images = slot.view(layout.dtype).reshape(layout.shape)
-        boxes = placing.rows(self.run(images[first : first + len(placing.views)])).tobytes()
+        boxes = placing.rows(self.run(images[placing.first : placing.first + len(placing.views)])).tobytes()
         return lambda: (boxes, 0)
 
     def run(self, images: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from peoplecounter.common.cubins import Launch, Pointer, TritonFunction
+from peoplecounter.common.cubins import KINDS, Launch, Pointer, TritonFunction
 from peoplecounter.common.engine.heads import DENSE_ANCHORS_MAX, DENSE_IOU, Head
 from peoplecounter.common.errors import AppError
 
@@ -20,7 +20,6 @@ PICK, RANK, SUPPRESS = (
 )
 PICK_BLOCK, RANK_BLOCK = 1024, 64
 WARPS = {PICK: 4, RANK: 4, SUPPRESS: 8}
-KINDS = {"float16": "fp16", "float32": "fp32", "int32": "i32"}  # types of arrays -> kinds of pointers
 SCRATCH = ("kept_scores", "kept_places", "counts", "rows")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from peoplecounter.common.cubins import Argument, Launch, Pointer, TritonFunction
+from peoplecounter.common.cubins import KINDS, Argument, Launch, Pointer, TritonFunction
 from peoplecounter.common.engine.heads import FAR, NAN, SCORE_MAX, SHARES_PX, Head, Oddities
 from peoplecounter.common.engine.layouts import CONFIDENT, check_classes
 from peoplecounter.common.engine.placing import Placing
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SELECT = TritonFunction("peoplecounter.common.engine.select_triton", "select")
 WARPS = 4
-KINDS = {"float16": "fp16", "float32": "fp32"}  # types of rows -> kinds of pointers
+DTYPES = ("float16", "float32")  # of rows that the kernel reads
 ABOUT = 8  # numbers of an image: those of Oddities, then how many values of rows are no numbers, how many rows of any
 # class are confident, and how many of these have a class that is no whole number
 TABLES_MAX = 512  # placings that lie on the GPU at once

@@ -23,7 +23,7 @@ from peoplecounter.common.engine.metadata import read_metadata
 from peoplecounter.common.engine.model import Model, SwappedModel, plan_path, read_model, read_weights
 from peoplecounter.common.engine.placing import Placing
 from peoplecounter.common.engine.refit import refit
-from peoplecounter.common.engine.select import KINDS, GpuSelect
+from peoplecounter.common.engine.select import DTYPES, GpuSelect
 from peoplecounter.common.engine.sidecar import NAMES, check_gpu, check_version
 from peoplecounter.common.engine.tensorrt_io import OutputBuffer, OutputBuffers, read_input
 from peoplecounter.common.engine.tensorrt_log import logger
@@ -101,7 +101,7 @@ class TensorRTEngine:
         if self.head.dense:
             self._dense = GpuDenseHead(self._results, self.head, self._score, self._work.stream)
             self._results = [OutputBuffer("rows", self._dense.address, self._dense.shape, "float32")]
-        if self.head.dense or (self.head.kind.name == "rows" and self._results[0].dtype in KINDS):
+        if self.head.dense or (self.head.kind.name == "rows" and self._results[0].dtype in DTYPES):
             self._select = self._new_select(self._results[0])
 
     def warm_up(self) -> None:
@@ -124,8 +124,9 @@ class TensorRTEngine:
         """The largest batch that a profile takes and these images fill."""
         return self._read.batch(images)
 
-    def start(self, slot: Block, layout: TensorLayout, first: int, placing: Placing) -> Callable[[], tuple[Boxes, int]]:
-        address, stream, count = slot.address + first * layout.image_bytes, self._work.stream, len(placing.views)
+    def start(self, slot: Block, layout: TensorLayout, placing: Placing) -> Callable[[], tuple[Boxes, int]]:
+        address, count = slot.address + placing.first * layout.image_bytes, len(placing.views)
+        stream = self._work.stream
         result = self._spare_results.pop() if self._spare_results else self._new_result()
         check(cudart.cudaEventRecord(result.begin, stream))
         graph = self._graphs.get(address, count) if self._graphs is not None else None

@@ -92,13 +92,11 @@ class Inference:
         """Starts every batch of the part, or those before the slot was lost: then the lease is aborted."""
         assert isinstance(lease.layout, TensorLayout)
         frame, edge_px = (header.width, header.height), self._rt.settings.fusion.edge_px
-        engine, batches, done = self._engine, list[Collect](), 0
-        while done < len(part.views):
-            views, first = part.views[done : done + engine.batch(len(part.views) - done)], part.first + done
-            placing = Placing(views, first, lease.layout.input.size, frame, edge_px)
-            start = partial(engine.start, lease.slot, lease.layout, first, placing)
+        whole = Placing(part.views, part.first, lease.layout.input.size, frame, edge_px)
+        engine, batches = self._engine, list[Collect]()
+        for placing in whole.batches(engine.batch):
+            start = partial(engine.start, lease.slot, lease.layout, placing)
             batches.append(self._rt.work.call(start, self._rt.tick))
-            done += len(views)
             if lease.stale:
                 break
         return batches
@@ -121,15 +119,8 @@ class Inference:
         rt.results.send(Detections(header, part, data, began_ns, ended_ns, gpu_ns))
         lease.release()  # last: a process frozen before this has answered a part that its owner takes for lost
         rt.counters["parts_inferred"] += 1
-        rt.tracer.record(
-            rt.row.name,
-            header,
-            began_ns,
-            ended_ns,
-            images=len(part.views),
-            persons=len(data) // ROW_BYTES,
-            part=part.index,
-        )
+        images, persons = len(part.views), len(data) // ROW_BYTES
+        rt.tracer.record(rt.row.name, header, began_ns, ended_ns, images=images, persons=persons, part=part.index)
 
     def _fail(self, lease: Lease, offer: Offer, error: Exception) -> None:
         self._rt.work.on_done(lease.release)  # behind the work that was queued before the error

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import zmq
 
+ANY_MS = 1000  # longer than any wait
 SLEEP_NS = 1_000_000_000  # a gap this long between ticks: this process slept (frozen, suspended), not its peers
 
 
@@ -42,7 +43,8 @@ class Loop:
         del self._callbacks[callback]
 
     def sleep_at_most(self, patience_ms: Callable[[int], int]) -> None:
-        """Before each wait, `patience_ms(now_ns)` says how long it may last: 0 polls, as waking up takes 0.1 ms."""
+        """Before each wait, `patience_ms(now_ns)` says how long it may last, or ANY_MS: 0 polls, as waking
+        up takes 0.1 ms."""
         self._patience.append(patience_ms)
 
     def tick(self, timeout_ms: int = 50) -> None:

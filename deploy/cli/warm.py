@@ -23,8 +23,10 @@ ROWS, COLUMNS = 300, (6, 38)  # that YOLO26 and YOLOv10 give, without and with m
 
 
 def warm(settings: Settings, targets: list[str], folder: Path | None) -> str:
-    """Compiles what cameras of common sizes need, 8 bits a sample, and models whose rows are a table's, and says what
-    was done. Raises AppError."""
+    """Compiles what cameras of common sizes need, 8 bits a sample, and models like YOLO26, and says what was done.
+
+    Raises AppError.
+    """
     folder = folder or cache_folder() / "cubins"
     capabilities = [_capability(target) for target in targets] or [_here()]
     variants = dict.fromkeys(one for capability in capabilities for one in _variants(settings, capability))

@@ -58,15 +58,12 @@ class EngineBench:
         """The boxes that an engine finds in these views of a frame, float32 [n, 8], see messages.Detections."""
         images = calibration.tensor(surface, layout, engine.input, views)
         tensor, frame = TensorLayout(len(images), engine.input), (layout.width, layout.height)
-        boxes, done = b"", 0
+        whole, boxes = Placing(views, 0, engine.input.size, frame, self.settings.fusion.edge_px), b""
         with self._slot(images) as slot:
-            while done < len(views):
-                batch = views[done : done + engine.batch(len(views) - done)]
-                placing = Placing(batch, done, engine.input.size, frame, self.settings.fusion.edge_px)
-                job = engine.start(slot, tensor, done, placing)
+            for placing in whole.batches(engine.batch):
+                job = engine.start(slot, tensor, placing)
                 self.work.finish()
                 boxes += job()[0]
-                done += len(batch)
         return np.frombuffer(boxes, np.float32).reshape(-1, ROW_VALUES)
 
     def times(self, engine: Engine, rounds: int) -> dict[int, list[float]]:
@@ -80,7 +77,7 @@ class EngineBench:
                 taken = []
                 for _ in range(WARM_UP + rounds):
                     began_ns = time.perf_counter_ns()
-                    job = engine.start(slot, tensor, 0, each_alone(engine.input.size, batch))
+                    job = engine.start(slot, tensor, each_alone(engine.input.size, batch))
                     self.work.finish()
                     gpu_ns = job()[1]
                     taken.append((gpu_ns or time.perf_counter_ns() - began_ns) / 1e6)

@@ -9,6 +9,7 @@ import numpy as np
 from peoplecounter.common import cores
 from peoplecounter.common.errors import AppError
 from peoplecounter.common.files import Lock, make_private_folder
+from peoplecounter.common.ipc.loop import ANY_MS
 from peoplecounter.common.ipc.messages import (
     DROP_REASONS,
     ROW_VALUES,
@@ -29,7 +30,6 @@ from peoplecounter.services.fusion.publish import Forwarder, Publisher, utc
 from peoplecounter.services.fusion.state import SourceState, SourceStates
 from peoplecounter.services.fusion.timings import timings
 
-IDLE_MS = 1000
 STATUS_NS = 1_000_000_000
 NOT_LOST = ("no_slot", "no_credit")  # drops that only thin out a live source: tracks expect them
 
@@ -62,7 +62,7 @@ class Fusion:
         if isinstance(self.publisher, Publisher):
             self.group = Group(rt, self.publisher, lambda: self.sources.names() | self.sources.others)
         if cores.poll(settings):
-            rt.loop.sleep_at_most(lambda now_ns: 0 if self.join.awaits(now_ns) else IDLE_MS)
+            rt.loop.sleep_at_most(lambda now_ns: 0 if self.join.awaits(now_ns) else ANY_MS)
         self.status_due_ns = 0
         self.warned: set[str] = set()  # sources of which a warning was logged, and is still so
 

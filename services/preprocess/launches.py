@@ -6,7 +6,7 @@ from math import gcd
 
 import numpy as np
 
-from peoplecounter.common.cubins import Argument, Pointer, TritonFunction
+from peoplecounter.common.cubins import KINDS, Argument, Pointer, TritonFunction
 from peoplecounter.common.ipc.messages import Input, SurfaceLayout
 from peoplecounter.common.views import View
 from peoplecounter.services.preprocess.reference import PADDING, colour_matrix, neighbours
@@ -15,7 +15,6 @@ NV12_TO_IMAGES = TritonFunction("peoplecounter.services.preprocess.kernels_trito
 PAIRS, BLOCK_X, TAP_BLOCK, WARPS = 4, 128, 64, 2
 SHRUNK_BY = (1, 2, 4)
 ORDER = (0, 4, 2, 1)  # the programs that take longest start first
-KINDS = {"uint8": "u8", "float16": "fp16", "float32": "fp32", "int32": "i32"}  # dtypes -> Triton's names
 
 
 @dataclass(frozen=True)

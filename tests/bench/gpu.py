@@ -310,9 +310,9 @@ def at_once(out, tensor: TensorLayout, parts: list[tuple[int, int]], rounds: int
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda._sleep(8_000_000)  # about four milliseconds: the host is ahead when it ends
         begin.record()
-        for engine, stream, part in zip(engines, streams, parts):
+        for engine, stream, (first, count) in zip(engines, streams, parts):
             stream.wait_event(begin)
-            engine.start(out, tensor, part[0], each_alone(engine.input.size, part[1]))
+            engine.start(out, tensor, each_alone(engine.input.size, count, first))
         for stream in streams:
             done = torch.cuda.Event()
             done.record(stream)
@@ -524,7 +524,7 @@ def engine_gains(turns: int = 5) -> list[dict]:
                 for _ in range(30):
                     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
                     begin.record(stream)
-                    collect = engine.start(out, tensor, 1, each_alone(engine.input.size, images))
+                    collect = engine.start(out, tensor, each_alone(engine.input.size, images, 1))
                     end.record(stream)
                     work.finish()
                     collect()

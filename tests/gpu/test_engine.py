@@ -54,7 +54,7 @@ def test_graphs_are_bit_identical_to_plain_launches(make):
             for first, count in PARTS:
                 outputs = []
                 for engine in (plain, graphs):
-                    engine.start(slot, IMAGES, first, each_alone(IMAGES.input.size, count))
+                    engine.start(slot, IMAGES, each_alone(IMAGES.input.size, count, first))
                     outputs.append(engine.outputs(count))
                 for a, b in zip(*outputs):
                     np.testing.assert_array_equal(a, b)
@@ -74,12 +74,13 @@ def test_images_in_another_process_memory_give_the_same_bits(make, reader, run_d
             for _ in range(3):
                 taken = reader.take()
                 part = taken[1].part
-                lease, done, placing = reader.upstream.lease(*taken), [], each_alone(IMAGES.input.size, len(part.views))
-                collect = engine.start(lease.slot, lease.layout, part.first, placing)
+                lease, done = reader.upstream.lease(*taken), []
+                placing = each_alone(IMAGES.input.size, len(part.views), part.first)
+                collect = engine.start(lease.slot, lease.layout, placing)
                 reader.work.on_done(lambda d=done, lease=lease: d.append(lease.release()))
                 reader.until(lambda d=done: d, "the inference")
                 remote, boxes = engine.outputs(len(part.views)), collect()[0]
-                again = engine.start(own, IMAGES, part.first, placing)
+                again = engine.start(own, IMAGES, placing)
                 for a, b in zip(remote, engine.outputs(len(part.views))):
                     np.testing.assert_array_equal(a, b)
                 assert boxes == again()[0]
@@ -96,7 +97,7 @@ def test_more_graphs_than_are_kept_still_give_results(make, monkeypatch):
     engine, plain = make(), make(graphs=False)
     for first in [*range(8), *range(8)]:
         for one in (engine, plain):
-            one.start(slot, IMAGES, first, each_alone(IMAGES.input.size, 2))
+            one.start(slot, IMAGES, each_alone(IMAGES.input.size, 2, first))
         np.testing.assert_array_equal(engine.outputs(2)[0], plain.outputs(2)[0])
     assert len(engine._graphs) == 3
 

@@ -76,7 +76,6 @@ def test_a_model_that_gives_nan_counts_nothing_and_run_says_so(run_dir, clip, tm
 
 TWO_GROUPS = """
 import sys
-from pathlib import Path
 from peoplecounter.deploy.group import circus
 from peoplecounter.deploy.group.foreground import configure, overrides, run_group
 

@@ -60,8 +60,8 @@ def test_the_quota_of_a_control_group_is_read_with_those_around_it(tmp_path):
 
 
 UUIDS = [f"GPU-00000000-0000-0000-0000-00000000000{i}" for i in range(2)]
-GPU = {"backend": "cuda", "sources": {"a": {"url": "a.mp4"}, "b": {"url": "b.mp4"}}}  # 9 processes: 2 decoders,
-# preprocess, infer_global, 2 infer_tiles, fusion, history, dashboard
+# 9 processes with 2 infer_tiles: 2 decoders, preprocess, infer_global, fusion, history, dashboard
+GPU = {"backend": "cuda", "sources": {"a": {"url": "a.mp4"}, "b": {"url": "b.mp4"}}}
 
 
 @pytest.mark.parametrize(
@@ -78,10 +78,8 @@ GPU = {"backend": "cuda", "sources": {"a": {"url": "a.mp4"}, "b": {"url": "b.mp4
     ],
 )
 def test_processes_poll_where_each_can_have_a_core(tmp_path, number, chosen, expected):
-    assert (
-        cores.poll(Settings(run_dir=tmp_path, cores=number, **{"workers": {"infer_tiles": 2}, **GPU, **chosen}))
-        is expected
-    )
+    wanted = {"workers": {"infer_tiles": 2}, **GPU, **chosen}
+    assert cores.poll(Settings(run_dir=tmp_path, cores=number, **wanted)) is expected
 
 
 def test_every_gpu_has_processes_of_its_own(tmp_path):

@@ -170,7 +170,7 @@ def test_what_is_no_fault_of_the_gpu_ends_as_before(settings):
     assert healthy_uuids(gpus_of(settings)) == tuple(UUIDS[:2])
 
 
-def test_what_mps_refuses_while_another_gpu_fails_says_nothing_of_this_one(settings, monkeypatch):
+def test_what_mps_refuses_while_another_gpu_fails_says_nothing_of_this_one(settings):
     """After RETRY_NS it does: then all of them may be gone."""
     gpus = gpus_of(settings)
     assert exit_code(GpuLost("it failed"), ProcessGpu(gpus, 1)) == RESTART

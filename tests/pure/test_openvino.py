@@ -67,8 +67,8 @@ def test_slots_are_read_in_place_from_a_mapping_that_cannot_be_written(tmp_path)
     slot, layout = np.frombuffer(mapped, np.uint8), TensorLayout(3, other.input)
     assert not slot.flags.writeable
     for first in (0, 1, 2, 1):
-        placing = each_alone(other.input.size, 1)
-        boxes, gpu_ns = other.start(slot, layout, first, placing)()
+        placing = each_alone(other.input.size, 1, first)
+        boxes, gpu_ns = other.start(slot, layout, placing)()
         expected = placing.rows(plain.run(images(3)[first : first + 1]))
         np.testing.assert_allclose(np.frombuffer(boxes, np.float32).reshape(-1, 8), expected, rtol=1e-3)
         assert len(expected) and gpu_ns == 0

@@ -4,9 +4,9 @@ import importlib
 
 import torch
 
-from peoplecounter.common.cubins import Launch, Pointer, TritonFunction
+from peoplecounter.common.cubins import KINDS, Launch, Pointer, TritonFunction
 from peoplecounter.services.preprocess import launches
-from peoplecounter.services.preprocess.launches import KINDS, NV12_TO_IMAGES, images_launch
+from peoplecounter.services.preprocess.launches import NV12_TO_IMAGES, images_launch
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -26,7 +26,7 @@ def prepared(kernel: TritonFunction, grid, arguments: list, constants: dict, war
     return Launch(kernel, grid, pointers, constants, warps)
 
 
-KINDS_OF = {getattr(torch, name): kind for name, kind in {**KINDS, "uint16": "u16"}.items()}
+KINDS_OF = {getattr(torch, name): kind for name, kind in KINDS.items()}
 
 
 def images_call(surface, layout, read, views, out):

@@ -22,14 +22,14 @@ from pathlib import Path
 from peoplecounter.common import cuda
 from peoplecounter.common.cuda import HANDLE_BYTES, UUID_BYTES, CudaError, check, cudart, driver
 from peoplecounter.common.errors import SOFTWARE, AppError, GpuLost
-from peoplecounter.common.ipc.loop import Loop
+from peoplecounter.common.ipc.loop import ANY_MS, Loop
 from peoplecounter.common.ipc.memory.interface import Block, MemoryKind, Result
 from peoplecounter.common.ipc.messages import RingSpec
 
 ALIGN_BYTES = 512  # slots start at multiples of this; the fences lie in front of the first slot
 FENCE_BYTES = 4
 ALLOCATION_BYTES = 2 << 20  # smaller allocations share a block, and a handle names the whole block
-POLLED_NS, IDLE_MS = 30_000_000, 1000  # what has not finished after this time is looked at once a millisecond
+POLLED_NS = 30_000_000  # what has not finished after this time is looked at once a millisecond
 GAUGE_NS = 5_000_000_000  # the GPU is asked for its memory at most this often
 
 
@@ -134,7 +134,7 @@ class CudaWorkQueue:
 
     def _patience_ms(self, now_ns: int) -> int:
         if not self._pending:
-            return IDLE_MS
+            return ANY_MS
         _, _, queued_ns = self._pending[0]
         return 0 if now_ns - max(queued_ns, self._finished_ns) < POLLED_NS else 1
 
